@@ -1,0 +1,202 @@
+//! The typed configuration: what the rest of the pooler reads.
+//!
+//! Built only by [`super::parse`], so every value here has been validated: pools have users and
+//! shards, numbers are in range, zero timeouts that would mean "never" have become `None`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole validated `pgcat.toml`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file this was read from.
+    pub path: PathBuf,
+    pub general: General,
+    /// Global `[plugins]`: one raw table per plugin, for the plugin itself to read.
+    pub plugins: PluginTables,
+    /// By database name, as clients name it.
+    pub pools: BTreeMap<String, Pool>,
+}
+
+/// Plugin sections by plugin name, unparsed: the pooler does not know its plugins' settings.
+pub type PluginTables = BTreeMap<String, toml::Table>;
+
+/// `[general]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct General {
+    pub host: String,
+    pub port: u16,
+    pub enable_prometheus_exporter: bool,
+    pub prometheus_exporter_port: u16,
+    /// Longest wait for a server connection, queueing and connecting included.
+    pub connect_timeout: Duration,
+    pub idle_timeout: Option<Duration>,
+    pub server_lifetime: Option<Duration>,
+    pub tcp_keepalives_idle: Duration,
+    pub tcp_keepalives_count: u32,
+    pub tcp_keepalives_interval: Duration,
+    pub tcp_user_timeout: Duration,
+    pub log_client_connections: bool,
+    pub log_client_disconnections: bool,
+    pub shutdown_timeout: Duration,
+    pub healthcheck_timeout: Duration,
+    pub healthcheck_delay: Duration,
+    pub ban_time: Duration,
+    pub idle_client_in_transaction_timeout: Option<Duration>,
+    /// Idle server connections are reused oldest first (`true`) or newest first.
+    pub server_round_robin: bool,
+    pub worker_threads: usize,
+    /// Re-read the file this often and reload when it changed.
+    pub autoreload: Option<Duration>,
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_private_key: Option<PathBuf>,
+    pub server_tls: bool,
+    pub verify_server_certificate: bool,
+    pub admin_username: String,
+    pub admin_password: String,
+    pub admin_auth_type: AuthType,
+    /// Connect to every server at start, and log what fails.
+    pub validate_config: bool,
+    pub dns_cache_enabled: bool,
+    pub dns_max_ttl: Duration,
+    pub auth_query: Option<AuthQuery>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthQuery {
+    pub query: String,
+    pub user: String,
+    pub password: String,
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthType {
+    Md5,
+    ScramSha256,
+    Trust,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PoolMode {
+    Session,
+    Transaction,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadBalancing {
+    LeastOutstandingConnections,
+    Random,
+}
+
+/// The role of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    Mirror,
+    Primary,
+    Replica,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultRole {
+    Any,
+    Primary,
+    Replica,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultShard {
+    Random,
+    RandomHealthy,
+    Shard(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardingFunction {
+    PgBigintHash,
+    Sha1,
+}
+
+/// `[pools.<name>]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    pub pool_mode: PoolMode,
+    pub load_balancing_mode: LoadBalancing,
+    pub checkout_failure_limit: Option<u64>,
+    pub default_role: DefaultRole,
+    pub query_parser_enabled: bool,
+    pub query_parser_max_length: Option<usize>,
+    pub query_parser_read_write_splitting: bool,
+    pub primary_reads_enabled: bool,
+    pub sharding_function: ShardingFunction,
+    pub automatic_sharding_key: Option<String>,
+    pub sharding_key_regex: Option<String>,
+    pub shard_id_regex: Option<String>,
+    pub regex_search_limit: usize,
+    pub default_shard: DefaultShard,
+    pub auth_query: Option<AuthQuery>,
+    pub cleanup_server_connections: bool,
+    pub log_client_parameter_status_changes: bool,
+    /// Prepared statements kept per server connection. PgCat's 0 means "off", which breaks drivers in
+    /// transaction mode; here 0 and absent are [`Pool::DEFAULT_PREPARED_STATEMENTS`].
+    pub prepared_statements_cache_size: usize,
+    pub db_activity_based_routing: bool,
+    pub db_activity_init_delay: Duration,
+    pub db_activity_ttl: Duration,
+    pub table_mutation_cache_ms_ttl: Duration,
+    /// The pool's own plugin tables where it has `[pools.<name>.plugins]` (they replace the global
+    /// ones completely, as in PgCat), else the global ones.
+    pub plugins: PluginTables,
+    /// In shard order: key "0" first.
+    pub shards: Vec<Shard>,
+    /// In the order of the file; user names are unique.
+    pub users: Vec<User>,
+}
+
+impl Pool {
+    pub const DEFAULT_PREPARED_STATEMENTS: usize = 500;
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shard {
+    pub database: String,
+    pub servers: Vec<ServerAddress>,
+    pub mirrors: Vec<Mirror>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerAddress {
+    /// A host name, an address, or a directory (leading `/`) that holds the Unix socket.
+    pub host: String,
+    pub port: u16,
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirror {
+    pub host: String,
+    pub port: u16,
+    pub mirroring_target_index: usize,
+}
+
+/// `[pools.<name>.users.<n>]`, with the timeouts of the pool and of `[general]` filled in
+/// (user over pool over general).
+#[derive(Debug, Clone, PartialEq)]
+pub struct User {
+    pub username: String,
+    /// Absent only for trust users and where an auth_query is set.
+    pub password: Option<String>,
+    pub auth_type: AuthType,
+    /// Name to log in to the server with; `username` unless configured.
+    pub server_username: String,
+    pub server_password: Option<String>,
+    /// Server connections per server of the pool.
+    pub pool_size: u32,
+    pub min_pool_size: u32,
+    pub pool_mode: PoolMode,
+    pub server_lifetime: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub connect_timeout: Duration,
+    pub statement_timeout: Option<Duration>,
+}

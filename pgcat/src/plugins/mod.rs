@@ -1,0 +1,129 @@
+//! The plugin interface: what code outside the pooler may see and do.
+//!
+//! A plugin is a static trait object registered at start (no dynamic loading, so no version lock).
+//! It may look at SQL before it is forwarded, answer it itself **on the client's own server
+//! connection and inside the client's own transaction**, hear of commits, and run background work
+//! through an in-process client of a pool, which is an ordinary client to everything else.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+mod server_handle;
+
+pub use crate::net::pool_handle::PoolHandle;
+pub use crate::wire::error_fields::{ErrorFields, Severity};
+pub use server_handle::{QueryResult, ServerHandle, TransactionContext};
+
+/// A future that stays on the thread it was made on.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// A plugin. One value serves all threads and all pools.
+pub trait Plugin: Send + Sync + 'static {
+    /// The plugin's name, as in `[plugins.<name>]` and in log lines.
+    fn name(&self) -> &'static str;
+
+    /// A byte test, nanoseconds, no parse: could this text hold a statement for
+    /// [`Plugin::statement`]? Called for every Query and Parse message, with the whole text (of a
+    /// message over 1 MiB: its first MiB).
+    fn wants(&self, pool: &PoolIdentity, sql: &[u8]) -> bool;
+
+    /// What to do with one statement. The host has split a Query of several statements; `sql` is one
+    /// of them, without its semicolon, surrounding white space and comments kept.
+    fn statement(&self, session: &SessionView<'_>, sql: &str) -> Action;
+
+    /// A transaction that may have written has committed on this pool (by its command tags). A hint:
+    /// writes by functions in a SELECT or in a DO block do not show. Called on the client's hot path:
+    /// must not block, allocate or make a system call in the common case.
+    fn committed(&self, _pool: &PoolIdentity) {}
+
+    /// The pooler is about to serve clients. Called again after a reload, with the pools as they are
+    /// now. Background work runs on the plugin's own threads.
+    fn start(&self, _pools: &[PoolHandle]) {}
+
+    /// The pooler is shutting down; returns when the plugin's background work has ended.
+    fn stop(&self) {}
+}
+
+/// Which pool (database and user) a call is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolIdentity {
+    /// The database name clients connect to: the key of `[pools.<database>]`.
+    pub database: String,
+    pub user: String,
+}
+
+/// What a plugin may know about the session a statement came from.
+#[derive(Debug)]
+pub struct SessionView<'a> {
+    pub pool: &'a PoolIdentity,
+    /// The plugin's own table of the configuration for this pool (`None`: not configured).
+    pub settings: Option<&'a toml::Table>,
+}
+
+/// A plugin's decision about a statement.
+pub enum Action {
+    /// Not mine: forward it.
+    Allow,
+    /// Refuse it with this error, as if the server had.
+    Deny(Box<ErrorFields>),
+    /// Forward this text instead.
+    Rewrite(String),
+    /// The plugin answers. The host calls [`Statement::execute`] when the server would have executed
+    /// the statement, and owns all framing.
+    Handle(Arc<dyn Statement>),
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow => f.write_str("Allow"),
+            Self::Deny(error) => f.debug_tuple("Deny").field(error).finish(),
+            Self::Rewrite(sql) => f.debug_tuple("Rewrite").field(sql).finish(),
+            Self::Handle(_) => f.write_str("Handle(..)"),
+        }
+    }
+}
+
+/// A statement a plugin answers. Prepared once, it may be executed many times.
+pub trait Statement: Send + Sync + 'static {
+    /// The columns of the result, empty if it returns no rows (Describe answers NoData then).
+    fn columns(&self) -> &[Column];
+
+    /// Runs the statement on the client's own server connection, under the client's role, in the
+    /// client's transaction where there is one.
+    ///
+    /// # Errors
+    /// The error to show the client. The host puts the transaction into the failed state, as the
+    /// server does for an error of its own; a plugin that began a transaction (see
+    /// [`ServerHandle::begin`]) need not roll it back.
+    fn execute<'a>(
+        &'a self,
+        server: &'a mut ServerHandle<'_>,
+    ) -> LocalFuture<'a, Result<Completion, Box<ErrorFields>>>;
+}
+
+/// A result column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    /// The type's OID, e.g. 25 for text. Values are given as text; where a client asks for binary, the
+    /// host converts text, int4, int8, bool and float8 and refuses others.
+    pub type_oid: u32,
+}
+
+impl Column {
+    pub fn text(name: impl Into<String>) -> Self {
+        Self { name: name.into(), type_oid: 25 }
+    }
+}
+
+/// What a handled statement returns.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Completion {
+    /// Values in text form, one per column of [`Statement::columns`]; `None` is NULL.
+    pub rows: Vec<Vec<Option<String>>>,
+    /// The command tag, e.g. `CREATE STREAM TABLE`.
+    pub tag: String,
+}
