@@ -1,0 +1,32 @@
+//! Private PostgreSQL servers and poolers for tests.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use test_support::{Pooler, PoolerConfig, Postgres};
+//! let postgres = Postgres::start(15);
+//! let config = PoolerConfig::new(&postgres).user("postgres", 4).stream_tables();
+//! let pooler = Pooler::start("target/debug/pgcat", &config);
+//! let client = pooler.client("postgres", "postgres").await;
+//! client.batch_execute("SELECT 1").await.unwrap();
+//! # }
+//! ```
+//!
+//! Every server gets its own directory, port and watchdog, so tests run in parallel, and nothing is
+//! left behind even by a test process that is killed. Helpers panic: in a test there is nobody to
+//! hand an error to.
+
+mod config;
+mod connect;
+mod install;
+mod pooler;
+mod postgres;
+mod process;
+mod psql;
+
+pub use config::PoolerConfig;
+pub use connect::{connect, try_connect};
+pub use install::{bin_dir, client_program, majors};
+pub use pooler::Pooler;
+pub use postgres::{Auth, Postgres, Settings};
+pub use process::{cpu_time, free_port};
+pub use psql::{Psql, PsqlOutput};

@@ -1,0 +1,202 @@
+//! The pooler's binary, run as a process of its own.
+
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use crate::config::PoolerConfig;
+use crate::connect;
+use crate::postgres::tail;
+use crate::process::{self, Watchdog};
+use crate::psql::Psql;
+
+/// A running pooler. Stopped on drop.
+pub struct Pooler {
+    binary: PathBuf,
+    directory: PathBuf,
+    port: u16,
+    running: Option<Running>,
+}
+
+struct Running {
+    child: Child,
+    _watchdog: Watchdog,
+}
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+impl Pooler {
+    /// Starts `binary` (`env!("CARGO_BIN_EXE_pgcat")`) on a free port and waits until it serves.
+    pub fn start(binary: impl AsRef<Path>, config: &PoolerConfig) -> Self {
+        Self::start_text(binary, |port| config.render(port))
+    }
+
+    /// As [`Self::start`], with the whole text of the configuration for a given port.
+    pub fn start_text(binary: impl AsRef<Path>, config: impl Fn(u16) -> String) -> Self {
+        let directory = process::temp_dir("pooler");
+        let mut pooler = Self {
+            binary: binary.as_ref().to_owned(),
+            directory,
+            port: 0,
+            running: None,
+        };
+        for _ in 0..5 {
+            pooler.port = process::free_port();
+            fs::write(pooler.config_path(), config(pooler.port)).expect("pgcat.toml");
+            if pooler.launch() {
+                return pooler;
+            }
+            // Only a port that somebody else was faster to take is worth another try.
+            if !pooler
+                .log()
+                .to_lowercase()
+                .contains("address already in use")
+            {
+                break;
+            }
+        }
+        panic!("the pooler does not start:\n{}", pooler.log());
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The configuration file, to be changed for a reload.
+    pub fn config_path(&self) -> PathBuf {
+        self.directory.join("pgcat.toml")
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("the pooler runs").child.id()
+    }
+
+    /// What the pooler has logged so far, over all starts.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// A client; the password is the user's name.
+    pub async fn client(&self, user: &str, database: &str) -> Client {
+        connect::connect(self.port, user, database).await
+    }
+
+    pub fn psql(&self, user: &str, database: &str) -> Psql {
+        Psql::new("127.0.0.1", self.port, user, database)
+    }
+
+    pub fn kill9(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        process::signal(running.child.id(), "KILL");
+        let _ = running.child.wait();
+    }
+
+    /// SIGTERM; `None` if it still runs after `limit`.
+    pub fn sigterm(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.stop_by("TERM", limit)
+    }
+
+    /// SIGINT; `None` if it still runs after `limit`.
+    pub fn sigint(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.stop_by("INT", limit)
+    }
+
+    /// Sends a signal (`HUP`, `INT` …) and returns at once.
+    pub fn signal(&self, name: &str) {
+        process::signal(self.pid(), name);
+    }
+
+    /// Starts again on the same port and configuration, after it was killed or stopped.
+    pub fn restart(&mut self) {
+        self.kill9();
+        let deadline = Instant::now() + START_LIMIT;
+        while !self.launch() {
+            assert!(
+                Instant::now() < deadline,
+                "the pooler does not start again:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The process, once more after a crash of its own would be `None`.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.running.as_mut()?.child.try_wait().ok().flatten()
+    }
+
+    fn stop_by(&mut self, signal: &str, limit: Duration) -> Option<ExitStatus> {
+        let running = self.running.as_mut().expect("the pooler runs");
+        process::signal(running.child.id(), signal);
+        let status = process::wait_for_exit(&mut running.child, limit)?;
+        self.running = None;
+        Some(status)
+    }
+
+    fn launch(&mut self) -> bool {
+        let before = self.log().len();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("pooler.log");
+        let mut child = Command::new(&self.binary)
+            .arg(self.config_path())
+            .env("NO_COLOR", "1")
+            .env_remove("LOG_FORMAT")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle of the log"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
+        let watchdog = Watchdog::new(child.id(), &self.directory);
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if let Ok(Some(_)) = child.try_wait() {
+                return false;
+            }
+            let log = self.log();
+            if log
+                .get(before..)
+                .is_some_and(|new| new.contains("Waiting for clients"))
+                && TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            {
+                self.running = Some(Running {
+                    child,
+                    _watchdog: watchdog,
+                });
+                return true;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        process::signal(child.id(), "KILL");
+        let _ = child.wait();
+        false
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("pooler.log")
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        self.kill9();
+        if thread::panicking() {
+            eprintln!(
+                "--- log of the pooler on port {}:\n{}",
+                self.port,
+                tail(&self.log(), 60)
+            );
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}

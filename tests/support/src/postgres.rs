@@ -1,0 +1,337 @@
+//! A private PostgreSQL server.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use crate::process::{self, Watchdog};
+use crate::psql::Psql;
+use crate::{connect, install};
+
+/// How the server authenticates TCP clients. The Unix socket is always `trust`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    Trust,
+    /// Cleartext password.
+    Password,
+    Md5,
+    Scram,
+}
+
+/// What a server may differ in.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub auth: Auth,
+    /// `postgresql.conf` settings, after the defaults and so stronger.
+    pub parameters: Vec<(String, String)>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            auth: Auth::Scram,
+            parameters: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    pub fn auth(auth: Auth) -> Self {
+        Self {
+            auth,
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn parameter(mut self, name: &str, value: &str) -> Self {
+        self.parameters.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A server of its own: fresh `initdb` in a temporary directory, Unix socket and 127.0.0.1, without
+/// fsync. Superuser `postgres`, password `postgres`. Stopped and removed on drop.
+pub struct Postgres {
+    major: u32,
+    directory: PathBuf,
+    port: u16,
+    running: Option<Running>,
+}
+
+struct Running {
+    postmaster: Child,
+    _watchdog: Watchdog,
+}
+
+/// A crashed server's shared memory is freed only when its last child is gone, and recovery takes
+/// a moment on a loaded machine.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+impl Postgres {
+    /// A server of this major with the default [`Settings`].
+    pub fn start(major: u32) -> Self {
+        Self::start_with(major, &Settings::default())
+    }
+
+    pub fn start_with(major: u32, settings: &Settings) -> Self {
+        let directory = process::temp_dir("pg");
+        let mut server = Self {
+            major,
+            directory,
+            port: 0,
+            running: None,
+        };
+        server.initdb(settings);
+        for _ in 0..5 {
+            server.port = process::free_port();
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("PostgreSQL {major} does not start:\n{}", server.log());
+    }
+
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The directory of the Unix socket.
+    pub fn socket_directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn data_directory(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Process id of the postmaster.
+    pub fn pid(&self) -> u32 {
+        self.running
+            .as_ref()
+            .expect("the server runs")
+            .postmaster
+            .id()
+    }
+
+    /// The server's log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("server.log")).unwrap_or_default()
+    }
+
+    /// A client over TCP; the password is the user's name.
+    pub async fn client(&self, user: &str, database: &str) -> Client {
+        connect::connect(self.port, user, database).await
+    }
+
+    /// psql on a direct connection.
+    pub fn psql(&self, user: &str, database: &str) -> Psql {
+        Psql::new("127.0.0.1", self.port, user, database)
+    }
+
+    /// Kills the postmaster and all its children at once, as the loss of the machine would; what the
+    /// server had written to its files stays.
+    pub fn kill9(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        let postmaster = running.postmaster.id();
+        let children = process::children(postmaster);
+        process::signal(postmaster, "KILL");
+        for child in children {
+            process::signal(child, "KILL");
+        }
+        let _ = running.postmaster.wait();
+    }
+
+    /// Fast shutdown: open transactions are rolled back.
+    pub fn stop(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        process::signal(running.postmaster.id(), "INT");
+        if process::wait_for_exit(&mut running.postmaster, Duration::from_secs(30)).is_none() {
+            process::signal(running.postmaster.id(), "QUIT");
+            let _ = running.postmaster.wait();
+        }
+    }
+
+    /// Starts again on the same port and data, after [`Self::kill9`] or [`Self::stop`]; a running
+    /// server is stopped first.
+    pub fn restart(&mut self) {
+        self.stop();
+        let deadline = Instant::now() + START_LIMIT;
+        while !self.launch() {
+            assert!(
+                Instant::now() < deadline,
+                "PostgreSQL does not start again:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn initdb(&self, settings: &Settings) {
+        let owner = process::unprivileged_user();
+        fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755)).expect("chmod");
+        if let Some((user, group)) = owner {
+            chown(&self.directory, Some(user), Some(group)).expect("chown");
+        }
+        let password_file = self.directory.join("password");
+        fs::write(&password_file, "postgres\n").expect("password file");
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o644)).expect("chmod");
+        let output = self
+            .program("initdb")
+            .args([
+                "--username=postgres",
+                "--encoding=UTF8",
+                "--no-sync",
+                "--no-instructions",
+            ])
+            // The C locale is the only one every machine and every build of PostgreSQL has.
+            .args(["--locale=C", "--auth-local=trust", "--auth-host"])
+            .arg(if settings.auth == Auth::Md5 {
+                "md5"
+            } else {
+                "scram-sha-256"
+            })
+            .arg(format!("--pwfile={}", password_file.display()))
+            .arg(format!("--pgdata={}", self.data_directory().display()))
+            .output()
+            .expect("initdb starts");
+        assert!(
+            output.status.success(),
+            "initdb: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+
+        let method = match settings.auth {
+            Auth::Trust => "trust",
+            Auth::Password => "password",
+            Auth::Md5 => "md5",
+            Auth::Scram => "scram-sha-256",
+        };
+        let hba = format!(
+            "local all all trust\nlocal replication all trust\n\
+             host all all 127.0.0.1/32 {method}\nhost replication all 127.0.0.1/32 {method}\n"
+        );
+        fs::write(self.data_directory().join("pg_hba.conf"), hba).expect("pg_hba.conf");
+
+        let mut conf = format!(
+            "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nfsync = off\n\
+             max_connections = 200\nmax_prepared_transactions = 10\nlog_min_messages = warning\n\
+             password_encryption = '{}'\n",
+            self.directory.display(),
+            if settings.auth == Auth::Md5 {
+                "md5"
+            } else {
+                "scram-sha-256"
+            },
+        );
+        for (name, value) in &settings.parameters {
+            writeln!(conf, "{name} = '{value}'").expect("writing to a String");
+        }
+        // Read after postgresql.conf, where PostgreSQL 14's initdb has written defaults of its own.
+        fs::write(self.data_directory().join("postgresql.auto.conf"), conf)
+            .expect("postgresql.auto.conf");
+    }
+
+    /// Whether the server accepts connections now; `false` if it gave up (port taken, old shared
+    /// memory still in use).
+    fn launch(&mut self) -> bool {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("server.log"));
+        let log = log.expect("server.log");
+        let mut postmaster = self
+            .program("postgres")
+            .arg("-D")
+            .arg(self.data_directory())
+            .args(["-p", &self.port.to_string()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle of the log"))
+            .stderr(log)
+            .spawn()
+            .expect("postgres starts");
+        let watchdog = Watchdog::new(postmaster.id(), &self.directory);
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if let Ok(Some(_)) = postmaster.try_wait() {
+                return false;
+            }
+            if self.ready() {
+                self.running = Some(Running {
+                    postmaster,
+                    _watchdog: watchdog,
+                });
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        process::signal(postmaster.id(), "KILL");
+        let _ = postmaster.wait();
+        false
+    }
+
+    /// The last line of postmaster.pid says `ready` once connections are accepted; before that the
+    /// file may still be the one of a crashed predecessor, whose port nobody listens on.
+    fn ready(&self) -> bool {
+        let status =
+            fs::read_to_string(self.data_directory().join("postmaster.pid")).unwrap_or_default();
+        status.trim_end().ends_with("ready") && TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(install::bin_dir(self.major).join(name));
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LC_ALL", "C")
+            .current_dir(&self.directory);
+        if let Some((user, group)) = process::unprivileged_user() {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            // Nobody will read this data again: no checkpoint, no waiting for clients.
+            process::signal(running.postmaster.id(), "QUIT");
+            if process::wait_for_exit(&mut running.postmaster, Duration::from_secs(10)).is_none() {
+                process::signal(running.postmaster.id(), "KILL");
+                let _ = running.postmaster.wait();
+            }
+        }
+        if thread::panicking() {
+            eprintln!(
+                "--- log of PostgreSQL {} on port {}:\n{}",
+                self.major,
+                self.port,
+                tail(&self.log(), 40)
+            );
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// The last lines of a log, for the output of a failed test.
+pub(crate) fn tail(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

@@ -1,0 +1,170 @@
+//! Processes that never outlive their test, and what tests ask the operating system for.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A port nobody listens on now, outside Linux's ephemeral range so that no outgoing connection takes
+/// it in between. Another process may still be faster: callers retry on "address already in use".
+pub fn free_port() -> u16 {
+    loop {
+        let port = rand::random_range(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// User plus system CPU time a process has used so far, all its threads included. The unit of
+/// /proc is the tick, 10 ms on Linux.
+pub fn cpu_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    // The second field is the program's name in parentheses and may hold spaces.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .expect("rsplit yields one")
+        .split(' ')
+        .collect();
+    let ticks: u64 = [12, 13]
+        .iter()
+        .map(|&i| fields[i].parse::<u64>().expect("ticks"))
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Sends a signal (`KILL`, `TERM`, `INT`, `STOP` …). A process that is gone is no error.
+pub(crate) fn signal(pid: u32, signal: &str) {
+    let _ = Command::new("sh")
+        .args(["-c", &format!("kill -s {signal} {pid}")])
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// The processes whose parent is `pid`.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let mut parents = HashMap::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(child) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split(' ').nth(2)?.parse::<u32>().ok());
+        parents.insert(child, parent);
+    }
+    parents
+        .into_iter()
+        .filter(|&(_, parent)| parent == Some(pid))
+        .map(|(child, _)| child)
+        .collect()
+}
+
+/// Waits up to `limit` for a child to end by itself.
+pub(crate) fn wait_for_exit(
+    child: &mut Child,
+    limit: Duration,
+) -> Option<std::process::ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A new directory under the system's temporary directory that every user may enter. Kept short:
+/// the path of a Unix socket in it may have 107 bytes.
+pub(crate) fn temp_dir(kind: &str) -> PathBuf {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let name = format!(
+        "pgcat-{kind}-{}-{count}-{:06x}",
+        std::process::id(),
+        rand::random::<u32>() >> 8
+    );
+    let path = std::env::temp_dir().join(name);
+    fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    path
+}
+
+/// A shell that ends a process and removes its directory when *this* process is gone, however it
+/// went: it waits on a pipe that the kernel closes. Needed for tests that are killed, and for servers
+/// kept in statics, which Rust never drops.
+pub(crate) struct Watchdog(Child);
+
+impl Watchdog {
+    pub(crate) fn new(pid: u32, directory: &Path) -> Self {
+        // Ctrl-C goes to the whole foreground process group: the watchdog must survive it.
+        let script = "trap '' INT TERM HUP; read line && exit 0; kill -s INT $1 2>/dev/null; \
+                      n=0; while kill -0 $1 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done; \
+                      kill -s KILL $1 2>/dev/null; rm -rf \"$2\"";
+        let child = Command::new("sh")
+            .args(["-c", script, "watchdog", &pid.to_string()])
+            .arg(directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh starts");
+        Self(child)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        use std::io::Write;
+        if let Some(mut pipe) = self.0.stdin.take() {
+            let _ = pipe.write_all(b"done\n");
+        }
+        let _ = self.0.wait();
+    }
+}
+
+/// User and group id of the account servers run under. PostgreSQL refuses to run as root; for any
+/// other user there is nothing to change.
+pub(crate) fn unprivileged_user() -> Option<(u32, u32)> {
+    if effective_user() != 0 {
+        return None;
+    }
+    let passwd = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+    ["postgres", "nobody"].iter().find_map(|name| {
+        let fields: Vec<&str> = passwd
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}:")))?
+            .split(':')
+            .collect();
+        Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
+    })
+}
+
+fn effective_user() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+    status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("Uid:")?
+                .split_whitespace()
+                .nth(1)?
+                .parse()
+                .ok()
+        })
+        .expect("a Uid line")
+}
