@@ -1,1 +1,3 @@
+//! Stream tables: tables that follow their defining query incrementally.
 
+pub mod command;

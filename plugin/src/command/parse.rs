@@ -1,0 +1,448 @@
+//! From a statement's text to a [`Command`].
+
+use pg_query::NodeEnum;
+use pg_query::protobuf::{CreateTableAsStmt, DropBehavior, DropStmt, RangeVar, RefreshMatViewStmt};
+use pgcat::plugins::ErrorFields;
+
+use super::options::Options;
+use super::syntax::{Borrowed, QualifiedName, Words, characters};
+
+/// A stream-table statement, syntactically right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Create(Create),
+    Drop(Drop),
+    Refresh {
+        name: QualifiedName,
+        full: bool,
+    },
+    Show,
+    /// Part of the grammar, not done yet: the statement's name, for the error.
+    Unsupported(&'static str),
+}
+
+/// `CREATE STREAM TABLE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Create {
+    pub name: QualifiedName,
+    pub if_not_exists: bool,
+    /// Column names given, maybe fewer than the query has.
+    pub columns: Vec<String>,
+    pub options: Options,
+    /// The defining query as the user wrote it.
+    pub query: String,
+    /// Characters of the statement's text before the query.
+    pub query_offset: u32,
+    pub with_data: bool,
+}
+
+/// `DROP STREAM TABLE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drop {
+    pub names: Vec<QualifiedName>,
+    pub if_exists: bool,
+    pub cascade: bool,
+}
+
+/// Reads one statement. `None`: not a stream-table statement, PostgreSQL shall judge it.
+///
+/// # Errors
+/// PostgreSQL's error for the same mistake, with the position in `sql`.
+pub fn parse(sql: &str) -> Option<Result<Command, Box<ErrorFields>>> {
+    let words = Words::new(sql);
+    let command = if words.starts_with(&["create", "stream", "table"]) {
+        create(sql, &words).map(Command::Create)
+    } else if words.starts_with(&["drop", "stream", "table"]) {
+        drop_tables(sql, &words).map(Command::Drop)
+    } else if words.starts_with(&["refresh", "stream", "table"]) {
+        refresh(sql, &words)
+    } else if words.starts_with(&["show", "stream", "tables"]) {
+        match words.span(3) {
+            None => Ok(Command::Show),
+            Some(next) => Err(Borrowed::new(sql, 0..0, "").near(next.start)),
+        }
+    } else {
+        Ok(Command::Unsupported(unsupported(&words)?))
+    };
+    Some(command)
+}
+
+fn unsupported(words: &Words<'_>) -> Option<&'static str> {
+    if words.starts_with(&["create", "or", "replace", "stream", "table"]) {
+        Some("CREATE OR REPLACE STREAM TABLE")
+    } else if words.starts_with(&["alter", "stream", "table"]) {
+        Some("ALTER STREAM TABLE")
+    } else if words.starts_with(&["verify", "stream", "table"]) {
+        Some("VERIFY STREAM TABLE")
+    } else if words.starts_with(&["explain"]) && words.contain("stream", "table") && explains(words)
+    {
+        Some("EXPLAIN STREAM TABLE")
+    } else {
+        None
+    }
+}
+
+/// Tells `EXPLAIN … STREAM TABLE t` from `EXPLAIN SELECT … FROM stream TABLE …`, which PostgreSQL
+/// refuses by itself: between `EXPLAIN` and `STREAM` there are only options and `CREATE`.
+fn explains(words: &Words<'_>) -> bool {
+    words.outside_parentheses("stream").is_some_and(|stream| {
+        let others = [
+            "select", "with", "values", "table", "insert", "update", "delete", "merge",
+        ];
+        others
+            .iter()
+            .all(|word| words.outside_parentheses(word).is_none_or(|at| at > stream))
+    })
+}
+
+fn create(sql: &str, words: &Words<'_>) -> Result<Create, Box<ErrorFields>> {
+    let borrowed = borrow_as_view(sql, words);
+    let NodeEnum::CreateTableAsStmt(statement) = borrowed.parse()? else {
+        return Err(borrowed.near(0));
+    };
+    let CreateTableAsStmt {
+        into,
+        if_not_exists,
+        ..
+    } = *statement;
+    let Some(into) = into else {
+        return Err(borrowed.near(0));
+    };
+    for (given, clause) in [
+        (&into.access_method, "USING"),
+        (&into.table_space_name, "TABLESPACE"),
+    ] {
+        if !given.is_empty() {
+            let message = format!("{clause} is not supported for stream tables");
+            return Err(Box::new(ErrorFields::error("0A000", message)));
+        }
+    }
+    let columns = into.col_names.iter().filter_map(string).collect();
+    // The query reaches from the first AS outside parentheses (a name cannot be an unquoted AS, it is
+    // reserved) to the trailing WITH [NO] DATA.
+    let as_end = words
+        .outside_parentheses("as")
+        .and_then(|index| words.span(index.cast_signed()))
+        .map_or(sql.len(), |span| span.end);
+    let data = if words.ends_with(&["with", "no", "data"]) {
+        words.span(-3)
+    } else if words.ends_with(&["with", "data"]) {
+        words.span(-2)
+    } else {
+        None
+    };
+    let query_end = data.map_or(sql.len(), |span| span.start);
+    let query = sql.get(as_end..query_end).unwrap_or_default();
+    let start = as_end + query.len() - query.trim_start().len();
+    Ok(Create {
+        name: relation(into.rel.as_ref())?,
+        if_not_exists,
+        columns,
+        options: Options::from_list(&into.options)?,
+        // A trailing line comment must not swallow what is put behind the query.
+        query: format!("{}\n", query.trim()),
+        query_offset: characters(&sql[..start]),
+        with_data: !into.skip_data,
+    })
+}
+
+fn drop_tables(sql: &str, words: &Words<'_>) -> Result<Drop, Box<ErrorFields>> {
+    let borrowed = borrow_as_view(sql, words);
+    let NodeEnum::DropStmt(statement) = borrowed.parse()? else {
+        return Err(borrowed.near(0));
+    };
+    let DropStmt {
+        objects,
+        missing_ok,
+        ..
+    } = &statement;
+    let names = objects
+        .iter()
+        .filter_map(parts)
+        .map(QualifiedName::from_parts);
+    Ok(Drop {
+        names: names.collect::<Result<_, _>>()?,
+        if_exists: *missing_ok,
+        cascade: statement.behavior() == DropBehavior::DropCascade,
+    })
+}
+
+fn refresh(sql: &str, words: &Words<'_>) -> Result<Command, Box<ErrorFields>> {
+    let full = words.len() > 4 && words.ends_with(&["full"]);
+    let text = match words.span(-1) {
+        Some(last) if full => &sql[..last.start],
+        _ => sql,
+    };
+    let borrowed = borrow_as_view(text, words);
+    let NodeEnum::RefreshMatViewStmt(statement) = borrowed.parse()? else {
+        return Err(borrowed.near(0));
+    };
+    let RefreshMatViewStmt {
+        concurrent,
+        relation: name,
+        ..
+    } = &statement;
+    // What the borrowed grammar takes and ours does not.
+    let original = Borrowed::new(sql, 0..0, "");
+    if *concurrent && let Some(word) = words.span(3) {
+        return Err(original.near(word.start));
+    }
+    for tail in [&["with", "no", "data"][..], &["with", "data"]] {
+        let end = Words::new(text);
+        if end.ends_with(tail)
+            && let Some(word) = end.span(-(tail.len().cast_signed()))
+        {
+            return Err(original.near(word.start));
+        }
+    }
+    Ok(Command::Refresh {
+        name: relation(name.as_ref())?,
+        full,
+    })
+}
+
+/// The statement with `STREAM TABLE` (its second and third words) read as `MATERIALIZED VIEW`.
+fn borrow_as_view(sql: &str, words: &Words<'_>) -> Borrowed {
+    let span = match (words.span(1), words.span(2)) {
+        (Some(stream), Some(table)) => stream.start..table.end,
+        _ => 0..0,
+    };
+    Borrowed::new(sql, span, "MATERIALIZED VIEW")
+}
+
+fn relation(name: Option<&RangeVar>) -> Result<QualifiedName, Box<ErrorFields>> {
+    let parts = name.map(|name| {
+        [&name.catalogname, &name.schemaname, &name.relname]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .cloned()
+            .collect()
+    });
+    QualifiedName::from_parts(parts.unwrap_or_default())
+}
+
+/// The parts of an `any_name` node.
+pub(crate) fn parts(node: &pg_query::protobuf::Node) -> Option<Vec<String>> {
+    match node.node.as_ref()? {
+        NodeEnum::List(list) => list.items.iter().map(string).collect(),
+        _ => None,
+    }
+}
+
+fn string(node: &pg_query::protobuf::Node) -> Option<String> {
+    match node.node.as_ref()? {
+        NodeEnum::String(value) => Some(value.sval.clone()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::RefreshMode;
+    use super::*;
+
+    fn created(sql: &str) -> Create {
+        match parse(sql) {
+            Some(Ok(Command::Create(create))) => create,
+            other => panic!("{sql}: {other:?}"),
+        }
+    }
+
+    fn error(sql: &str) -> (String, String, Option<u32>) {
+        let error = parse(sql).expect("ours").expect_err(sql);
+        (error.code, error.message, error.position)
+    }
+
+    #[test]
+    fn create_in_full() {
+        let sql = "/* é */ Create Stream\nTABLE If Not Exists \"S\".T (a, \"B\") \
+                   WITH (schedule = '5s', Refresh_Mode = full) as -- é\n select '), as', 1 with no data";
+        let create = created(sql);
+        assert_eq!(
+            create.name,
+            QualifiedName {
+                schema: Some("S".to_owned()),
+                name: "t".to_owned()
+            }
+        );
+        assert!(create.if_not_exists && !create.with_data);
+        assert_eq!(create.columns, ["a", "B"]);
+        assert_eq!(create.options.schedule.as_deref(), Some("5s"));
+        assert_eq!(create.options.refresh_mode, Some(RefreshMode::Full));
+        assert_eq!(create.query, "-- é\n select '), as', 1\n");
+        let from_query: String = sql.chars().skip(create.query_offset as usize).collect();
+        assert!(from_query.starts_with("-- é\n select"), "{from_query}");
+    }
+
+    #[test]
+    fn create_in_short() {
+        let create = created("create stream table t as with x as (select 1) table x with data");
+        assert_eq!(create.query, "with x as (select 1) table x\n");
+        assert!(create.with_data && !create.if_not_exists);
+        assert_eq!(create.options, Options::default());
+        assert_eq!(
+            created("create stream table t as select 1 -- x").query,
+            "select 1 -- x\n"
+        );
+    }
+
+    #[test]
+    fn syntax_errors_point_into_the_users_text() {
+        let at = |near: &str| format!("syntax error at or near \"{near}\"");
+        let cases = [
+            ("create stream table select as select 1", at("select"), 21),
+            ("create stream  table t (a int) as select 1", at("int"), 27),
+            ("create stream table é as selec 1", at("selec"), 26),
+            (
+                "create stream table t as select 1, , from t, t",
+                at(","),
+                36,
+            ),
+            ("create stream table t as select t t t from t", at("t"), 37),
+            (
+                "create stream table t as",
+                "syntax error at end of input".to_owned(),
+                25,
+            ),
+            (
+                "create stream table t as select 1 with no",
+                "syntax error at end of input".to_owned(),
+                42,
+            ),
+            (
+                "create stream table t as insert into x values (1)",
+                at("insert"),
+                26,
+            ),
+            (
+                "create stream table t",
+                "syntax error at end of input".to_owned(),
+                22,
+            ),
+            ("drop stream table t u", at("u"), 21),
+            (
+                "drop stream table if exists",
+                "syntax error at end of input".to_owned(),
+                28,
+            ),
+            (
+                "refresh stream table concurrently t",
+                at("concurrently"),
+                22,
+            ),
+            ("refresh stream table t with no data", at("with"), 24),
+            ("refresh stream table t full full", at("full"), 24),
+            ("refresh stream table full", at("full"), 22),
+            (
+                "refresh stream table",
+                "syntax error at end of input".to_owned(),
+                21,
+            ),
+            ("show stream tables like 'x'", at("like"), 20),
+        ];
+        for (sql, message, position) in cases {
+            assert_eq!(
+                error(sql),
+                ("42601".to_owned(), message, Some(position)),
+                "{sql}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_options() {
+        for (options, code, text) in [
+            ("speed = 1", "22023", "unrecognized parameter \"speed\""),
+            (
+                "schedule = 'live', schedule = '1s'",
+                "22023",
+                "parameter \"schedule\" specified more than once",
+            ),
+            ("schedule", "42601", "schedule requires a parameter"),
+            (
+                "x.schedule = '1s'",
+                "22023",
+                "unrecognized parameter namespace \"x\"",
+            ),
+            (
+                "refresh_mode = 3",
+                "22023",
+                "invalid value for parameter \"refresh_mode\": \"3\"",
+            ),
+        ] {
+            let (found, message, _) = error(&format!(
+                "create stream table t with ({options}) as select 1"
+            ));
+            assert_eq!((found.as_str(), message.as_str()), (code, text));
+        }
+        assert_eq!(
+            error("create stream table t tablespace x as select 1").0,
+            "0A000"
+        );
+        assert_eq!(error("create stream table a.b.c as select 1").0, "0A000");
+    }
+
+    #[test]
+    fn others() {
+        assert_eq!(
+            parse("DROP STREAM TABLE IF EXISTS a, b.\"C\" CASCADE"),
+            Some(Ok(Command::Drop(Drop {
+                names: vec![
+                    QualifiedName {
+                        schema: None,
+                        name: "a".to_owned()
+                    },
+                    QualifiedName {
+                        schema: Some("b".to_owned()),
+                        name: "C".to_owned()
+                    },
+                ],
+                if_exists: true,
+                cascade: true,
+            })))
+        );
+        let t = QualifiedName {
+            schema: None,
+            name: "t".to_owned(),
+        };
+        assert_eq!(
+            parse("refresh stream table T /**/ FULL -- x"),
+            Some(Ok(Command::Refresh {
+                name: t.clone(),
+                full: true
+            }))
+        );
+        assert_eq!(
+            parse("refresh stream table t"),
+            Some(Ok(Command::Refresh {
+                name: t,
+                full: false
+            }))
+        );
+        assert_eq!(parse(" Show Stream /* */ Tables "), Some(Ok(Command::Show)));
+        for (sql, name) in [
+            (
+                "create or replace stream table t as select 1",
+                "CREATE OR REPLACE STREAM TABLE",
+            ),
+            ("alter stream table t suspend", "ALTER STREAM TABLE"),
+            ("verify stream table t", "VERIFY STREAM TABLE"),
+            ("explain stream table t", "EXPLAIN STREAM TABLE"),
+            ("explain (analyze) stream table t", "EXPLAIN STREAM TABLE"),
+            (
+                "explain create stream table t as select 1",
+                "EXPLAIN STREAM TABLE",
+            ),
+        ] {
+            assert_eq!(parse(sql), Some(Ok(Command::Unsupported(name))), "{sql}");
+        }
+        for sql in [
+            "select 1",
+            "drop table t",
+            "explain select * from stream table t",
+            "show stream",
+        ] {
+            assert_eq!(parse(sql), None, "{sql}");
+        }
+    }
+}
