@@ -12,20 +12,15 @@ use tokio_postgres::Client;
 use crate::config::PoolerConfig;
 use crate::connect;
 use crate::postgres::tail;
-use crate::process::{self, Watchdog};
+use crate::process::{self, Workplace};
 use crate::psql::Psql;
 
 /// A running pooler. Stopped on drop.
 pub struct Pooler {
     binary: PathBuf,
-    directory: PathBuf,
+    workplace: Workplace,
     port: u16,
-    running: Option<Running>,
-}
-
-struct Running {
-    child: Child,
-    _watchdog: Watchdog,
+    child: Option<Child>,
 }
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -38,12 +33,11 @@ impl Pooler {
 
     /// As [`Self::start`], with the whole text of the configuration for a given port.
     pub fn start_text(binary: impl AsRef<Path>, config: impl Fn(u16) -> String) -> Self {
-        let directory = process::temp_dir("pooler");
         let mut pooler = Self {
             binary: binary.as_ref().to_owned(),
-            directory,
+            workplace: Workplace::new("pooler"),
             port: 0,
-            running: None,
+            child: None,
         };
         for _ in 0..5 {
             pooler.port = process::free_port();
@@ -69,12 +63,12 @@ impl Pooler {
 
     /// The configuration file, to be changed for a reload.
     pub fn config_path(&self) -> PathBuf {
-        self.directory.join("pgcat.toml")
+        self.workplace.path().join("pgcat.toml")
     }
 
     /// Process id.
     pub fn pid(&self) -> u32 {
-        self.running.as_ref().expect("the pooler runs").child.id()
+        self.child.as_ref().expect("the pooler runs").id()
     }
 
     /// What the pooler has logged so far, over all starts.
@@ -92,11 +86,12 @@ impl Pooler {
     }
 
     pub fn kill9(&mut self) {
-        let Some(mut running) = self.running.take() else {
+        let Some(mut child) = self.child.take() else {
             return;
         };
-        process::signal(running.child.id(), "KILL");
-        let _ = running.child.wait();
+        process::signal(child.id(), "KILL");
+        let _ = child.wait();
+        self.workplace.unwatch();
     }
 
     /// SIGTERM; `None` if it still runs after `limit`.
@@ -128,16 +123,17 @@ impl Pooler {
         }
     }
 
-    /// The process, once more after a crash of its own would be `None`.
+    /// How the pooler ended, if it ended by itself; `None` while it runs.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.running.as_mut()?.child.try_wait().ok().flatten()
+        self.child.as_mut()?.try_wait().ok().flatten()
     }
 
     fn stop_by(&mut self, signal: &str, limit: Duration) -> Option<ExitStatus> {
-        let running = self.running.as_mut().expect("the pooler runs");
-        process::signal(running.child.id(), signal);
-        let status = process::wait_for_exit(&mut running.child, limit)?;
-        self.running = None;
+        let child = self.child.as_mut().expect("the pooler runs");
+        process::signal(child.id(), signal);
+        let status = process::wait_for_exit(child, limit)?;
+        self.child = None;
+        self.workplace.unwatch();
         Some(status)
     }
 
@@ -157,10 +153,11 @@ impl Pooler {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
-        let watchdog = Watchdog::new(child.id(), &self.directory);
+        self.workplace.watch(child.id());
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
             if let Ok(Some(_)) = child.try_wait() {
+                self.workplace.unwatch();
                 return false;
             }
             let log = self.log();
@@ -169,21 +166,19 @@ impl Pooler {
                 .is_some_and(|new| new.contains("Waiting for clients"))
                 && TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             {
-                self.running = Some(Running {
-                    child,
-                    _watchdog: watchdog,
-                });
+                self.child = Some(child);
                 return true;
             }
             thread::sleep(Duration::from_millis(5));
         }
         process::signal(child.id(), "KILL");
         let _ = child.wait();
+        self.workplace.unwatch();
         false
     }
 
     fn log_path(&self) -> PathBuf {
-        self.directory.join("pooler.log")
+        self.workplace.path().join("pooler.log")
     }
 }
 
@@ -197,6 +192,5 @@ impl Drop for Pooler {
                 tail(&self.log(), 60)
             );
         }
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }

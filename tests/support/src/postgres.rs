@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use crate::process::{self, Watchdog};
+use crate::process::{self, Workplace};
 use crate::psql::Psql;
 use crate::{connect, install};
 
@@ -62,14 +62,9 @@ impl Settings {
 /// fsync. Superuser `postgres`, password `postgres`. Stopped and removed on drop.
 pub struct Postgres {
     major: u32,
-    directory: PathBuf,
+    workplace: Workplace,
     port: u16,
-    running: Option<Running>,
-}
-
-struct Running {
-    postmaster: Child,
-    _watchdog: Watchdog,
+    postmaster: Option<Child>,
 }
 
 /// A crashed server's shared memory is freed only when its last child is gone, and recovery takes
@@ -83,12 +78,11 @@ impl Postgres {
     }
 
     pub fn start_with(major: u32, settings: &Settings) -> Self {
-        let directory = process::temp_dir("pg");
         let mut server = Self {
             major,
-            directory,
+            workplace: Workplace::new("pg"),
             port: 0,
-            running: None,
+            postmaster: None,
         };
         server.initdb(settings);
         for _ in 0..5 {
@@ -110,25 +104,21 @@ impl Postgres {
 
     /// The directory of the Unix socket.
     pub fn socket_directory(&self) -> &Path {
-        &self.directory
+        self.workplace.path()
     }
 
     pub fn data_directory(&self) -> PathBuf {
-        self.directory.join("data")
+        self.workplace.path().join("data")
     }
 
     /// Process id of the postmaster.
     pub fn pid(&self) -> u32 {
-        self.running
-            .as_ref()
-            .expect("the server runs")
-            .postmaster
-            .id()
+        self.postmaster.as_ref().expect("the server runs").id()
     }
 
     /// The server's log so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("server.log")).unwrap_or_default()
+        fs::read_to_string(self.workplace.path().join("server.log")).unwrap_or_default()
     }
 
     /// A client over TCP; the password is the user's name.
@@ -144,28 +134,29 @@ impl Postgres {
     /// Kills the postmaster and all its children at once, as the loss of the machine would; what the
     /// server had written to its files stays.
     pub fn kill9(&mut self) {
-        let Some(mut running) = self.running.take() else {
+        let Some(mut postmaster) = self.postmaster.take() else {
             return;
         };
-        let postmaster = running.postmaster.id();
-        let children = process::children(postmaster);
-        process::signal(postmaster, "KILL");
+        let children = process::children(postmaster.id());
+        process::signal(postmaster.id(), "KILL");
         for child in children {
             process::signal(child, "KILL");
         }
-        let _ = running.postmaster.wait();
+        let _ = postmaster.wait();
+        self.workplace.unwatch();
     }
 
     /// Fast shutdown: open transactions are rolled back.
     pub fn stop(&mut self) {
-        let Some(mut running) = self.running.take() else {
+        let Some(mut postmaster) = self.postmaster.take() else {
             return;
         };
-        process::signal(running.postmaster.id(), "INT");
-        if process::wait_for_exit(&mut running.postmaster, Duration::from_secs(30)).is_none() {
-            process::signal(running.postmaster.id(), "QUIT");
-            let _ = running.postmaster.wait();
+        process::signal(postmaster.id(), "INT");
+        if process::wait_for_exit(&mut postmaster, Duration::from_secs(30)).is_none() {
+            process::signal(postmaster.id(), "QUIT");
+            let _ = postmaster.wait();
         }
+        self.workplace.unwatch();
     }
 
     /// Starts again on the same port and data, after [`Self::kill9`] or [`Self::stop`]; a running
@@ -183,16 +174,17 @@ impl Postgres {
         }
     }
 
-    fn initdb(&self, settings: &Settings) {
+    fn initdb(&mut self, settings: &Settings) {
         let owner = process::unprivileged_user();
-        fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755)).expect("chmod");
+        fs::set_permissions(self.workplace.path(), fs::Permissions::from_mode(0o755))
+            .expect("chmod");
         if let Some((user, group)) = owner {
-            chown(&self.directory, Some(user), Some(group)).expect("chown");
+            chown(self.workplace.path(), Some(user), Some(group)).expect("chown");
         }
-        let password_file = self.directory.join("password");
+        let password_file = self.workplace.path().join("password");
         fs::write(&password_file, "postgres\n").expect("password file");
         fs::set_permissions(&password_file, fs::Permissions::from_mode(0o644)).expect("chmod");
-        let output = self
+        let initdb = self
             .program("initdb")
             .args([
                 "--username=postgres",
@@ -209,8 +201,14 @@ impl Postgres {
             })
             .arg(format!("--pwfile={}", password_file.display()))
             .arg(format!("--pgdata={}", self.data_directory().display()))
-            .output()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
             .expect("initdb starts");
+        self.workplace.watch(initdb.id());
+        let output = initdb.wait_with_output().expect("initdb runs");
+        self.workplace.unwatch();
         assert!(
             output.status.success(),
             "initdb: {}",
@@ -233,7 +231,7 @@ impl Postgres {
             "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nfsync = off\n\
              max_connections = 200\nmax_prepared_transactions = 10\nlog_min_messages = warning\n\
              password_encryption = '{}'\n",
-            self.directory.display(),
+            self.workplace.path().display(),
             if settings.auth == Auth::Md5 {
                 "md5"
             } else {
@@ -254,7 +252,7 @@ impl Postgres {
         let log = File::options()
             .create(true)
             .append(true)
-            .open(self.directory.join("server.log"));
+            .open(self.workplace.path().join("server.log"));
         let log = log.expect("server.log");
         let mut postmaster = self
             .program("postgres")
@@ -266,23 +264,21 @@ impl Postgres {
             .stderr(log)
             .spawn()
             .expect("postgres starts");
-        let watchdog = Watchdog::new(postmaster.id(), &self.directory);
+        self.workplace.watch(postmaster.id());
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
             if let Ok(Some(_)) = postmaster.try_wait() {
                 return false;
             }
             if self.ready() {
-                self.running = Some(Running {
-                    postmaster,
-                    _watchdog: watchdog,
-                });
+                self.postmaster = Some(postmaster);
                 return true;
             }
             thread::sleep(Duration::from_millis(10));
         }
         process::signal(postmaster.id(), "KILL");
         let _ = postmaster.wait();
+        self.workplace.unwatch();
         false
     }
 
@@ -300,7 +296,7 @@ impl Postgres {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("LC_ALL", "C")
-            .current_dir(&self.directory);
+            .current_dir(self.workplace.path());
         if let Some((user, group)) = process::unprivileged_user() {
             command.uid(user).gid(group);
         }
@@ -310,12 +306,12 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if let Some(mut running) = self.running.take() {
+        if let Some(mut postmaster) = self.postmaster.take() {
             // Nobody will read this data again: no checkpoint, no waiting for clients.
-            process::signal(running.postmaster.id(), "QUIT");
-            if process::wait_for_exit(&mut running.postmaster, Duration::from_secs(10)).is_none() {
-                process::signal(running.postmaster.id(), "KILL");
-                let _ = running.postmaster.wait();
+            process::signal(postmaster.id(), "QUIT");
+            if process::wait_for_exit(&mut postmaster, Duration::from_secs(10)).is_none() {
+                process::signal(postmaster.id(), "KILL");
+                let _ = postmaster.wait();
             }
         }
         if thread::panicking() {
@@ -326,7 +322,6 @@ impl Drop for Postgres {
                 tail(&self.log(), 40)
             );
         }
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

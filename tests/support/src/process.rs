@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -90,51 +91,74 @@ pub(crate) fn wait_for_exit(
     }
 }
 
-/// A new directory under the system's temporary directory that every user may enter. Kept short:
-/// the path of a Unix socket in it may have 107 bytes.
-pub(crate) fn temp_dir(kind: &str) -> PathBuf {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let name = format!(
-        "pgcat-{kind}-{}-{count}-{:06x}",
-        std::process::id(),
-        rand::random::<u32>() >> 8
-    );
-    let path = std::env::temp_dir().join(name);
-    fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    path
+/// A temporary directory and the process that works in it, both gone when this process is gone,
+/// however it went: a shell waits on a pipe that the kernel closes. Needed for tests that are killed,
+/// and for servers kept in statics, which Rust never drops.
+pub(crate) struct Workplace {
+    path: PathBuf,
+    watchdog: Child,
 }
 
-/// A shell that ends a process and removes its directory when *this* process is gone, however it
-/// went: it waits on a pipe that the kernel closes. Needed for tests that are killed, and for servers
-/// kept in statics, which Rust never drops.
-pub(crate) struct Watchdog(Child);
-
-impl Watchdog {
-    pub(crate) fn new(pid: u32, directory: &Path) -> Self {
+impl Workplace {
+    /// A new directory that every user may enter. Its path is short: that of a Unix socket in it may
+    /// have 107 bytes.
+    pub(crate) fn new(kind: &str) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!(
+            "pgcat-{kind}-{}-{count}-{:06x}",
+            std::process::id(),
+            rand::random::<u32>() >> 8
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         // Ctrl-C goes to the whole foreground process group: the watchdog must survive it.
-        let script = "trap '' INT TERM HUP; read line && exit 0; kill -s INT $1 2>/dev/null; \
-                      n=0; while kill -0 $1 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done; \
-                      kill -s KILL $1 2>/dev/null; rm -rf \"$2\"";
-        let child = Command::new("sh")
-            .args(["-c", script, "watchdog", &pid.to_string()])
-            .arg(directory)
+        let script = r#"trap '' INT TERM HUP; pid=
+            while read -r line; do
+                case $line in done) exit 0 ;; *) pid=$line ;; esac
+            done
+            if [ -n "$pid" ]; then
+                kill -s INT "$pid" 2>/dev/null; n=0
+                while kill -0 "$pid" 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done
+                kill -s KILL "$pid" 2>/dev/null
+            fi
+            rm -rf "$1""#;
+        let watchdog = Command::new("sh")
+            .args(["-c", script, "watchdog"])
+            .arg(&path)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("sh starts");
-        Self(child)
+        Self { path, watchdog }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names the process to end, instead of an earlier one.
+    pub(crate) fn watch(&mut self, pid: u32) {
+        self.tell(&pid.to_string());
+    }
+
+    /// The watched process has ended: its id may soon be another's.
+    pub(crate) fn unwatch(&mut self) {
+        self.tell("");
+    }
+
+    fn tell(&mut self, line: &str) {
+        let pipe = self.watchdog.stdin.as_mut().expect("piped");
+        writeln!(pipe, "{line}").expect("the watchdog reads until the pipe closes");
     }
 }
 
-impl Drop for Watchdog {
+impl Drop for Workplace {
     fn drop(&mut self) {
-        use std::io::Write;
-        if let Some(mut pipe) = self.0.stdin.take() {
-            let _ = pipe.write_all(b"done\n");
-        }
-        let _ = self.0.wait();
+        self.tell("done");
+        let _ = self.watchdog.wait();
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
