@@ -1,0 +1,174 @@
+//! The one thing the engine needs of a connection, and the crate's error type.
+//!
+//! The same engine code runs on the client's own server connection (DDL inside the client's
+//! transaction) and on the worker's connections, so it only ever sends plain statements.
+
+use std::fmt;
+
+use pgcat::plugins::ErrorFields;
+
+/// A result row, values in text form, `None` is NULL.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Row(pub Vec<Option<String>>);
+
+impl Row {
+    /// The value of column `index`, if it is there and not NULL.
+    pub fn text(&self, index: usize) -> Option<&str> {
+        self.0.get(index).and_then(Option::as_deref)
+    }
+
+    /// The value of column `index` as an integer, if it is one.
+    pub fn int(&self, index: usize) -> Option<i64> {
+        self.text(index).and_then(|value| value.parse().ok())
+    }
+
+    /// Whether column `index` is true.
+    pub fn is_true(&self, index: usize) -> bool {
+        self.text(index) == Some("t")
+    }
+}
+
+/// A connection to PostgreSQL. Its futures stay on one thread.
+#[allow(async_fn_in_trait)]
+pub trait Conn {
+    /// Runs one statement and returns its rows.
+    ///
+    /// # Errors
+    /// The server's error, classified, or the loss of the connection.
+    async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error>;
+
+    /// Runs several statements in order, each with its rows; the first error ends it. A connection that may
+    /// send a Query of several statements does so in one round trip.
+    ///
+    /// # Errors
+    /// As [`Conn::query`].
+    async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
+        let mut results = Vec::with_capacity(statements.len());
+        for statement in statements {
+            results.push(self.query(statement).await?);
+        }
+        Ok(results)
+    }
+}
+
+/// Why something did not work, and so who is to act.
+#[derive(Debug)]
+pub enum Error {
+    /// The server refused a statement; a retry would not help.
+    Server(Box<ErrorFields>),
+    /// We refuse the user's request.
+    Refused(Box<ErrorFields>),
+    /// Serialization failure or deadlock: a retry is safe and likely to succeed.
+    Conflict(Box<ErrorFields>),
+    /// A lock was not granted within `lock_timeout`: retry the whole transaction a little later.
+    LockNotAvailable(Box<ErrorFields>),
+    /// Another session is refreshing or changing this stream table at the moment.
+    Busy,
+    /// The sources are no longer what the plan was made for: [`crate::engine::replan`], then retry.
+    Drift(String),
+    /// The connection was lost.
+    Connection(String),
+    /// A defect of ours, or a catalog somebody edited.
+    Internal(String),
+}
+
+impl Error {
+    /// An error of ours about the user's request.
+    pub fn refused(code: &str, message: impl Into<String>) -> Self {
+        Self::Refused(Box::new(ErrorFields::error(code, message)))
+    }
+
+    /// Sorts a server's error by what to do about it.
+    pub fn from_server(fields: ErrorFields) -> Self {
+        match fields.code.as_str() {
+            "40001" | "40P01" => Self::Conflict(Box::new(fields)),
+            "55P03" => Self::LockNotAvailable(Box::new(fields)),
+            _ => Self::Server(Box::new(fields)),
+        }
+    }
+
+    /// The SQLSTATE.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Server(f) | Self::Refused(f) | Self::Conflict(f) | Self::LockNotAvailable(f) => &f.code,
+            Self::Busy => "55006",
+            Self::Drift(_) => "55000",
+            Self::Connection(_) => "08006",
+            Self::Internal(_) => "XX000",
+        }
+    }
+
+    /// Whether the same call may succeed when it is made again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Conflict(_) | Self::LockNotAvailable(_) | Self::Busy | Self::Connection(_))
+    }
+}
+
+impl From<Error> for Box<ErrorFields> {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Server(f) | Error::Refused(f) | Error::Conflict(f) | Error::LockNotAvailable(f) => f,
+            other => Box::new(ErrorFields::error(other.code(), other.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(e) | Self::Refused(e) | Self::Conflict(e) | Self::LockNotAvailable(e) => e.fmt(f),
+            Self::Busy => f.write_str("the stream table is being refreshed by another session"),
+            Self::Drift(what) => write!(f, "the sources of the stream table have changed: {what}"),
+            Self::Connection(what) => write!(f, "connection to the server lost: {what}"),
+            Self::Internal(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Self::Connection(error.to_string());
+        };
+        let mut fields = ErrorFields::error(db.code().code(), db.message());
+        fields.detail = db.detail().map(str::to_owned);
+        fields.hint = db.hint().map(str::to_owned);
+        if let Some(tokio_postgres::error::ErrorPosition::Original(position)) = db.position() {
+            fields.position = Some(*position);
+        }
+        Self::from_server(fields)
+    }
+}
+
+impl Conn for tokio_postgres::Client {
+    async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
+        let messages = self.simple_query(sql).await?;
+        Ok(results(messages).into_iter().next_back().unwrap_or_default())
+    }
+
+    async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
+        if statements.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(results(self.simple_query(&statements.join(";\n")).await?))
+    }
+}
+
+/// The rows of each statement of a simple Query.
+fn results(messages: Vec<tokio_postgres::SimpleQueryMessage>) -> Vec<Vec<Row>> {
+    use tokio_postgres::SimpleQueryMessage as Message;
+    let mut results = Vec::new();
+    let mut rows = Vec::new();
+    for message in messages {
+        match message {
+            Message::Row(row) => {
+                rows.push(Row((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()));
+            }
+            Message::CommandComplete(_) => results.push(std::mem::take(&mut rows)),
+            _ => {}
+        }
+    }
+    results
+}

@@ -1,0 +1,137 @@
+//! What can be done with stream tables, on any [`Conn`].
+//!
+//! # Who calls what
+//! - CREATE outside a transaction block: `BEGIN; SET LOCAL lock_timeout = '100ms'`, [`define`], `COMMIT` (on
+//!   [`Error::LockNotAvailable`] roll back, wait a little, again), then `BEGIN`, [`load`], `COMMIT`. Whoever finds a
+//!   stream table with status `creating` and no user's table may call [`load`] again: it finishes the work.
+//! - CREATE inside a block: [`define`] and [`load`] in the caller's transaction.
+//! - The worker: [`pending`] to learn who has work, [`refresh`] for each, [`cleanup_buffers`] now and then.
+//! - Every function but [`refresh`] and [`cleanup_buffers`] works in the caller's transaction.
+//! - Source DDL: [`dependents`] of the relations, forward the statement (for ALTER COLUMN TYPE and DROP COLUMN between
+//!   [`drop_definition_view`] and [`recreate_definition_view`]), then [`replan`] each.
+//! - `lock_timeout` is the caller's: in a block the user's own value counts, as for PostgreSQL's own DDL.
+
+mod cleanup;
+mod define;
+mod drift;
+mod load;
+mod record;
+mod refresh;
+mod remove;
+mod replan;
+
+pub use crate::catalog::bootstrap;
+use crate::conn::{Conn, Error};
+pub use cleanup::{cleanup_buffers, pending};
+pub use define::define;
+pub use drift::{check, dependents};
+pub use load::load;
+pub use record::{by_name, Summary};
+pub use refresh::{refresh, refresh_in_transaction};
+pub use remove::drop;
+pub use replan::{drop_definition_view, recreate_definition_view, replan};
+
+/// The identity of a stream table in `pgtrickle.catalog`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct StreamTableId(pub i64);
+
+impl std::fmt::Display for StreamTableId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// `refresh_mode` as the user asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    #[default]
+    Auto,
+    /// Refused at CREATE where the query allows only full refreshes.
+    Incremental,
+    Full,
+}
+
+impl Mode {
+    /// As in the catalog and in `WITH (refresh_mode = …)`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Incremental => "incremental",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// A CREATE STREAM TABLE statement, parsed.
+#[derive(Debug, Clone, Default)]
+pub struct Definition {
+    /// `None`: the first schema of the search path that exists.
+    pub schema: Option<String>,
+    pub name: String,
+    /// The column list, empty if there is none.
+    pub columns: Vec<String>,
+    /// The defining query, as the user wrote it.
+    pub query: String,
+    /// Characters before the query in the user's text: errors point into that.
+    pub query_offset: usize,
+    /// As in the catalog: `live`, a duration, a cron line, `manual`.
+    pub schedule: String,
+    pub refresh_mode: Mode,
+    pub with_data: bool,
+}
+
+/// Whether the caller's transaction sees what other transactions commit meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// READ COMMITTED: the snapshot of each statement is newer than the triggers.
+    ReadCommitted,
+    /// REPEATABLE READ or SERIALIZABLE block: the snapshot may be older than the triggers, so the first refresh
+    /// after the commit rebuilds the table (as a difference).
+    SnapshotTooOld,
+}
+
+/// How to refresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum How {
+    /// Incrementally where the plan allows it.
+    #[default]
+    Auto,
+    /// By recomputing, writing the difference.
+    Full,
+}
+
+/// What a refresh did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RefreshOutcome {
+    /// `incremental`, `full`, or `none` when nothing was waiting.
+    pub mode: &'static str,
+    /// Why it was full.
+    pub reason: Option<String>,
+    pub inserted: u64,
+    pub deleted: u64,
+    /// Whether the user's table changed.
+    pub changed: bool,
+}
+
+/// What [`check`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Drift {
+    /// All is as the plan was made for.
+    None,
+    /// Something changed that [`replan`] takes in.
+    Sources(String),
+    /// The user's table was dropped: [`drop()`] the rest.
+    TableGone,
+    /// The definition view was dropped (DROP … CASCADE of a source): the stream table cannot be refreshed any more.
+    DefinitionGone,
+}
+
+/// A stream table that depends on a relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dependent {
+    pub id: StreamTableId,
+    pub schema: String,
+    pub name: String,
+    /// The relation it depends on, directly or through views.
+    pub relid: u32,
+}
