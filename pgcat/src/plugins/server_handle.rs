@@ -1,6 +1,9 @@
 //! The client's own server connection, lent to a plugin for the length of one statement.
 
 use super::ErrorFields;
+use crate::error::Error;
+use crate::net::server::Server;
+use crate::wire::TransactionStatus;
 
 /// How a handled statement relates to transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,4 +24,116 @@ pub struct QueryResult {
     /// Text values; `None` is NULL.
     pub rows: Vec<Vec<Option<String>>>,
     pub tag: String,
+}
+
+/// See the module's text.
+pub struct ServerHandle<'a> {
+    server: &'a mut Server,
+    /// Notices for the client, framed.
+    notices: &'a mut Vec<u8>,
+    context: TransactionContext,
+    /// Inside an extended batch before its Sync: a simple Query would commit what came before it
+    /// (PostgreSQL 17 and older).
+    batched: bool,
+    /// A batched statement failed: the server ignores everything up to the Sync.
+    skipping: bool,
+    /// The connection itself failed.
+    lost: Option<Error>,
+}
+
+impl<'a> ServerHandle<'a> {
+    pub(crate) fn new(
+        server: &'a mut Server,
+        notices: &'a mut Vec<u8>,
+        context: TransactionContext,
+        batched: bool,
+    ) -> Self {
+        Self { server, notices, context, batched, skipping: false, lost: None }
+    }
+
+    /// How the statement relates to transactions.
+    pub fn transaction(&self) -> TransactionContext {
+        self.context
+    }
+
+    /// Whether a transaction is open now, and whether it has failed.
+    pub fn status(&self) -> TransactionStatus {
+        self.server.status
+    }
+
+    /// Runs one SQL statement under the client's role and settings. Notices of the server reach the
+    /// client.
+    ///
+    /// # Errors
+    /// The server's error. Inside a transaction it has failed then, unless a savepoint was set and is
+    /// rolled back to; in an extended batch ([`TransactionContext::Implicit`]) nothing more can be
+    /// done.
+    pub async fn query(&mut self, sql: &str) -> Result<QueryResult, Box<ErrorFields>> {
+        if self.lost.is_some() {
+            return Err(Box::new(ErrorFields::fatal("08006", "the server connection was lost")));
+        }
+        if self.skipping {
+            return Err(Box::new(ErrorFields::error(
+                "25P02",
+                "current transaction is aborted, commands ignored until end of transaction block",
+            )));
+        }
+        let outcome = if self.batched {
+            self.server.batched_query(sql, self.notices).await
+        } else {
+            self.server.simple_query(sql, self.notices).await
+        };
+        match outcome {
+            Ok(result) => Ok(result),
+            Err(Error::ServerRefused(fields)) => {
+                self.skipping = self.batched;
+                Err(fields)
+            }
+            Err(error) => {
+                let fields = ErrorFields::fatal("08006", format!("server connection: {error}"));
+                self.lost = Some(error);
+                Err(Box::new(fields))
+            }
+        }
+    }
+
+    /// Begins a transaction; only in [`TransactionContext::None`]. `characteristics` as after BEGIN,
+    /// e.g. `ISOLATION LEVEL REPEATABLE READ`, or empty.
+    ///
+    /// # Errors
+    /// The server's error.
+    pub async fn begin(&mut self, characteristics: &str) -> Result<(), Box<ErrorFields>> {
+        debug_assert_eq!(self.context, TransactionContext::None);
+        self.query(&format!("BEGIN {characteristics}")).await.map(drop)
+    }
+
+    /// Commits the transaction that [`ServerHandle::begin`] began.
+    ///
+    /// # Errors
+    /// The server's error, or 40000 if the transaction had failed and was rolled back.
+    pub async fn commit(&mut self) -> Result<(), Box<ErrorFields>> {
+        let result = self.query("COMMIT").await?;
+        if result.tag == "COMMIT" {
+            return Ok(());
+        }
+        Err(Box::new(ErrorFields::error("40000", "the transaction was rolled back")))
+    }
+
+    /// Rolls back the transaction that [`ServerHandle::begin`] began.
+    ///
+    /// # Errors
+    /// The server's error.
+    pub async fn rollback(&mut self) -> Result<(), Box<ErrorFields>> {
+        self.query("ROLLBACK").await.map(drop)
+    }
+
+    /// Sends the client a notice or warning.
+    pub fn notice(&mut self, fields: &ErrorFields) {
+        fields.write(self.notices);
+    }
+
+    /// Whether the server skips to a Sync, and what became of the connection.
+    pub(crate) fn finish(self) -> (bool, Option<Error>) {
+        (self.skipping, self.lost)
+    }
 }

@@ -1,0 +1,319 @@
+//! A client's connection from its first packet to the end of its login.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::io::{Io, OutBuffer};
+use super::login;
+use super::server::Parameters;
+use super::session::{Session, shutting_down};
+use super::threads::{CancelKey, Registration, ThreadContext};
+use crate::error::Error;
+use crate::pool::local::LocalPool;
+use crate::session::settings::Settings;
+use crate::wire::error_fields::ErrorFields;
+use crate::wire::message::{self, build};
+use crate::wire::startup::{FirstPacket, Startup, parse_options};
+use crate::wire::{HEADER, Header, TransactionStatus, backend};
+
+/// A client that does not log in within this time is disconnected, as by PostgreSQL's
+/// `authentication_timeout`.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A connection that has not logged in yet.
+pub(super) struct Newcomer {
+    pub io: Io,
+    pub input: Vec<u8>,
+    pub out: OutBuffer,
+}
+
+/// Serves a connection from its first byte to its end.
+pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usize>) {
+    let mut newcomer = Newcomer { io, input: Vec::new(), out: OutBuffer::default() };
+    let login = tokio::time::timeout(LOGIN_TIMEOUT, newcomer.log_in(thread, internal_pool));
+    let admitted = match login.await {
+        Ok(Ok(Some(admitted))) => admitted,
+        // A cancel request, or a port check that sent nothing.
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => return newcomer.turn_away(error).await,
+        Err(_) => {
+            log::info!("a client did not log in within {} s", LOGIN_TIMEOUT.as_secs());
+            return;
+        }
+    };
+    let general = &thread.pooler.config.general;
+    let identity = admitted.pool.shared.identity.clone();
+    if general.log_client_connections && internal_pool.is_none() {
+        log::info!("client connected to {}/{}", identity.database, identity.user);
+    }
+    let Newcomer { io, input, .. } = newcomer;
+    let session =
+        Session::new(thread.clone(), admitted.pool, admitted.registration, io, admitted.settings);
+    if let Err(error) = session.run(input).await {
+        match error {
+            Error::Client(_) => log::debug!("{}/{}: {error}", identity.database, identity.user),
+            _ => log::info!("{}/{}: {error}", identity.database, identity.user),
+        }
+    }
+    if general.log_client_disconnections && internal_pool.is_none() {
+        log::info!("client disconnected from {}/{}", identity.database, identity.user);
+    }
+}
+
+/// A client that has logged in.
+struct Admitted {
+    pool: Rc<LocalPool>,
+    registration: Registration,
+    settings: Settings,
+}
+
+impl Newcomer {
+    async fn log_in(
+        &mut self,
+        thread: &Rc<ThreadContext>,
+        internal_pool: Option<usize>,
+    ) -> Result<Option<Admitted>, Error> {
+        let Some(startup) = self.read_startup(thread).await? else { return Ok(None) };
+        if thread.shutting_down.get() && internal_pool.is_none() {
+            return Err(Error::Refused(Box::new(shutting_down())));
+        }
+        if startup.needs_negotiation() {
+            startup.negotiate(self.out.tail());
+        }
+        let user = startup.parameter("user").filter(|user| !user.is_empty()).ok_or_else(|| {
+            Error::Refused(Box::new(ErrorFields::fatal(
+                "28000",
+                "no PostgreSQL user name specified in startup packet",
+            )))
+        })?;
+        let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
+        let pool = match internal_pool {
+            Some(index) => thread.pools[index].clone(),
+            None => self.authenticate(thread, database, user).await?,
+        };
+        if matches!(startup.parameter("replication"), Some("true" | "on" | "yes" | "1" | "database")) {
+            return Err(Error::Refused(Box::new(
+                ErrorFields::fatal("0A000", "replication connections are not supported by the pooler")
+                    .hint("Connect to the server directly."),
+            )));
+        }
+        let settings = session_settings(&startup)?;
+        let parameters = greeting(thread, &pool, &settings).await?;
+        let registration = Registration::new(thread);
+        self.greet(&parameters, registration.key);
+        self.flush().await?;
+        Ok(Some(Admitted { pool, registration, settings }))
+    }
+
+    /// The startup message; `None` if the connection wanted something else, and has had it.
+    async fn read_startup(&mut self, thread: &ThreadContext) -> Result<Option<Startup>, Error> {
+        let (mut asked_ssl, mut asked_gss) = (false, false);
+        loop {
+            let Some(field) = self.read_exact(4).await? else { return Ok(None) };
+            let field = [field[0], field[1], field[2], field[3]];
+            let bad = |error: crate::wire::startup::BadStartup| {
+                let code = match error {
+                    crate::wire::startup::BadStartup::Protocol(_) => "0A000",
+                    _ => "08P01",
+                };
+                Error::Refused(Box::new(ErrorFields::fatal(code, error.to_string())))
+            };
+            let length = FirstPacket::body_length(field).map_err(bad)?;
+            let Some(body) = self.read_exact(length).await? else { return Ok(None) };
+            match FirstPacket::read(&body).map_err(bad)? {
+                FirstPacket::Startup(startup) => return Ok(Some(startup)),
+                FirstPacket::Cancel { pid, key } => {
+                    if let Ok(key) = <[u8; 4]>::try_from(key.as_slice()) {
+                        let key = CancelKey { pid, secret: u32::from_be_bytes(key) };
+                        thread.pooler.cancel(key).await;
+                    }
+                    return Ok(None);
+                }
+                FirstPacket::SslRequest if !asked_ssl => asked_ssl = true,
+                FirstPacket::GssEncRequest if !asked_gss => asked_gss = true,
+                FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
+                    return Err(Error::protocol("encryption was already refused"));
+                }
+            }
+            if !self.input.is_empty() {
+                // Sent before the answer, so perhaps by somebody in the middle (CVE-2021-3935).
+                return Err(Error::protocol("received unencrypted data after an encryption request"));
+            }
+            self.out.tail().push(b'N');
+            self.flush().await?;
+        }
+    }
+
+    /// Finds the pool and lets the client prove who it is.
+    async fn authenticate(
+        &mut self,
+        thread: &Rc<ThreadContext>,
+        database: &str,
+        user: &str,
+    ) -> Result<Rc<LocalPool>, Error> {
+        let pool = thread.pools.iter().find(|pool| {
+            pool.shared.identity.database == database && pool.shared.identity.user == user
+        });
+        let Some(pool) = pool else {
+            return Err(Error::Refused(Box::new(ErrorFields::fatal(
+                "58000",
+                format!("No pool configured for database: \"{database}\", user: \"{user}\""),
+            ))));
+        };
+        login::prove(self, &pool.shared.user).await?;
+        Ok(pool.clone())
+    }
+
+    /// AuthenticationOk, the parameters, the cancel key, and ReadyForQuery, all at once.
+    fn greet(&mut self, parameters: &Parameters, key: CancelKey) {
+        let out = self.out.tail();
+        build(out, backend::AUTHENTICATION, |out| out.extend_from_slice(&[0; 4]));
+        for (name, value) in parameters {
+            message::parameter_status(out, name, value);
+        }
+        build(out, backend::BACKEND_KEY_DATA, |out| {
+            out.extend_from_slice(&key.pid.to_be_bytes());
+            out.extend_from_slice(&key.secret.to_be_bytes());
+        });
+        message::ready_for_query(out, TransactionStatus::Idle);
+    }
+
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await.map_err(Error::Client)
+    }
+
+    /// `n` bytes; `None` if the connection ends before the first of them.
+    async fn read_exact(&mut self, n: usize) -> Result<Option<Vec<u8>>, Error> {
+        while self.input.len() < n {
+            let mut chunk = [0; 1024];
+            let got = poll_fn(|cx| self.io.poll_read(cx, &mut chunk)).await.map_err(Error::Client)?;
+            if got == 0 && self.input.is_empty() {
+                return Ok(None);
+            }
+            if got == 0 {
+                return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.input.extend_from_slice(&chunk[..got]);
+        }
+        let rest = self.input.split_off(n);
+        Ok(Some(std::mem::replace(&mut self.input, rest)))
+    }
+
+    /// The body of the client's next message, which must be a password message.
+    pub async fn read_password(&mut self) -> Result<Vec<u8>, Error> {
+        let gone = || Error::Client(std::io::ErrorKind::UnexpectedEof.into());
+        let header = self.read_exact(HEADER).await?.ok_or_else(gone)?;
+        // Tokens used as passwords are long, but not this long.
+        const LIMIT: usize = 64 * 1024;
+        let header = match Header::read(&header) {
+            Ok(Some(header)) if header.body <= LIMIT => header,
+            _ => return Err(Error::protocol("invalid password packet size")),
+        };
+        if header.tag != crate::wire::frontend::PASSWORD {
+            return Err(Error::protocol(format!(
+                "expected password response, got message type {}",
+                header.tag
+            )));
+        }
+        if header.body == 0 {
+            return Ok(Vec::new());
+        }
+        self.read_exact(header.body).await?.ok_or_else(gone)
+    }
+
+    /// Tells a client that is not let in why.
+    async fn turn_away(&mut self, error: Error) {
+        let fields = match error {
+            Error::Client(error) => return log::debug!("a client left during its login: {error}"),
+            Error::Refused(fields) => *fields,
+            other => ErrorFields::fatal("58000", other.to_string()),
+        };
+        log::info!("client refused: {fields}");
+        fields.write(self.out.tail());
+        let flush = tokio::time::timeout(Duration::from_secs(5), self.flush());
+        // It may be gone already.
+        let _ = flush.await;
+    }
+}
+
+/// The session settings in a startup message.
+fn session_settings(startup: &Startup) -> Result<Settings, Error> {
+    let mut settings = Settings::default();
+    for (name, value) in &startup.parameters {
+        match name.as_str() {
+            "user" | "database" | "replication" => (),
+            "options" => {
+                let given = parse_options(value).ok_or_else(|| {
+                    Error::Refused(Box::new(ErrorFields::fatal(
+                        "22023",
+                        "unsupported startup parameter in options",
+                    ).detail("Only -c name=value and --name=value are understood.")))
+                })?;
+                for (name, value) in given {
+                    settings.set(&name, value);
+                }
+            }
+            _ => settings.set(name, value.clone()),
+        }
+    }
+    Ok(settings)
+}
+
+/// What the server reports to a session with these settings. Asked of a server once per set of
+/// settings, which also finds out whether they are valid.
+async fn greeting(
+    thread: &Rc<ThreadContext>,
+    pool: &Rc<LocalPool>,
+    settings: &Settings,
+) -> Result<Parameters, Error> {
+    // The application's name is different in every other client, always valid, and known.
+    let mut asked = settings.clone();
+    asked.remove("application_name");
+    let mut parameters = match pool.greeting(&asked) {
+        Some(known) => known,
+        None => ask_greeting(thread, pool, asked).await?,
+    };
+    if let Some(name) = settings.value("application_name") {
+        parameters.insert("application_name".to_owned(), name.to_owned());
+    }
+    Ok(parameters)
+}
+
+async fn ask_greeting(
+    thread: &Rc<ThreadContext>,
+    pool: &Rc<LocalPool>,
+    settings: Settings,
+) -> Result<Parameters, Error> {
+    let down = |detail: String| {
+        let identity = &pool.shared.identity;
+        let message = format!(
+            "Pool down for database: \"{}\", user: \"{}\"",
+            identity.database, identity.user
+        );
+        Error::Refused(Box::new(ErrorFields::fatal("58000", message).detail(detail)))
+    };
+    let mut server =
+        pool.checkout(thread).await.map_err(|error| down(error.to_string()))?;
+    let wanted = std::sync::Arc::new(settings.clone());
+    let sql = server.settings.transition(&wanted);
+    if !sql.is_empty() {
+        match server.simple_query(&sql, &mut Vec::new()).await {
+            Ok(_) => server.settings = wanted,
+            Err(Error::ServerRefused(mut fields)) => {
+                server.dirty = true;
+                pool.release(thread, server);
+                fields.severity = crate::wire::error_fields::Severity::Fatal;
+                return Err(Error::Refused(fields));
+            }
+            Err(error) => {
+                pool.close(server);
+                return Err(down(error.to_string()));
+            }
+        }
+    }
+    let parameters = server.parameters.clone();
+    pool.release(thread, server);
+    pool.remember_greeting(settings, parameters.clone());
+    Ok(parameters)
+}

@@ -1,0 +1,510 @@
+//! Statements that plugins answer, in both protocols: when they run, and how their results, errors
+//! and transaction effects look to the client.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use super::frontend::in_failed_transaction;
+use super::session::Session;
+use crate::error::Error;
+use crate::plugins::{Action, Completion, ServerHandle, SessionView, Statement, TransactionContext};
+use crate::router::{lexer, statements};
+use crate::wire::error_fields::ErrorFields;
+use crate::wire::message::{self, build, put_cstr};
+use crate::wire::{Header, TransactionStatus, backend, frontend};
+
+/// A part of a Query that has a statement for a plugin in it.
+pub(super) enum Piece {
+    Denied(Box<ErrorFields>),
+    Handled(Arc<dyn Statement>),
+    /// For the server: one or several statements.
+    Plain(String),
+}
+
+/// A portal bound to a statement that a plugin answers.
+pub(super) struct HandledPortal {
+    pub statement: Arc<dyn Statement>,
+    /// As in Bind: none (all text), one for all, or one per column.
+    pub formats: Vec<u16>,
+}
+
+/// What a plain piece of a Query is to the transaction around it.
+enum Control {
+    Begin,
+    End,
+    Other,
+}
+
+impl HandledPortal {
+    fn format(&self, column: usize) -> u16 {
+        match self.formats[..] {
+            [] => 0,
+            [all] => all,
+            _ => self.formats.get(column).copied().unwrap_or(0),
+        }
+    }
+
+    /// RowDescription or NoData.
+    pub fn description(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let columns = self.statement.columns();
+        if columns.is_empty() {
+            build(&mut out, backend::NO_DATA, |_| ());
+            return out;
+        }
+        build(&mut out, backend::ROW_DESCRIPTION, |out| {
+            out.extend_from_slice(&(columns.len() as u16).to_be_bytes());
+            for (index, column) in columns.iter().enumerate() {
+                put_cstr(out, column.name.as_bytes());
+                out.extend_from_slice(&[0; 6]);
+                out.extend_from_slice(&column.type_oid.to_be_bytes());
+                let size: i16 = match column.type_oid {
+                    16 => 1,
+                    23 => 4,
+                    20 | 701 => 8,
+                    _ => -1,
+                };
+                out.extend_from_slice(&size.to_be_bytes());
+                out.extend_from_slice(&(-1_i32).to_be_bytes());
+                out.extend_from_slice(&self.format(index).to_be_bytes());
+            }
+        });
+        out
+    }
+
+    /// The DataRows and CommandComplete.
+    fn result(&self, completion: &Completion, out: &mut Vec<u8>) -> Result<(), Box<ErrorFields>> {
+        for row in &completion.rows {
+            let mut values = Vec::with_capacity(row.len());
+            for (index, value) in row.iter().enumerate() {
+                let Some(value) = value else {
+                    values.push(None);
+                    continue;
+                };
+                values.push(Some(if self.format(index) == 1 {
+                    binary(self.statement.columns()[index].type_oid, value)?
+                } else {
+                    value.clone().into_bytes()
+                }));
+            }
+            build(out, backend::DATA_ROW, |out| {
+                out.extend_from_slice(&(values.len() as u16).to_be_bytes());
+                for value in values {
+                    match value {
+                        Some(value) => {
+                            out.extend_from_slice(&(value.len() as i32).to_be_bytes());
+                            out.extend_from_slice(&value);
+                        }
+                        None => out.extend_from_slice(&(-1_i32).to_be_bytes()),
+                    }
+                }
+            });
+        }
+        message::command_complete(out, &completion.tag);
+        Ok(())
+    }
+}
+
+/// A value in binary form, for the types plugins' results have.
+fn binary(type_oid: u32, text: &str) -> Result<Vec<u8>, Box<ErrorFields>> {
+    let bytes = match type_oid {
+        16 => Some(vec![u8::from(text == "t")]),
+        20 => text.parse::<i64>().ok().map(|v| v.to_be_bytes().to_vec()),
+        23 => text.parse::<i32>().ok().map(|v| v.to_be_bytes().to_vec()),
+        25 | 19 | 1043 => Some(text.as_bytes().to_vec()),
+        701 => text.parse::<f64>().ok().map(|v| v.to_be_bytes().to_vec()),
+        _ => None,
+    };
+    bytes.ok_or_else(|| {
+        Box::new(ErrorFields::error("0A000", "binary format is not supported for this result"))
+    })
+}
+
+impl Session {
+    fn view<T>(&self, plugin: &str, f: impl FnOnce(&SessionView<'_>) -> T) -> T {
+        let shared = &self.pool.shared;
+        f(&SessionView { pool: &shared.identity, settings: shared.settings.plugins.get(plugin) })
+    }
+
+    /// The plugins' decision about one statement: the first that does not allow it as it is.
+    pub(super) fn inspect_statement(&self, sql: &[u8]) -> Action {
+        // Text that is not UTF-8 is in another client encoding; keywords are ASCII in all of them, but
+        // positions and names would be wrong. The server gets it as it is.
+        let Ok(sql) = std::str::from_utf8(sql) else { return Action::Allow };
+        let identity = &self.pool.shared.identity;
+        for plugin in &self.pool.plugins {
+            if !plugin.wants(identity, sql.as_bytes()) {
+                continue;
+            }
+            match self.view(plugin.name(), |view| plugin.statement(view, sql)) {
+                Action::Allow => (),
+                decided => return decided,
+            }
+        }
+        Action::Allow
+    }
+
+    /// The pieces of a Query if a plugin has anything to say about it; `None`: forward it as it is.
+    pub(super) fn inspect_query(&self, sql: &[u8]) -> Option<Vec<Piece>> {
+        let sql = std::str::from_utf8(sql).ok()?;
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut all_plain = true;
+        for range in statements::split(sql) {
+            let text = &sql[range];
+            let piece = match self.inspect_statement(text.as_bytes()) {
+                Action::Allow => Piece::Plain(text.to_owned()),
+                Action::Deny(error) => Piece::Denied(error),
+                Action::Rewrite(text) => {
+                    all_plain = false;
+                    Piece::Plain(text)
+                }
+                Action::Handle(statement) => Piece::Handled(statement),
+            };
+            all_plain &= matches!(piece, Piece::Plain(_));
+            pieces.push(piece);
+        }
+        (!all_plain).then_some(pieces)
+    }
+
+    /// Waits until the server owes nothing, and makes sure there is one, which stays until released.
+    /// False: the server skips to a Sync, or there is none and the client has been told.
+    async fn hold_server(&mut self, simple: bool) -> Result<bool, Error> {
+        self.hold = true;
+        loop {
+            if let Some(server) = &mut self.server
+                && server.ledger.is_waiting()
+                && server.unsynced
+            {
+                // Replies to an unfinished batch come only when asked for.
+                message::flush(server.out.tail());
+            }
+            poll_fn(|cx| self.poll_drain(cx)).await?;
+            match &self.server {
+                Some(server) => return Ok(!server.ledger.is_skipping()),
+                None => match self.pool.checkout(&self.thread).await {
+                    Ok(server) => self.attach(server),
+                    Err(error) => {
+                        self.hold = false;
+                        let fields = ErrorFields::error(
+                            "58000",
+                            "could not get connection from the pool - AllServersDown",
+                        )
+                        .detail(error.to_string());
+                        if simple {
+                            fields.write(self.out.tail());
+                            message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
+                        } else {
+                            self.answer_without_server(&fields).await?;
+                        }
+                        return Ok(false);
+                    }
+                },
+            }
+        }
+    }
+
+    fn status(&self) -> TransactionStatus {
+        self.server.as_ref().map_or(TransactionStatus::Idle, |server| server.status)
+    }
+
+    /// Runs a Query in pieces.
+    pub(super) async fn query_handled(&mut self, pieces: Vec<Piece>) -> Result<(), Error> {
+        let outcome = self.run_pieces(pieces).await;
+        self.hold = false;
+        outcome?;
+        self.release_if_idle();
+        self.flush_client().await
+    }
+
+    async fn run_pieces(&mut self, pieces: Vec<Piece>) -> Result<(), Error> {
+        if !self.hold_server(true).await? {
+            return Ok(());
+        }
+        // PostgreSQL runs a Query of several statements in one implicit transaction, which a BEGIN in
+        // it turns into a block.
+        let several = pieces.len() > 1;
+        let mut implicit = false;
+        let mut failed = false;
+        for piece in pieces {
+            if several && !implicit && self.status() == TransactionStatus::Idle {
+                self.own_query("BEGIN").await?;
+                implicit = true;
+            }
+            let done = match piece {
+                Piece::Denied(error) => self.refuse(*error).await?,
+                Piece::Handled(_) if self.status() == TransactionStatus::Failed => {
+                    in_failed_transaction().write(self.out.tail());
+                    false
+                }
+                Piece::Handled(statement) => {
+                    let context = match self.status() {
+                        TransactionStatus::Idle => TransactionContext::None,
+                        _ if implicit => TransactionContext::Implicit,
+                        _ => TransactionContext::Block,
+                    };
+                    let portal = HandledPortal { statement, formats: Vec::new() };
+                    self.run_handled(&portal, context, false, true).await?
+                }
+                Piece::Plain(text) => match control(&text) {
+                    Control::Begin if implicit => {
+                        implicit = false;
+                        message::command_complete(self.out.tail(), "BEGIN");
+                        true
+                    }
+                    control => {
+                        if matches!(control, Control::End) {
+                            implicit = false;
+                        }
+                        self.run_plain(&text).await?
+                    }
+                },
+            };
+            if !done {
+                failed = true;
+                break;
+            }
+        }
+        if implicit {
+            let end = if failed { "ROLLBACK" } else { "COMMIT" };
+            if let Err(error) = self.own_query(end).await {
+                // A deferred constraint may fail at the end.
+                match error {
+                    Error::ServerRefused(fields) => fields.write(self.out.tail()),
+                    other => return Err(other),
+                }
+            }
+        }
+        let status = self.status();
+        message::ready_for_query(self.out.tail(), status);
+        if status == TransactionStatus::Idle {
+            self.wrote = false;
+            for plugin in &self.pool.plugins {
+                plugin.committed(&self.pool.shared.identity);
+            }
+        }
+        Ok(())
+    }
+
+    /// A statement of the pooler's own.
+    async fn own_query(&mut self, sql: &str) -> Result<(), Error> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        server.simple_query(sql, self.out.tail()).await.map(drop)
+    }
+
+    /// Runs a plain piece; its replies but for ReadyForQuery go to the client. False if it failed.
+    async fn run_plain(&mut self, sql: &str) -> Result<bool, Error> {
+        let Some(server) = &mut self.server else { return Ok(false) };
+        message::query(server.out.tail(), sql);
+        server.unnamed = None;
+        server.flush().await?;
+        let mut done = true;
+        loop {
+            let Some(server) = &mut self.server else { return Ok(false) };
+            let (tag, body) = server.read_message().await?;
+            match tag {
+                backend::READY_FOR_QUERY => {
+                    let status = body.first().copied().unwrap_or(0);
+                    server.status = TransactionStatus::from_byte(status);
+                    return Ok(done);
+                }
+                backend::PARAMETER_STATUS => server.note_parameter(&body),
+                backend::ERROR_RESPONSE => done = false,
+                backend::COPY_IN_RESPONSE => {
+                    build(server.out.tail(), frontend::COPY_FAIL, |out| {
+                        put_cstr(out, b"COPY FROM STDIN cannot share a query with this statement");
+                    });
+                    server.flush().await?;
+                    continue;
+                }
+                backend::COMMAND_COMPLETE => self.completed_in_piece(&body),
+                _ => (),
+            }
+            build(self.out.tail(), tag, |out| out.extend_from_slice(&body));
+            if self.out.len() > 64 * 1024 {
+                self.flush_client().await?;
+            }
+        }
+    }
+
+    fn completed_in_piece(&mut self, body: &[u8]) {
+        if body.starts_with(b"SET") || body.starts_with(b"RESET") {
+            self.settings_changed = true;
+        }
+    }
+
+    /// Runs a plugin's statement; its result or error goes to the client. False if it failed.
+    async fn run_handled(
+        &mut self,
+        portal: &HandledPortal,
+        context: TransactionContext,
+        batched: bool,
+        describe: bool,
+    ) -> Result<bool, Error> {
+        let Some(server) = &mut self.server else { return Ok(false) };
+        server.unnamed = None;
+        let mut handle = ServerHandle::new(server, self.out.tail(), context, batched);
+        let outcome = portal.statement.execute(&mut handle).await;
+        let (skipping, lost) = handle.finish();
+        if let Some(error) = lost {
+            return Err(error);
+        }
+        let mut result = Vec::new();
+        let outcome = outcome.and_then(|completion| {
+            if describe && !portal.statement.columns().is_empty() {
+                result.extend(portal.description());
+            }
+            portal.result(&completion, &mut result)
+        });
+        match outcome {
+            Ok(()) => {
+                self.out.tail().extend_from_slice(&result);
+                Ok(true)
+            }
+            Err(error) => {
+                if context == TransactionContext::None && self.status() != TransactionStatus::Idle {
+                    self.own_query("ROLLBACK").await?;
+                }
+                error.write(self.out.tail());
+                if batched {
+                    self.fail_server_batch(skipping).await?;
+                } else if context != TransactionContext::None {
+                    self.fail_transaction().await?;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Refuses a statement of a Query.
+    async fn refuse(&mut self, error: ErrorFields) -> Result<bool, Error> {
+        error.write(self.out.tail());
+        self.fail_transaction().await?;
+        Ok(false)
+    }
+
+    /// Puts an open transaction into the failed state, as an error of the server would.
+    async fn fail_transaction(&mut self) -> Result<(), Error> {
+        if self.status() != TransactionStatus::InTransaction {
+            return Ok(());
+        }
+        let Some(server) = &mut self.server else { return Ok(()) };
+        // A syntax error is the cheapest statement that fails for certain.
+        match server.simple_query("!", &mut Vec::new()).await {
+            Ok(_) | Err(Error::ServerRefused(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the server skip to the next Sync, as after an error of its own.
+    async fn fail_server_batch(&mut self, skipping: bool) -> Result<(), Error> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if !skipping {
+            match server.batched_query("!", &mut Vec::new()).await {
+                Ok(_) | Err(Error::ServerRefused(_)) => (),
+                Err(error) => return Err(error),
+            }
+        }
+        server.unsynced = true;
+        server.ledger.skip_to_sync();
+        Ok(())
+    }
+
+    /// Executes a portal of a plugin's statement.
+    pub(super) async fn execute_handled(&mut self, portal: &[u8]) -> Result<(), Error> {
+        let outcome = self.run_portal(portal).await;
+        self.hold = false;
+        outcome?;
+        self.flush_client().await
+    }
+
+    async fn run_portal(&mut self, portal: &[u8]) -> Result<(), Error> {
+        if !self.hold_server(false).await? {
+            return Ok(());
+        }
+        let Some(portal) = self.portals.get(portal) else { return Ok(()) };
+        let portal =
+            HandledPortal { statement: portal.statement.clone(), formats: portal.formats.clone() };
+        let Some(server) = &self.server else { return Ok(()) };
+        let sync_follows = self.input.first() == Some(&frontend::SYNC);
+        let context = match server.status {
+            TransactionStatus::Failed => {
+                in_failed_transaction().write(self.out.tail());
+                return self.fail_server_batch(false).await;
+            }
+            TransactionStatus::InTransaction => TransactionContext::Block,
+            // Alone in its batch, it may use transactions of its own. (`unsynced` is set by the
+            // messages the pooler answered itself, too; what counts is what the server has seen.)
+            TransactionStatus::Idle if sync_follows && !self.batch_reached_server => {
+                TransactionContext::None
+            }
+            TransactionStatus::Idle => TransactionContext::Implicit,
+        };
+        let batched = context == TransactionContext::Implicit;
+        let done = self.run_handled(&portal, context, batched, false).await?;
+        if !done && !batched {
+            self.fail_server_batch(false).await?;
+        }
+        if done && context == TransactionContext::None {
+            for plugin in &self.pool.plugins {
+                plugin.committed(&self.pool.shared.identity);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an extended message.
+    pub(super) async fn fail_batch(&mut self, error: ErrorFields) -> Result<(), Error> {
+        let held = self.hold_server(false).await;
+        self.hold = false;
+        if held? {
+            error.write(self.out.tail());
+            self.fail_server_batch(false).await?;
+        }
+        self.flush_client().await
+    }
+
+    /// Answers the client's next request with an error, there being no server: a Query at once, an
+    /// extended batch at its Sync.
+    pub(super) async fn answer_without_server(&mut self, error: &ErrorFields) -> Result<(), Error> {
+        loop {
+            let header = Header::read(&self.input)
+                .map_err(|_| Error::protocol("invalid message length"))?;
+            if let Some(header) = header
+                && self.input.len() >= header.total()
+            {
+                self.input.drain(..header.total());
+                match header.tag {
+                    frontend::TERMINATE => return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into())),
+                    frontend::QUERY | frontend::FUNCTION_CALL | frontend::SYNC => break,
+                    _ => continue,
+                }
+            }
+            let mut chunk = [0; 4096];
+            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk)).await.map_err(Error::Client)?;
+            if n == 0 {
+                return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.input.extend_from_slice(&chunk[..n]);
+        }
+        self.input_ready = !self.input.is_empty();
+        error.write(self.out.tail());
+        message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
+        self.flush_client().await
+    }
+}
+
+/// What a plain statement does to the transaction, by its words.
+fn control(sql: &str) -> Control {
+    let mut words = lexer::tokens(sql);
+    let Some(first) = words.next() else { return Control::Other };
+    let is = |word| first.is_word(sql, word);
+    if is("begin") || is("start") {
+        return Control::Begin;
+    }
+    if !(is("commit") || is("end") || is("rollback") || is("abort")) {
+        return Control::Other;
+    }
+    // ROLLBACK TO a savepoint, and what concerns prepared transactions, leave this one as it is.
+    let inside = words.any(|word| word.is_word(sql, "to") || word.is_word(sql, "prepared"));
+    if inside { Control::Other } else { Control::End }
+}

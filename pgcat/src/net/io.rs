@@ -1,0 +1,192 @@
+//! The byte streams under clients and servers.
+
+use std::io;
+use std::net::TcpStream as StdTcpStream;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::model::General;
+
+/// A connected stream, registered with the thread that uses it.
+#[derive(Debug)]
+pub enum Io {
+    /// The other end is a client inside this process.
+    Memory(DuplexStream),
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A stream on its way from one thread to another.
+#[derive(Debug)]
+pub enum DetachedIo {
+    Memory(DuplexStream),
+    Tcp(StdTcpStream),
+    Unix(StdUnixStream),
+}
+
+impl Io {
+    /// Deregisters the stream from this thread's reactor.
+    ///
+    /// # Errors
+    /// As the operating system reports them.
+    pub fn detach(self) -> io::Result<DetachedIo> {
+        Ok(match self {
+            Self::Memory(stream) => DetachedIo::Memory(stream),
+            Self::Tcp(stream) => DetachedIo::Tcp(stream.into_std()?),
+            Self::Unix(stream) => DetachedIo::Unix(stream.into_std()?),
+        })
+    }
+
+    /// Reads what is there, at most `buffer`'s length. `Ready(Ok(0))` is the end of the stream.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        let polled = match self {
+            Self::Memory(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+            // For sockets tokio clears the readiness itself after a short read: no second read that
+            // would only return EAGAIN.
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+        };
+        polled.map_ok(|()| buffer.filled().len())
+    }
+
+    /// Writes as much of `bytes` as the stream takes now.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Memory(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    /// Whether the peer is another process (and not this one's own in-process client).
+    pub fn is_external(&self) -> bool {
+        !matches!(self, Self::Memory(_))
+    }
+}
+
+impl DetachedIo {
+    /// Registers the stream with this thread's reactor.
+    ///
+    /// # Errors
+    /// As the operating system reports them.
+    pub fn attach(self) -> io::Result<Io> {
+        Ok(match self {
+            Self::Memory(stream) => Io::Memory(stream),
+            Self::Tcp(stream) => Io::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Io::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
+/// Socket options of client and server connections.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpOptions {
+    keepalive_idle: Duration,
+    keepalive_interval: Duration,
+    keepalive_count: u32,
+    user_timeout: Duration,
+}
+
+impl TcpOptions {
+    pub fn new(general: &General) -> Self {
+        Self {
+            keepalive_idle: general.tcp_keepalives_idle,
+            keepalive_interval: general.tcp_keepalives_interval,
+            keepalive_count: general.tcp_keepalives_count,
+            user_timeout: general.tcp_user_timeout,
+        }
+    }
+
+    /// Applies the options. A kernel that refuses one is no reason to refuse the connection.
+    pub fn apply(&self, stream: &impl std::os::fd::AsFd) {
+        let socket = SockRef::from(stream);
+        let mut keepalive = TcpKeepalive::new();
+        if !self.keepalive_idle.is_zero() {
+            keepalive = keepalive.with_time(self.keepalive_idle);
+        }
+        if !self.keepalive_interval.is_zero() {
+            keepalive = keepalive.with_interval(self.keepalive_interval);
+        }
+        if self.keepalive_count > 0 {
+            keepalive = keepalive.with_retries(self.keepalive_count);
+        }
+        let outcome = socket
+            .set_tcp_nodelay(true)
+            .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+            .and_then(|()| socket.set_tcp_user_timeout(Some(self.user_timeout)));
+        if let Err(error) = outcome {
+            log::debug!("could not set socket options: {error}");
+        }
+    }
+}
+
+/// Bytes that wait for a slow reader.
+#[derive(Debug, Default)]
+pub struct OutBuffer {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+/// An emptied buffer larger than this is given back to the allocator.
+pub const KEEP_CAPACITY: usize = 16 * 1024;
+
+impl OutBuffer {
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    /// The buffer to append messages to.
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Writes `bytes` now if nothing waits before them, and keeps what the stream does not take.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn write(&mut self, io: &mut Io, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        if self.is_empty() {
+            while !rest.is_empty() {
+                match io.poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(n)) => rest = &rest[n..],
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+        }
+        self.bytes.extend_from_slice(rest);
+        Ok(())
+    }
+
+    /// Writes what waits. `Ready` when nothing is left.
+    pub fn poll_flush(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.bytes.len() {
+            match io.poll_write(cx, &self.bytes[self.written..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => self.written += n,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        self.written = 0;
+        if self.bytes.capacity() > KEEP_CAPACITY {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
+        }
+        Poll::Ready(Ok(()))
+    }
+}

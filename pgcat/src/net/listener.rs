@@ -1,0 +1,127 @@
+//! The process: listening, signals, and the orderly end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+
+use super::io::DetachedIo;
+use super::pool_handle::PoolHandle;
+use super::threads::Pooler;
+use crate::config::model::Config;
+use crate::error::Error;
+use crate::plugins::{Plugin, PoolIdentity};
+use crate::pool::shared::PoolShared;
+
+/// Serves clients until a signal ends it.
+///
+/// SIGINT and SIGTERM drain: no new clients, idle ones are told, transactions may finish within
+/// `shutdown_timeout`. A second signal ends at once.
+///
+/// # Errors
+/// [`Error::Start`] if it cannot listen.
+pub fn run(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Start(format!("could not start the runtime: {error}")))?;
+    runtime.block_on(serve(config, plugins))
+}
+
+async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
+    let address = format!("{}:{}", config.general.host, config.general.port);
+    let listener = TcpListener::bind(&address)
+        .await
+        .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
+    let start = |error: std::io::Error| Error::Start(format!("could not install signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(start)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
+
+    let shutdown_timeout = config.general.shutdown_timeout;
+    let pools = pools(&config);
+    let (pooler, threads) = Pooler::start(config, pools, plugins)?;
+    let handles: Vec<_> =
+        pooler.pools.iter().map(|pool| PoolHandle::new(pooler.clone(), pool.clone())).collect();
+    for plugin in &pooler.plugins {
+        plugin.start(&handles);
+    }
+    let address = listener.local_addr().map_or(address, |bound| bound.to_string());
+    log::info!("Running on {address}");
+    log::info!("Waiting for clients");
+
+    let reason = loop {
+        tokio::select! {
+            accepted = listener.accept() => accept(&pooler, accepted).await,
+            _ = interrupt.recv() => break "SIGINT",
+            _ = terminate.recv() => break "SIGTERM",
+            _ = hangup.recv() => log::warn!("Got SIGHUP; reloading is not supported yet"),
+        }
+    };
+    log::info!("Got {reason}, shutting down");
+    drop(listener);
+    pooler.shutdown();
+    let deadline = Instant::now() + shutdown_timeout;
+    let drained = async {
+        while pooler.clients() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = drained => log::info!("All clients have left"),
+        () = tokio::time::sleep_until(deadline) => {
+            log::warn!("{} clients are still connected after shutdown_timeout", pooler.clients());
+        }
+        _ = interrupt.recv() => log::warn!("Got a second signal, ending at once"),
+        _ = terminate.recv() => log::warn!("Got a second signal, ending at once"),
+    }
+    // Off this thread: the plugins' own threads may need what runs here until they have ended.
+    let plugins = pooler.plugins.clone();
+    let stopping = tokio::task::spawn_blocking(move || plugins.iter().for_each(|p| p.stop()));
+    if tokio::time::timeout(Duration::from_secs(5), stopping).await.is_err() {
+        log::warn!("a plugin did not stop in time");
+    }
+    pooler.stop();
+    for thread in threads {
+        if thread.join().is_err() {
+            log::error!("a thread panicked");
+        }
+    }
+    log::info!("Shutting down...");
+    Ok(())
+}
+
+fn pools(config: &Config) -> Vec<Arc<PoolShared>> {
+    let users = config
+        .pools
+        .iter()
+        .flat_map(|(database, pool)| pool.users.iter().map(move |user| (database, pool, user)));
+    users
+        .enumerate()
+        .map(|(index, (database, pool, user))| {
+            let identity =
+                PoolIdentity { database: database.clone(), user: user.username.clone() };
+            let threads = config.general.worker_threads;
+            Arc::new(PoolShared::new(index, identity, user.clone(), pool.clone(), threads))
+        })
+        .collect()
+}
+
+async fn accept(pooler: &Pooler, accepted: std::io::Result<(tokio::net::TcpStream, std::net::SocketAddr)>) {
+    match accepted {
+        Ok((stream, _)) => {
+            pooler.tcp.apply(&stream);
+            match stream.into_std() {
+                Ok(stream) => pooler.accepted(DetachedIo::Tcp(stream)),
+                Err(error) => log::warn!("a client's socket could not be used: {error}"),
+            }
+        }
+        Err(error) => {
+            // Out of file descriptors: the listener stays readable, so wait instead of spinning.
+            log::warn!("could not accept a client: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Sockets, threads, and the relay between clients and servers.
+
+pub mod client;
+mod frontend;
+mod handled;
+pub mod io;
+mod listener;
+mod login;
+pub mod pool_handle;
+mod relay;
+pub mod server;
+pub mod session;
+pub mod threads;
+
+pub use listener::run;

@@ -1,0 +1,396 @@
+//! The relay: both directions at once, message by message, without copying what is only passed on.
+//!
+//! One future per session polls both sockets. Bytes are read into the thread's scratch buffer,
+//! walked by message header, and written from there; only an incomplete message, or what the other
+//! side does not take at once, is kept in a buffer of the connection.
+
+use std::io;
+use std::mem;
+use std::ops::Range;
+use std::task::{Context, Poll};
+
+use super::session::{Body, Event, Session, UnnamedStatement};
+use crate::error::Error;
+use crate::session::ledger::{Fate, Request, Undo};
+use crate::session::settings::CAPTURE;
+use crate::wire::error_fields::{ErrorFields, Severity};
+use crate::wire::message;
+use crate::wire::{HEADER, Header, TransactionStatus, backend};
+
+/// Rounds before other sessions of the thread get their turn.
+const ROUNDS: usize = 8;
+
+impl Session {
+    /// Relays until something else has to be done. With `read_client` false only what the server
+    /// still owes is relayed, and `Event::Closed` never comes.
+    pub(super) fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        read_client: bool,
+    ) -> Poll<Result<Event, Error>> {
+        self.note_waker(cx);
+        let thread = self.thread.clone();
+        let mut scratch = thread.scratch.borrow_mut();
+        for _ in 0..ROUNDS {
+            let mut progress = false;
+            if !self.out.is_empty() {
+                match self.out.poll_flush(&mut self.io, cx) {
+                    Poll::Ready(Ok(())) => progress = true,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Client(error))),
+                    Poll::Pending => (),
+                }
+            }
+            if let Some(server) = &mut self.server
+                && !server.out.is_empty()
+            {
+                match server.out.poll_flush(&mut server.io, cx) {
+                    Poll::Ready(Ok(())) => progress = true,
+                    // What the server said before it closed may still be readable.
+                    Poll::Ready(Err(_)) => server.out = Default::default(),
+                    Poll::Pending => (),
+                }
+            }
+            if read_client && self.registration.handle.timed_out.get() {
+                return Poll::Ready(Ok(Event::IdleInTransaction));
+            }
+            // A client that does not read its replies is not read from either.
+            if read_client && self.out.is_empty() && self.server_takes_more() {
+                match self.poll_client(cx, &mut scratch) {
+                    Poll::Ready(Ok(Some(event))) => return Poll::Ready(Ok(event)),
+                    Poll::Ready(Ok(None)) => progress = true,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => (),
+                }
+            }
+            if self.server.is_some() && self.out.is_empty() {
+                match self.poll_server(cx, &mut scratch) {
+                    Poll::Ready(Ok(())) => progress = true,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => (),
+                }
+            }
+            if self.thread.shutting_down.get() && self.may_end() {
+                return Poll::Ready(Ok(Event::Shutdown));
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Waits until the server owes nothing (or skips to a Sync), relaying what comes.
+    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        loop {
+            let owing = self.server.as_ref().is_some_and(|s| {
+                s.ledger.is_waiting() || !s.out.is_empty() || !s.input.is_empty()
+            });
+            if !owing {
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_relay(cx, false) {
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    let owing = self
+                        .server
+                        .as_ref()
+                        .is_some_and(|s| s.ledger.is_waiting() || !s.out.is_empty());
+                    return if owing { Poll::Pending } else { Poll::Ready(Ok(())) };
+                }
+            }
+        }
+    }
+
+    fn note_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.registration.handle.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Whether the session is between transactions, so that a shutdown may end it.
+    fn may_end(&self) -> bool {
+        !self.internal
+            && self.server.as_ref().is_none_or(|server| !self.is_pooled() && server.is_reusable())
+    }
+
+    fn server_takes_more(&self) -> bool {
+        self.server.as_ref().is_none_or(|server| server.out.is_empty())
+    }
+
+    /// Reads from the client once, and processes what came.
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+    ) -> Poll<Result<Option<Event>, Error>> {
+        if self.input_ready {
+            self.input_ready = false;
+            return Poll::Ready(self.process_input(cx));
+        }
+        let n = match self.io.poll_read(cx, scratch) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Some(Event::Closed))),
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Client(error))),
+            Poll::Pending => return Poll::Pending,
+        };
+        if !self.input.is_empty() {
+            self.input.extend_from_slice(&scratch[..n]);
+            return Poll::Ready(self.process_input(cx));
+        }
+        let data = &scratch[..n];
+        Poll::Ready(self.process_client(data, cx).map(|(used, event)| {
+            self.input.extend_from_slice(&data[used..]);
+            self.input_ready = event.is_some() && used < n;
+            event
+        }))
+    }
+
+    fn process_input(&mut self, cx: &mut Context<'_>) -> Result<Option<Event>, Error> {
+        let mut input = mem::take(&mut self.input);
+        let (used, event) = self.process_client(&input, cx)?;
+        if used == input.len() && input.capacity() > super::io::KEEP_CAPACITY {
+            input = Vec::new();
+        } else {
+            input.drain(..used);
+        }
+        self.input_ready = event.is_some() && !input.is_empty();
+        self.input = input;
+        Ok(event)
+    }
+
+    /// Reads from the server once, and processes what came.
+    fn poll_server(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<(), Error>> {
+        let Some(server) = &mut self.server else { return Poll::Pending };
+        let n = match server.io.poll_read(cx, scratch) {
+            Poll::Ready(Ok(0)) => {
+                return Poll::Ready(Err(Error::Server(io::ErrorKind::UnexpectedEof.into())));
+            }
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Server(error))),
+            Poll::Pending => return Poll::Pending,
+        };
+        let outcome = if server.input.is_empty() {
+            let data = &scratch[..n];
+            self.process_server(data, cx).map(|used| {
+                if let Some(server) = &mut self.server {
+                    server.input.extend_from_slice(&data[used..]);
+                }
+            })
+        } else {
+            server.input.extend_from_slice(&scratch[..n]);
+            let mut input = mem::take(&mut server.input);
+            self.process_server(&input, cx).map(|used| {
+                input.drain(..used);
+                if let Some(server) = &mut self.server {
+                    server.input = input;
+                }
+            })
+        };
+        if outcome.is_ok() {
+            self.release_if_idle();
+        }
+        Poll::Ready(outcome)
+    }
+
+    /// Walks the server's messages in `data`; returns how many bytes were dealt with.
+    fn process_server(&mut self, data: &[u8], cx: &mut Context<'_>) -> Result<usize, Error> {
+        let mut at = 0;
+        let mut run = 0..0;
+        while at < data.len() {
+            if self.server_body.left > 0 {
+                let n = self.server_body.left.min(data.len() - at);
+                self.server_body.left -= n;
+                if !self.server_body.discard {
+                    self.forward_to_client(data, &mut run, at..at + n);
+                }
+                at += n;
+                continue;
+            }
+            let header = match Header::read(&data[at..]) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
+                Err(_) => return Err(Error::ServerProtocol("bad message length")),
+            };
+            let Some(server) = &mut self.server else { break };
+            let streamed = matches!(header.tag, backend::DATA_ROW | backend::COPY_DATA);
+            if streamed && server.ledger.next_fate() != Fate::Capture {
+                let discard = server.ledger.next_fate() == Fate::Swallow;
+                let n = header.total().min(data.len() - at);
+                self.server_body = Body { left: header.total() - n, discard };
+                if !discard {
+                    self.forward_to_client(data, &mut run, at..at + n);
+                }
+                at += n;
+                continue;
+            }
+            let Some(message) = data.get(at..at + header.total()) else { break };
+            if self.process_reply(header.tag, &message[HEADER..])? == Fate::Forward {
+                self.forward_to_client(data, &mut run, at..at + header.total());
+            }
+            at += header.total();
+            if let Some(server) = &mut self.server
+                && server.ledger.has_due()
+            {
+                self.out.tail().extend_from_slice(&data[mem::replace(&mut run, 0..0)]);
+                server.ledger.take_due(self.out.tail());
+            }
+        }
+        if !run.is_empty() {
+            self.out.write(&mut self.io, cx, &data[run]).map_err(Error::Client)?;
+        }
+        Ok(at)
+    }
+
+    /// Marks `piece` for the client; adjacent pieces go out in one write.
+    fn forward_to_client(&mut self, data: &[u8], run: &mut Range<usize>, piece: Range<usize>) {
+        let pending = run.start < run.end;
+        if pending && run.end == piece.start {
+            run.end = piece.end;
+        } else {
+            if pending {
+                self.out.tail().extend_from_slice(&data[run.clone()]);
+            }
+            *run = piece;
+        }
+    }
+
+    /// Accounts for one whole message of the server. Says whether the client gets it.
+    fn process_reply(&mut self, tag: u8, body: &[u8]) -> Result<Fate, Error> {
+        let Some(server) = &mut self.server else { return Ok(Fate::Swallow) };
+        match tag {
+            backend::PARAMETER_STATUS => {
+                server.note_parameter(body);
+                return Ok(server.ledger.next_fate());
+            }
+            backend::NOTICE_RESPONSE => return Ok(server.ledger.next_fate()),
+            backend::NOTIFICATION_RESPONSE => return Ok(Fate::Forward),
+            backend::ERROR_RESPONSE if !server.ledger.is_waiting() => {
+                // Unasked: the server ends the connection, and says why.
+                self.told_fatal = true;
+                return Ok(Fate::Forward);
+            }
+            _ => (),
+        }
+        let fate = server
+            .ledger
+            .reply(tag)
+            .map_err(|_| Error::ServerProtocol("a reply to nothing that was asked"))?;
+        match tag {
+            backend::READY_FOR_QUERY => self.ready(body.first().copied().unwrap_or(0), fate)?,
+            backend::COMMAND_COMPLETE => self.completed(body, fate),
+            backend::ERROR_RESPONSE => self.failed(body, fate)?,
+            backend::DATA_ROW if fate == Fate::Capture => {
+                if let Some([Some(name), Some(value)]) = message::data_row(body).as_deref() {
+                    let value = String::from_utf8_lossy(value).into_owned();
+                    self.captured.set(&String::from_utf8_lossy(name), value);
+                }
+            }
+            _ => (),
+        }
+        Ok(if fate == Fate::Capture { Fate::Swallow } else { fate })
+    }
+
+    fn ready(&mut self, status: u8, fate: Fate) -> Result<(), Error> {
+        let pooled = self.is_pooled();
+        let Some(server) = &mut self.server else { return Ok(()) };
+        server.status = TransactionStatus::from_byte(status);
+        if fate == Fate::Capture {
+            let settings = std::sync::Arc::new(mem::take(&mut self.captured));
+            self.settings_changed = false;
+            server.settings = settings.clone();
+            self.settings = settings;
+            return Ok(());
+        }
+        if fate == Fate::Swallow {
+            return Ok(());
+        }
+        let quiet = server.ledger.is_empty();
+        if server.status == TransactionStatus::Idle {
+            if mem::take(&mut self.wrote) && !self.internal {
+                for plugin in &self.pool.plugins {
+                    plugin.committed(&self.pool.shared.identity);
+                }
+            }
+            // Asked at the end of the transaction, when it is certain what has become of a SET in it.
+            if self.settings_changed && quiet && pooled {
+                server.ledger.push(Request::Query, Fate::Capture, Undo::Nothing);
+                message::query(server.out.tail(), CAPTURE);
+                server.unnamed = None;
+            }
+        } else if quiet {
+            self.registration.handle.idle_in_transaction.set(Some(self.thread.now.get()));
+        }
+        Ok(())
+    }
+
+    /// Looks at a command tag for what outlives the command.
+    fn completed(&mut self, body: &[u8], fate: Fate) {
+        let Some(server) = &mut self.server else { return };
+        if fate != Fate::Forward {
+            return;
+        }
+        if !server.ledger.is_copying_in() {
+            server.ledger.copy_succeeded();
+        }
+        let tag = body.strip_suffix(&[0]).unwrap_or(body);
+        match tag {
+            b"SET" | b"RESET" => self.settings_changed = true,
+            b"DISCARD ALL" => {
+                server.forget_session();
+                self.statements.clear();
+                self.settings_changed = true;
+            }
+            b"DEALLOCATE ALL" | b"DISCARD PLANS" => {
+                if tag == b"DEALLOCATE ALL" {
+                    server.statements.clear();
+                    server.unnamed = None;
+                    self.statements.clear();
+                }
+            }
+            // They leave something behind in the session.
+            b"PREPARE" | b"LISTEN" | b"DECLARE CURSOR" | b"LOAD" => server.dirty = true,
+            b"COMMIT" | b"BEGIN" | b"ROLLBACK" | b"SHOW" => (),
+            _ if !tag.starts_with(b"SELECT") && !tag.starts_with(b"FETCH") => self.wrote = true,
+            // SELECT: of a CTE that writes, or into a new table. Rare; found by the plugins' polling.
+            _ => (),
+        }
+    }
+
+    fn failed(&mut self, body: &[u8], fate: Fate) -> Result<(), Error> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if server.ledger.has_undone() {
+            for undo in server.ledger.take_undone() {
+                match undo {
+                    Undo::Closed(statement) => server.statements.put_back(statement),
+                    Undo::Nothing => (),
+                    Undo::Parsed { statement, client_name } => {
+                        server.statements.remove(statement);
+                        if let Some(name) = client_name {
+                            self.statements.remove(&name);
+                        }
+                    }
+                    Undo::ParsedUnnamed => {
+                        server.unnamed = None;
+                        self.unnamed.statement = UnnamedStatement::None;
+                    }
+                }
+            }
+        }
+        let fields = ErrorFields::read(body);
+        if fate != Fate::Forward {
+            // The client's settings could not be carried over, and its statement must not run, or be
+            // seen to have run, under others.
+            let fields = ErrorFields { severity: Severity::Fatal, ..fields };
+            return Err(Error::Refused(Box::new(fields)));
+        }
+        self.told_fatal = fields.severity >= Severity::Fatal;
+        Ok(())
+    }
+
+    pub(super) fn is_pooled(&self) -> bool {
+        self.pool.shared.user.pool_mode == crate::config::model::PoolMode::Transaction
+    }
+}

@@ -1,0 +1,487 @@
+//! A server connection: opening it, and driving it alone where no client's relay does.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use postgres_protocol::authentication::{md5_hash, sasl};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::io::{DetachedIo, Io, OutBuffer, TcpOptions};
+use crate::config::model::ServerAddress;
+use crate::error::Error;
+use crate::plugins::QueryResult;
+use crate::pool::shared::PoolShared;
+use crate::session::ledger::Ledger;
+use crate::session::prepared::ServerStatements;
+use crate::session::settings::Settings;
+use crate::wire::error_fields::ErrorFields;
+use crate::wire::message::{self, build, put_cstr, take_cstr};
+use crate::wire::{Header, TransactionStatus, backend, frontend, startup};
+
+/// What the server reports by ParameterStatus, by name.
+pub type Parameters = BTreeMap<String, String>;
+
+/// A server connection after a completed login.
+#[derive(Debug)]
+pub struct Server {
+    pub io: Io,
+    /// Received and not yet processed.
+    pub input: Vec<u8>,
+    pub out: OutBuffer,
+    pub ledger: Ledger,
+    pub status: TransactionStatus,
+    pub statements: ServerStatements,
+    /// The session settings in force.
+    pub settings: Arc<Settings>,
+    pub parameters: Parameters,
+    /// Whose unnamed statement the server has: session and version.
+    pub unnamed: Option<(u64, u64)>,
+    pub key: Arc<ServerKey>,
+    /// Session state other than settings was left behind: DISCARD ALL before reuse.
+    pub dirty: bool,
+    /// Extended messages were sent after the last Sync.
+    pub unsynced: bool,
+    /// Coarse milliseconds.
+    pub created_at: u64,
+    pub idle_since: u64,
+}
+
+/// How to cancel what a server connection runs.
+#[derive(Debug)]
+pub struct ServerKey {
+    pub address: ServerAddress,
+    pub pid: u32,
+    /// Empty where the server sent no BackendKeyData (other poolers): cancel is not possible.
+    pub secret: Vec<u8>,
+    /// Cancel requests being delivered: until they are, the connection serves no other client.
+    pub cancels: AtomicUsize,
+}
+
+/// A server connection on its way to another thread.
+#[derive(Debug)]
+pub struct DetachedServer {
+    server: Box<Server>,
+    io: DetachedIo,
+}
+
+/// How a connection taken from the pool looks.
+#[derive(Debug, PartialEq, Eq)]
+enum Liveness {
+    Alive,
+    Dead,
+}
+
+impl Server {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// [`Error::Server`] if the connection fails, [`Error::ServerRefused`] with the server's own words
+    /// if it refuses the login.
+    pub async fn connect(pool: &PoolShared, options: &TcpOptions, now: u64) -> Result<Box<Self>, Error> {
+        let io = dial(&pool.address, options).await.map_err(Error::Server)?;
+        let mut server = Box::new(Self {
+            io,
+            input: Vec::new(),
+            out: OutBuffer::default(),
+            ledger: Ledger::default(),
+            status: TransactionStatus::Idle,
+            statements: ServerStatements::new(pool.settings.prepared_statements_cache_size),
+            settings: Arc::default(),
+            parameters: Parameters::new(),
+            unnamed: None,
+            key: Arc::new(ServerKey {
+                address: pool.address.clone(),
+                pid: 0,
+                secret: Vec::new(),
+                cancels: AtomicUsize::new(0),
+            }),
+            dirty: false,
+            unsynced: false,
+            created_at: now,
+            idle_since: now,
+        });
+        server.log_in(pool).await?;
+        Ok(server)
+    }
+
+    async fn log_in(&mut self, pool: &PoolShared) -> Result<(), Error> {
+        let user = &pool.user.server_username;
+        let password = pool.user.server_password.as_deref().or(pool.user.password.as_deref());
+        self.out.tail().extend(startup::startup_message(user, &pool.server_database));
+        self.flush().await?;
+        let mut scram: Option<sasl::ScramSha256> = None;
+        loop {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                backend::AUTHENTICATION => {
+                    self.authenticate(&body, user, password, &mut scram)?;
+                    self.flush().await?;
+                }
+                backend::BACKEND_KEY_DATA => {
+                    let (pid, secret) = body
+                        .split_first_chunk::<4>()
+                        .ok_or(Error::ServerProtocol("short BackendKeyData"))?;
+                    self.key = Arc::new(ServerKey {
+                        address: pool.address.clone(),
+                        pid: u32::from_be_bytes(*pid),
+                        secret: secret.to_vec(),
+                        cancels: AtomicUsize::new(0),
+                    });
+                }
+                backend::PARAMETER_STATUS => self.note_parameter(&body),
+                backend::ERROR_RESPONSE => {
+                    return Err(Error::ServerRefused(Box::new(ErrorFields::read(&body))));
+                }
+                backend::READY_FOR_QUERY => return Ok(()),
+                // A NOTICE of a login event trigger concerns no client of ours.
+                _ => (),
+            }
+        }
+    }
+
+    /// Answers an authentication request.
+    fn authenticate(
+        &mut self,
+        body: &[u8],
+        user: &str,
+        password: Option<&str>,
+        scram: &mut Option<sasl::ScramSha256>,
+    ) -> Result<(), Error> {
+        let (code, data) =
+            body.split_first_chunk::<4>().ok_or(Error::ServerProtocol("short authentication request"))?;
+        let code = i32::from_be_bytes(*code);
+        if code == 0 {
+            return Ok(());
+        }
+        let password = || {
+            password.ok_or_else(|| {
+                Error::ServerRefused(Box::new(ErrorFields::fatal(
+                    "28P01",
+                    "the server asks for a password and the configuration has none",
+                )))
+            })
+        };
+        let out = self.out.tail();
+        let invalid = |error: io::Error| {
+            log::warn!("SCRAM exchange with the server failed: {error}");
+            Error::ServerProtocol("SCRAM exchange failed")
+        };
+        match code {
+            3 => {
+                let password = password()?;
+                build(out, frontend::PASSWORD, |out| put_cstr(out, password.as_bytes()));
+            }
+            5 => {
+                let salt = data.first_chunk::<4>().ok_or(Error::ServerProtocol("short md5 salt"))?;
+                let hash = md5_hash(user.as_bytes(), password()?.as_bytes(), *salt);
+                build(out, frontend::PASSWORD, |out| put_cstr(out, hash.as_bytes()));
+            }
+            10 => {
+                // The list may begin with SCRAM-SHA-256-PLUS; the plain one is what is possible here.
+                if !data.split(|b| *b == 0).any(|name| name == b"SCRAM-SHA-256") {
+                    return Err(Error::ServerProtocol("no supported SASL mechanism"));
+                }
+                let exchange = sasl::ScramSha256::new(
+                    password()?.as_bytes(),
+                    sasl::ChannelBinding::unsupported(),
+                );
+                let first = exchange.message();
+                build(out, frontend::PASSWORD, |out| {
+                    put_cstr(out, b"SCRAM-SHA-256");
+                    out.extend_from_slice(&(first.len() as u32).to_be_bytes());
+                    out.extend_from_slice(first);
+                });
+                *scram = Some(exchange);
+            }
+            11 => {
+                let exchange = scram.as_mut().ok_or(Error::ServerProtocol("unexpected SASL message"))?;
+                exchange.update(data).map_err(invalid)?;
+                build(out, frontend::PASSWORD, |out| out.extend_from_slice(exchange.message()));
+            }
+            12 => {
+                let exchange = scram.as_mut().ok_or(Error::ServerProtocol("unexpected SASL message"))?;
+                exchange.finish(data).map_err(invalid)?;
+            }
+            _ => return Err(Error::ServerProtocol("unsupported authentication method")),
+        }
+        Ok(())
+    }
+
+    /// Notes a ParameterStatus.
+    pub fn note_parameter(&mut self, body: &[u8]) {
+        if let Some((name, rest)) = take_cstr(body)
+            && let Some((value, _)) = take_cstr(rest)
+        {
+            self.parameters.insert(
+                String::from_utf8_lossy(name).into_owned(),
+                String::from_utf8_lossy(value).into_owned(),
+            );
+        }
+    }
+
+    /// Whether the connection, idle in the pool, can serve. Costs no system call where nothing has
+    /// happened on the socket: the reactor knows.
+    pub fn is_alive(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut buffer = [0; 4096];
+        loop {
+            match self.io.poll_read(&mut cx, &mut buffer) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.input.extend_from_slice(&buffer[..n]);
+                    if self.read_unsolicited() == Liveness::Dead {
+                        return false;
+                    }
+                }
+                Poll::Ready(_) => return false,
+            }
+        }
+    }
+
+    /// What an idle server may say: parameter changes (a reload of its configuration) and notices.
+    /// Anything else, such as FATAL 57P01, ends the connection, and reaches no client.
+    fn read_unsolicited(&mut self) -> Liveness {
+        let mut start = 0;
+        while let Ok(Some(header)) = Header::read(&self.input[start..]) {
+            let Some(message) = self.input.get(start..start + header.total()) else { break };
+            match header.tag {
+                backend::PARAMETER_STATUS => {
+                    let body = message[crate::wire::HEADER..].to_vec();
+                    self.note_parameter(&body);
+                }
+                backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => (),
+                backend::ERROR_RESPONSE => {
+                    let error = ErrorFields::read(&message[crate::wire::HEADER..]);
+                    log::info!("an idle server connection ended: {error}");
+                    return Liveness::Dead;
+                }
+                _ => return Liveness::Dead,
+            }
+            start += header.total();
+        }
+        self.input.drain(..start);
+        Liveness::Alive
+    }
+
+    /// Writes everything that waits.
+    ///
+    /// # Errors
+    /// [`Error::Server`].
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await.map_err(Error::Server)
+    }
+
+    /// The next message, whole: for logins, and for statements the pooler or a plugin runs.
+    ///
+    /// # Errors
+    /// [`Error::Server`] when the connection fails or ends.
+    pub async fn read_message(&mut self) -> Result<(u8, Vec<u8>), Error> {
+        loop {
+            let header = Header::read(&self.input)
+                .map_err(|_| Error::ServerProtocol("bad message length"))?;
+            if let Some(header) = header
+                && let Some(body) = self.input.get(crate::wire::HEADER..header.total())
+            {
+                let body = body.to_vec();
+                self.input.drain(..header.total());
+                return Ok((header.tag, body));
+            }
+            let mut chunk = [0; 8192];
+            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk)).await.map_err(Error::Server)?;
+            if n == 0 {
+                return Err(Error::Server(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.input.extend_from_slice(&chunk[..n]);
+        }
+    }
+
+    /// Runs SQL by the simple protocol while nothing else is outstanding. Notices and other
+    /// unsolicited messages go to `unsolicited`, framed.
+    ///
+    /// # Errors
+    /// [`Error::ServerRefused`] with the server's error (the connection is ready again then), or a
+    /// failure of the connection.
+    pub async fn simple_query(
+        &mut self,
+        sql: &str,
+        unsolicited: &mut Vec<u8>,
+    ) -> Result<QueryResult, Error> {
+        message::query(self.out.tail(), sql);
+        self.flush().await?;
+        let mut result = QueryResult::default();
+        let mut failure = None;
+        loop {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                backend::READY_FOR_QUERY => {
+                    self.status = TransactionStatus::from_byte(body.first().copied().unwrap_or(0));
+                    return failure.map_or(Ok(result), Err);
+                }
+                backend::ERROR_RESPONSE => {
+                    failure = Some(Error::ServerRefused(Box::new(ErrorFields::read(&body))));
+                }
+                _ => self.collect(tag, &body, &mut result, unsolicited)?,
+            }
+        }
+    }
+
+    /// Runs one statement by the extended protocol without Sync, as part of a batch whose Sync is
+    /// still to come. After an error the server skips to that Sync.
+    ///
+    /// # Errors
+    /// As [`Server::simple_query`].
+    pub async fn batched_query(
+        &mut self,
+        sql: &str,
+        unsolicited: &mut Vec<u8>,
+    ) -> Result<QueryResult, Error> {
+        self.unnamed = None;
+        self.unsynced = true;
+        let out = self.out.tail();
+        message::parse(out, b"", sql);
+        message::bind_no_parameters(out, b"", b"");
+        message::execute(out, b"");
+        message::flush(out);
+        self.flush().await?;
+        let mut result = QueryResult::default();
+        loop {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                backend::ERROR_RESPONSE => {
+                    return Err(Error::ServerRefused(Box::new(ErrorFields::read(&body))));
+                }
+                backend::COMMAND_COMPLETE => {
+                    self.collect(tag, &body, &mut result, unsolicited)?;
+                    return Ok(result);
+                }
+                backend::EMPTY_QUERY_RESPONSE => return Ok(result),
+                _ => self.collect(tag, &body, &mut result, unsolicited)?,
+            }
+        }
+    }
+
+    fn collect(
+        &mut self,
+        tag: u8,
+        body: &[u8],
+        result: &mut QueryResult,
+        unsolicited: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        match tag {
+            backend::DATA_ROW => {
+                let row = message::data_row(body).ok_or(Error::ServerProtocol("bad DataRow"))?;
+                result.rows.push(
+                    row.into_iter()
+                        .map(|v| v.map(|v| String::from_utf8_lossy(v).into_owned()))
+                        .collect(),
+                );
+            }
+            backend::COMMAND_COMPLETE => {
+                result.tag = take_cstr(body)
+                    .map(|(tag, _)| String::from_utf8_lossy(tag).into_owned())
+                    .unwrap_or_default();
+            }
+            backend::PARAMETER_STATUS => self.note_parameter(body),
+            backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {
+                build(unsolicited, tag, |out| out.extend_from_slice(body));
+            }
+            backend::COPY_IN_RESPONSE => {
+                // Nobody is there to send data.
+                build(self.out.tail(), frontend::COPY_FAIL, |out| put_cstr(out, b"no COPY here"));
+            }
+            _ => (),
+        }
+        Ok(())
+    }
+
+    /// The pool's invariant: nothing is owed, no transaction is open, no byte of an incomplete message
+    /// is buffered either way. (Cancel requests on their way are looked at by the pool.)
+    pub fn is_reusable(&self) -> bool {
+        self.ledger.is_empty()
+            && !self.ledger.is_ambiguous()
+            && !self.unsynced
+            && self.status == TransactionStatus::Idle
+            && self.input.is_empty()
+            && self.out.is_empty()
+    }
+
+    /// Makes the session as good as new, if it is not.
+    ///
+    /// # Errors
+    /// As [`Server::simple_query`].
+    pub async fn discard_all(&mut self) -> Result<(), Error> {
+        if self.dirty {
+            self.simple_query("DISCARD ALL", &mut Vec::new()).await?;
+            self.dirty = false;
+            self.forget_session();
+        }
+        Ok(())
+    }
+
+    /// The session's statements and settings are gone (DISCARD ALL).
+    pub fn forget_session(&mut self) {
+        self.statements.clear();
+        self.unnamed = None;
+        self.settings = Arc::default();
+    }
+
+    /// Takes the connection off this thread.
+    ///
+    /// # Errors
+    /// As the operating system reports them.
+    pub fn detach(mut self: Box<Self>) -> io::Result<DetachedServer> {
+        // The boxed server keeps its place; only the stream changes hands.
+        let (placeholder, _) = tokio::io::duplex(1);
+        let io = std::mem::replace(&mut self.io, Io::Memory(placeholder)).detach()?;
+        Ok(DetachedServer { server: self, io })
+    }
+}
+
+impl DetachedServer {
+    /// Brings the connection to this thread.
+    ///
+    /// # Errors
+    /// As the operating system reports them.
+    pub fn attach(mut self) -> io::Result<Box<Server>> {
+        self.server.io = self.io.attach()?;
+        Ok(self.server)
+    }
+}
+
+impl ServerKey {
+    /// Asks the server to cancel what the connection runs, and waits until the request is delivered:
+    /// the server closes the connection after it has sent the signal.
+    ///
+    /// The caller has counted the request in `cancels`; it is uncounted here.
+    pub async fn cancel(&self, options: &TcpOptions) {
+        let delivery = async {
+            let mut io = dial(&self.address, options).await?;
+            let mut out = OutBuffer::default();
+            out.tail().extend(startup::cancel_request(self.pid, &self.secret));
+            poll_fn(|cx| out.poll_flush(&mut io, cx)).await?;
+            let mut end = [0; 1];
+            while poll_fn(|cx| io.poll_read(cx, &mut end)).await? > 0 {}
+            io::Result::Ok(())
+        };
+        match tokio::time::timeout(std::time::Duration::from_secs(10), delivery).await {
+            Ok(Ok(())) => (),
+            Ok(Err(error)) => log::warn!("cancel request to the server: {error}"),
+            Err(_) => log::warn!("cancel request to the server: no answer"),
+        }
+        self.cancels.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn dial(address: &ServerAddress, options: &TcpOptions) -> io::Result<Io> {
+    if address.host.starts_with('/') {
+        let path = format!("{}/.s.PGSQL.{}", address.host, address.port);
+        return Ok(Io::Unix(UnixStream::connect(path).await?));
+    }
+    let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    options.apply(&stream);
+    Ok(Io::Tcp(stream))
+}

@@ -1,0 +1,310 @@
+//! A client's session after login: its state, and the slow paths around the relay.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::handled::{HandledPortal, Piece};
+use super::io::{Io, OutBuffer};
+use super::server::Server;
+use super::threads::{Registration, ThreadContext};
+use crate::config::model::PoolMode;
+use crate::error::Error;
+use crate::plugins::Statement;
+use crate::pool::local::LocalPool;
+use crate::session::ledger::{Fate, Request, Undo};
+use crate::session::prepared::PreparedStatement;
+use crate::session::settings::Settings;
+use crate::wire::error_fields::ErrorFields;
+use crate::wire::{TransactionStatus, message};
+
+/// A client's session.
+pub struct Session {
+    pub(super) thread: Rc<ThreadContext>,
+    pub(super) pool: Rc<LocalPool>,
+    pub(super) registration: Registration,
+    pub(super) io: Io,
+    /// Received from the client and not yet processed.
+    pub(super) input: Vec<u8>,
+    /// `input` may hold a complete message: look before reading more.
+    pub(super) input_ready: bool,
+    /// Bytes of the client's current message that are still to come, and whether they are forwarded.
+    pub(super) client_body: Body,
+    pub(super) out: OutBuffer,
+    pub(super) server: Option<Box<Server>>,
+    pub(super) server_body: Body,
+    /// What the client has set for its session.
+    pub(super) settings: Arc<Settings>,
+    pub(super) statements: HashMap<Box<[u8]>, ClientStatement>,
+    pub(super) unnamed: Unnamed,
+    /// Portals of statements a plugin answers.
+    pub(super) portals: HashMap<Box<[u8]>, HandledPortal>,
+    /// The session's settings may have changed: ask the server before letting go of it.
+    pub(super) settings_changed: bool,
+    pub(super) captured: Settings,
+    /// A command that may write has completed in the current transaction.
+    pub(super) wrote: bool,
+    /// The server's last words were FATAL, and the client has them.
+    pub(super) told_fatal: bool,
+    /// A plugin or the pooler is using the server connection: it is not to be given back.
+    pub(super) hold: bool,
+    /// A message of the client's batch has gone to the server since the last Sync.
+    pub(super) batch_reached_server: bool,
+    /// The client is in this process: no plugin looks at its statements.
+    pub(super) internal: bool,
+}
+
+/// The rest of a message that is passed on as it arrives.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Body {
+    pub left: usize,
+    pub discard: bool,
+}
+
+/// What a client's statement name stands for.
+pub(super) enum ClientStatement {
+    Handled(Arc<dyn Statement>),
+    Prepared { statement: Arc<PreparedStatement>, sets: bool },
+}
+
+/// The client's unnamed statement.
+pub(super) struct Unnamed {
+    pub statement: UnnamedStatement,
+    /// Counts the client's unnamed statements, to tell whether a server has the current one.
+    pub version: u64,
+}
+
+pub(super) enum UnnamedStatement {
+    Handled(Arc<dyn Statement>),
+    None,
+    /// The Parse body after the name. The buffer is reused.
+    Text(Vec<u8>),
+}
+
+/// Why the relay stopped.
+pub(super) enum Event {
+    /// The client closed its connection, or said Terminate.
+    Closed,
+    /// Execute of a statement that a plugin answers.
+    Execute { portal: Box<[u8]> },
+    /// An extended message is refused, as if the server had.
+    FailBatch(Box<ErrorFields>),
+    /// The client left a transaction idle for too long.
+    IdleInTransaction,
+    /// The next message needs a server connection, and none was at hand.
+    NeedServer,
+    /// A Query with a statement that a plugin answers.
+    Query(Vec<Piece>),
+    Shutdown,
+}
+
+impl Session {
+    pub fn new(
+        thread: Rc<ThreadContext>,
+        pool: Rc<LocalPool>,
+        registration: Registration,
+        io: Io,
+        settings: Settings,
+    ) -> Self {
+        let internal = !io.is_external();
+        Self {
+            thread,
+            pool,
+            registration,
+            io,
+            input: Vec::new(),
+            input_ready: false,
+            client_body: Body::default(),
+            out: OutBuffer::default(),
+            server: None,
+            server_body: Body::default(),
+            settings: Arc::new(settings),
+            statements: HashMap::new(),
+            unnamed: Unnamed { statement: UnnamedStatement::None, version: 0 },
+            portals: HashMap::new(),
+            settings_changed: false,
+            captured: Settings::default(),
+            wrote: false,
+            told_fatal: false,
+            hold: false,
+            batch_reached_server: false,
+            internal,
+        }
+    }
+
+    /// Serves the client until it leaves.
+    ///
+    /// # Errors
+    /// Why the session had to end; the client has been told where that was possible.
+    pub async fn run(mut self, input: Vec<u8>) -> Result<(), Error> {
+        self.input_ready = !input.is_empty();
+        self.input = input;
+        let outcome = self.serve().await;
+        if let Err(error) = &outcome {
+            self.say_goodbye(error).await;
+        }
+        self.leave_server();
+        outcome
+    }
+
+    async fn serve(&mut self) -> Result<(), Error> {
+        loop {
+            match poll_fn(|cx| self.poll_relay(cx, true)).await? {
+                Event::Closed => return Ok(()),
+                Event::Execute { portal } => self.execute_handled(&portal).await?,
+                Event::FailBatch(error) => self.fail_batch(*error).await?,
+                Event::IdleInTransaction => self.idle_in_transaction().await?,
+                Event::NeedServer => match self.pool.checkout(&self.thread).await {
+                    Ok(server) => self.attach(server),
+                    Err(error) => self.no_server(&error).await?,
+                },
+                Event::Query(pieces) => self.query_handled(pieces).await?,
+                Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
+            }
+        }
+    }
+
+    /// Takes a server connection into use. Where its session settings differ from the client's, the
+    /// difference is sent along with the client's first message, and its replies are swallowed.
+    pub(super) fn attach(&mut self, mut server: Box<Server>) {
+        if !Arc::ptr_eq(&server.settings, &self.settings) {
+            if *server.settings != *self.settings {
+                let sql = server.settings.transition(&self.settings);
+                server.ledger.push(Request::Query, Fate::Swallow, Undo::Nothing);
+                message::query(server.out.tail(), &sql);
+                // A simple Query destroys the unnamed statement.
+                server.unnamed = None;
+            }
+            server.settings = self.settings.clone();
+        }
+        *self.registration.handle.server.borrow_mut() = Some(server.key.clone());
+        self.server_body = Body::default();
+        self.told_fatal = false;
+        self.server = Some(server);
+    }
+
+    /// Lets go of the server connection.
+    pub(super) fn detach(&mut self) -> Option<Box<Server>> {
+        *self.registration.handle.server.borrow_mut() = None;
+        self.registration.handle.idle_in_transaction.set(None);
+        self.server.take()
+    }
+
+    /// Gives the server connection back if the transaction is over. In session mode it stays.
+    pub(super) fn release_if_idle(&mut self) {
+        let idle = self.pool.shared.user.pool_mode == PoolMode::Transaction
+            && !self.hold
+            && self.client_body.left == 0
+            && !self.settings_changed
+            && self.server.as_ref().is_some_and(|server| server.is_reusable());
+        if idle && let Some(server) = self.detach() {
+            self.pool.release(&self.thread, server);
+        }
+    }
+
+    /// The client is gone or will be: the server connection must not be left as it is.
+    fn leave_server(&mut self) {
+        let session_mode = self.pool.shared.user.pool_mode == PoolMode::Session;
+        let Some(mut server) = self.detach() else { return };
+        let (pool, thread) = (self.pool.clone(), self.thread.clone());
+        server.dirty |= session_mode || self.settings_changed;
+        if server.is_reusable() {
+            return pool.release(&thread, server);
+        }
+        let quiet = server.ledger.is_empty()
+            && !server.ledger.is_ambiguous()
+            && !server.unsynced
+            && self.server_body.left == 0
+            && self.client_body.left == 0
+            && server.input.is_empty()
+            && server.out.is_empty();
+        if !quiet {
+            // Something is running, or half a message has been sent. A running statement is
+            // cancelled, so that it does not go on for nobody; a COPY is aborted by the close.
+            if server.ledger.is_waiting() && !server.key.secret.is_empty() {
+                let key = server.key.clone();
+                key.cancels.fetch_add(1, Ordering::SeqCst);
+                let tcp = thread.pooler.tcp;
+                tokio::task::spawn_local(async move { key.cancel(&tcp).await });
+            }
+            return pool.close(server);
+        }
+        tokio::task::spawn_local(async move {
+            let limit = std::time::Duration::from_secs(15);
+            let rollback = tokio::time::timeout(limit, async {
+                server.simple_query("ROLLBACK", &mut Vec::new()).await
+            });
+            match rollback.await {
+                Ok(Ok(_)) => pool.release(&thread, server),
+                _ => pool.close(server),
+            }
+        });
+    }
+
+    /// No server connection could be had. The client is told, and lives: its request is answered as
+    /// if the server had failed it.
+    async fn no_server(&mut self, error: &Error) -> Result<(), Error> {
+        let mut fields =
+            ErrorFields::error("58000", "could not get connection from the pool - AllServersDown");
+        match error {
+            Error::Timeout => {
+                fields = fields.detail(format!(
+                    "No server connection was available within {} ms.",
+                    self.pool.shared.user.connect_timeout.as_millis()
+                ));
+            }
+            Error::ServerRefused(reason) => {
+                fields = fields.detail(format!("The server said: {reason}"));
+            }
+            other => fields = fields.detail(other.to_string()),
+        }
+        self.answer_without_server(&fields).await
+    }
+
+    /// Sends everything that waits for the client.
+    pub(super) async fn flush_client(&mut self) -> Result<(), Error> {
+        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await.map_err(Error::Client)
+    }
+
+    /// The last words to a client whose session ends.
+    async fn say_goodbye(&mut self, error: &Error) {
+        let fields = match error {
+            // It is gone, or it has heard it from the server itself.
+            Error::Client(_) => return,
+            _ if self.told_fatal => return,
+            Error::Refused(fields) => (**fields).clone(),
+            other => ErrorFields::fatal("58000", format!("error receiving data from server: {other}")),
+        };
+        if self.server_body.left > 0 {
+            // In the middle of a message nothing can be said.
+            return;
+        }
+        fields.write(self.out.tail());
+        let flush = tokio::time::timeout(std::time::Duration::from_secs(5), self.flush_client());
+        // It may well be gone, too.
+        let _ = flush.await;
+    }
+
+    /// Takes the transaction from a client that left it idle: rolled back, the connection given back,
+    /// the client told. It may go on.
+    async fn idle_in_transaction(&mut self) -> Result<(), Error> {
+        self.registration.handle.timed_out.set(false);
+        self.registration.handle.idle_in_transaction.set(None);
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if server.status == TransactionStatus::Idle || !server.ledger.is_empty() {
+            return Ok(());
+        }
+        server.simple_query("ROLLBACK", &mut Vec::new()).await?;
+        ErrorFields::error("58000", "idle transaction timeout").write(self.out.tail());
+        message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
+        self.release_if_idle();
+        self.flush_client().await
+    }
+}
+
+/// What clients hear when the pooler shuts down.
+pub fn shutting_down() -> ErrorFields {
+    ErrorFields::fatal("57P01", "terminating connection due to administrator command")
+}

@@ -1,0 +1,372 @@
+//! The threads: each a current-thread runtime with its own clients and its own idle server
+//! connections, and a mailbox for the little that concerns another thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::client;
+use super::io::{DetachedIo, TcpOptions};
+use super::server::ServerKey;
+use crate::config::model::Config;
+use crate::error::Error;
+use crate::plugins::Plugin;
+use crate::pool::local::LocalPool;
+use crate::pool::shared::PoolShared;
+use crate::session::prepared::Interner;
+
+/// What all threads share.
+pub struct Pooler {
+    pub config: Config,
+    pub pools: Vec<Arc<PoolShared>>,
+    pub plugins: Vec<Arc<dyn Plugin>>,
+    pub threads: Vec<ThreadHandle>,
+    pub interner: Interner,
+    pub tcp: TcpOptions,
+    /// Where coarse time begins, for all threads.
+    began: Instant,
+    /// Which session a cancel key belongs to.
+    cancel_keys: Mutex<HashMap<CancelKey, (usize, u64)>>,
+    next_session: AtomicU64,
+    /// Client sessions, the in-process ones not counted.
+    clients: AtomicUsize,
+}
+
+/// The pid and secret the pooler gives a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CancelKey {
+    pub pid: u32,
+    pub secret: u32,
+}
+
+/// What one thread asks of another.
+#[derive(Debug)]
+enum Mail {
+    /// A connection that has just been accepted.
+    Accepted(DetachedIo),
+    /// Cancel what the session runs; `done` is dropped when the request has been delivered.
+    Cancel { session: u64, done: oneshot::Sender<()> },
+    /// An in-process client of a pool.
+    Internal { io: DetachedIo, pool: usize },
+    ServeWaiters { pool: usize },
+    /// End sessions as they become idle.
+    Shutdown,
+    /// End now.
+    Stop,
+}
+
+/// A thread as seen from the others.
+#[derive(Debug)]
+pub struct ThreadHandle {
+    mail: mpsc::UnboundedSender<Mail>,
+    /// Sessions on the thread.
+    load: AtomicUsize,
+}
+
+/// A thread as seen from its own tasks.
+pub struct ThreadContext {
+    pub index: usize,
+    pub pooler: Arc<Pooler>,
+    pub pools: Vec<Rc<LocalPool>>,
+    /// Reads land here; only what is left over is copied into a connection's own buffer.
+    pub scratch: RefCell<Box<[u8]>>,
+    sessions: RefCell<HashMap<u64, Rc<SessionHandle>>>,
+    /// Milliseconds since the pooler began, to about [`TICK`]: reading the clock costs more than a
+    /// transaction can afford.
+    pub now: Cell<u64>,
+    pub shutting_down: Cell<bool>,
+}
+
+/// What the thread knows of a session without waking its task.
+#[derive(Debug, Default)]
+pub struct SessionHandle {
+    /// The server connection the session has now.
+    pub server: RefCell<Option<Arc<ServerKey>>>,
+    /// Since when the client has left a transaction idle; `None`: it has not.
+    pub idle_in_transaction: Cell<Option<u64>>,
+    /// The client left a transaction idle for too long.
+    pub timed_out: Cell<bool>,
+    pub waker: RefCell<Option<Waker>>,
+}
+
+/// Precision of coarse time, and how often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often idle server connections are looked at, in ticks.
+const TEND_EVERY: u64 = 10;
+const SCRATCH: usize = 64 * 1024;
+
+impl ThreadHandle {
+    /// Asks the thread to give its idle connections of a pool to those who wait.
+    pub fn serve_waiters(&self, pool: usize) {
+        self.send(Mail::ServeWaiters { pool });
+    }
+
+    fn send(&self, mail: Mail) {
+        // A thread that has ended has nothing to do any more.
+        let _ = self.mail.send(mail);
+    }
+}
+
+impl Pooler {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`Error::Start`] if the operating system refuses a thread.
+    pub fn start(
+        config: Config,
+        pools: Vec<Arc<PoolShared>>,
+        plugins: Vec<Arc<dyn Plugin>>,
+    ) -> Result<(Arc<Self>, Vec<std::thread::JoinHandle<()>>), Error> {
+        let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..config.general.worker_threads)
+            .map(|_| {
+                let (mail, mailbox) = mpsc::unbounded_channel();
+                (ThreadHandle { mail, load: AtomicUsize::new(0) }, mailbox)
+            })
+            .unzip();
+        let tcp = TcpOptions::new(&config.general);
+        let pooler = Arc::new(Self {
+            config,
+            pools,
+            plugins,
+            threads,
+            interner: Interner::default(),
+            tcp,
+            began: Instant::now(),
+            cancel_keys: Mutex::default(),
+            next_session: AtomicU64::new(1),
+            clients: AtomicUsize::new(0),
+        });
+        let mut handles = Vec::new();
+        for (index, mailbox) in mailboxes.into_iter().enumerate() {
+            let pooler = pooler.clone();
+            let handle = std::thread::Builder::new()
+                .name(format!("pgcat-{index}"))
+                .spawn(move || run_thread(index, pooler, mailbox))
+                .map_err(|error| Error::Start(format!("could not start a thread: {error}")))?;
+            handles.push(handle);
+        }
+        Ok((pooler, handles))
+    }
+
+    /// Gives an accepted connection to the thread with the fewest sessions.
+    pub fn accepted(&self, io: DetachedIo) {
+        self.least_loaded().send(Mail::Accepted(io));
+    }
+
+    /// Begins an in-process session of a pool.
+    pub fn internal(&self, io: DetachedIo, pool: usize) {
+        self.least_loaded().send(Mail::Internal { io, pool });
+    }
+
+    fn least_loaded(&self) -> &ThreadHandle {
+        let least = self.threads.iter().min_by_key(|thread| thread.load.load(Ordering::Relaxed));
+        let Some(thread) = least else { unreachable!("worker_threads is at least 1") };
+        // Counted here, so that connections accepted in one go spread.
+        thread.load.fetch_add(1, Ordering::Relaxed);
+        thread
+    }
+
+    /// Tells all sessions to end as they become idle.
+    pub fn shutdown(&self) {
+        self.threads.iter().for_each(|thread| thread.send(Mail::Shutdown));
+    }
+
+    /// Ends the threads, whatever they do.
+    pub fn stop(&self) {
+        self.threads.iter().for_each(|thread| thread.send(Mail::Stop));
+    }
+
+    /// How many clients are connected.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::SeqCst)
+    }
+
+    /// Cancels what the session with this key runs, and returns when the server has been told.
+    pub async fn cancel(&self, key: CancelKey) {
+        let Some((thread, session)) = self.keys().get(&key).copied() else { return };
+        let (done, delivered) = oneshot::channel();
+        self.threads[thread].send(Mail::Cancel { session, done });
+        // Dropped, not sent: either way it is over.
+        let _ = delivered.await;
+    }
+
+    fn keys(&self) -> std::sync::MutexGuard<'_, HashMap<CancelKey, (usize, u64)>> {
+        self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session's registration with its thread; ends with it.
+pub struct Registration {
+    thread: Rc<ThreadContext>,
+    pub id: u64,
+    pub key: CancelKey,
+    pub handle: Rc<SessionHandle>,
+}
+
+impl Registration {
+    pub fn new(thread: &Rc<ThreadContext>) -> Self {
+        let pooler = &thread.pooler;
+        let id = pooler.next_session.fetch_add(1, Ordering::Relaxed);
+        let handle = Rc::new(SessionHandle::default());
+        thread.sessions.borrow_mut().insert(id, handle.clone());
+        let mut keys = pooler.keys();
+        let key = loop {
+            // Positive, because pgjdbc ignores a negative pid.
+            let key = CancelKey { pid: rand::random::<u32>() >> 1, secret: rand::random() };
+            if key.pid != 0 && !keys.contains_key(&key) {
+                break key;
+            }
+        };
+        keys.insert(key, (thread.index, id));
+        drop(keys);
+        Self { thread: thread.clone(), id, key, handle }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.thread.sessions.borrow_mut().remove(&self.id);
+        self.thread.pooler.keys().remove(&self.key);
+    }
+}
+
+/// Counts a session while it lives.
+struct Count<'a> {
+    pooler: &'a Pooler,
+    thread: usize,
+    external: bool,
+}
+
+impl<'a> Count<'a> {
+    fn new(thread: &'a ThreadContext, external: bool) -> Self {
+        if external {
+            thread.pooler.clients.fetch_add(1, Ordering::SeqCst);
+        }
+        Self { pooler: &thread.pooler, thread: thread.index, external }
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        self.pooler.threads[self.thread].load.fetch_sub(1, Ordering::Relaxed);
+        if self.external {
+            self.pooler.clients.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn run_thread(index: usize, pooler: Arc<Pooler>, mailbox: mpsc::UnboundedReceiver<Mail>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default());
+    match runtime {
+        Ok(runtime) => runtime.block_on(serve(index, pooler, mailbox)),
+        Err(error) => log::error!("could not start the runtime of thread {index}: {error}"),
+    }
+}
+
+async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
+    let pools = pooler
+        .pools
+        .iter()
+        .map(|shared| {
+            let enabled = |plugin: &&Arc<dyn Plugin>| {
+                let table = shared.settings.plugins.get(plugin.name());
+                table.and_then(|t| t.get("enabled")).and_then(toml::Value::as_bool) == Some(true)
+            };
+            let plugins = pooler.plugins.iter().filter(enabled).cloned().collect();
+            Rc::new(LocalPool::new(shared.clone(), plugins))
+        })
+        .collect();
+    let thread = Rc::new(ThreadContext {
+        index,
+        pooler,
+        pools,
+        scratch: RefCell::new(vec![0; SCRATCH].into()),
+        sessions: RefCell::default(),
+        now: Cell::new(0),
+        shutting_down: Cell::new(false),
+    });
+    tokio::task::spawn_local(keep_time(thread.clone()));
+    while let Some(mail) = mailbox.recv().await {
+        match mail {
+            Mail::Accepted(io) => begin(&thread, io, None),
+            Mail::Internal { io, pool } => begin(&thread, io, Some(pool)),
+            Mail::ServeWaiters { pool } => thread.pools[pool].serve_waiters(&thread),
+            Mail::Cancel { session, done } => thread.cancel(session, done),
+            Mail::Shutdown => {
+                thread.shutting_down.set(true);
+                thread.sessions.borrow().values().for_each(|session| session.wake());
+            }
+            Mail::Stop => {
+                thread.pools.iter().for_each(|pool| pool.close_idle(&thread));
+                return;
+            }
+        }
+    }
+}
+
+fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, pool: Option<usize>) {
+    let thread = thread.clone();
+    tokio::task::spawn_local(async move {
+        let _count = Count::new(&thread, pool.is_none());
+        match io.attach() {
+            Ok(io) => client::serve(&thread, io, pool).await,
+            Err(error) => log::warn!("a client's socket could not be used: {error}"),
+        }
+    });
+}
+
+/// Sets the coarse time, finds overdue sessions, and tends the idle connections.
+async fn keep_time(thread: Rc<ThreadContext>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let limit = thread.pooler.config.general.idle_client_in_transaction_timeout;
+    let limit = limit.map(|limit| limit.as_millis() as u64);
+    for tick in 0_u64.. {
+        interval.tick().await;
+        thread.now.set(thread.pooler.began.elapsed().as_millis() as u64);
+        if let Some(limit) = limit {
+            thread.find_overdue(limit);
+        }
+        if tick % TEND_EVERY == 0 {
+            thread.pools.iter().for_each(|pool| pool.tend(&thread));
+        }
+    }
+}
+
+impl ThreadContext {
+    fn cancel(&self, session: u64, done: oneshot::Sender<()>) {
+        let server = self.sessions.borrow().get(&session).and_then(|s| s.server.borrow().clone());
+        let Some(server) = server.filter(|server| !server.secret.is_empty()) else { return };
+        server.cancels.fetch_add(1, Ordering::SeqCst);
+        let tcp = self.pooler.tcp;
+        tokio::task::spawn_local(async move {
+            server.cancel(&tcp).await;
+            drop(done);
+        });
+    }
+
+    fn find_overdue(&self, limit: u64) {
+        for session in self.sessions.borrow().values() {
+            if session.idle_in_transaction.get().is_some_and(|since| self.now.get() >= since + limit) {
+                session.timed_out.set(true);
+                session.wake();
+            }
+        }
+    }
+}
+
+impl SessionHandle {
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}

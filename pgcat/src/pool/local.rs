@@ -1,0 +1,299 @@
+//! A thread's own part of a pool: its idle connections, and taking and giving them.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::timeout;
+
+use super::shared::{Grant, PoolShared};
+use crate::error::Error;
+use crate::net::server::{Parameters, Server};
+use crate::net::threads::ThreadContext;
+use crate::plugins::Plugin;
+use crate::session::settings::Settings;
+
+/// See the module's text.
+pub struct LocalPool {
+    pub shared: Arc<PoolShared>,
+    /// The plugins that look at this pool's statements.
+    pub plugins: Vec<Arc<dyn Plugin>>,
+    idle: RefCell<VecDeque<Box<Server>>>,
+    /// What a server reports to a session with these settings; asked once, then known.
+    greetings: RefCell<Vec<(Settings, Parameters)>>,
+}
+
+/// Distinct sets of startup settings whose greeting is remembered.
+const GREETINGS: usize = 64;
+
+impl LocalPool {
+    pub fn new(shared: Arc<PoolShared>, plugins: Vec<Arc<dyn Plugin>>) -> Self {
+        Self { shared, plugins, idle: RefCell::default(), greetings: RefCell::default() }
+    }
+
+    /// What to report to a client that starts with these settings, if it is known.
+    pub fn greeting(&self, settings: &Settings) -> Option<Parameters> {
+        let greetings = self.greetings.borrow();
+        greetings.iter().find(|(known, _)| known == settings).map(|(_, p)| p.clone())
+    }
+
+    pub fn remember_greeting(&self, settings: Settings, parameters: Parameters) {
+        let mut greetings = self.greetings.borrow_mut();
+        greetings.retain(|(known, _)| *known != settings);
+        if greetings.len() >= GREETINGS {
+            greetings.remove(0);
+        }
+        greetings.push((settings, parameters));
+    }
+
+    /// An idle connection of this thread, unless others wait for one.
+    pub fn try_checkout(&self, thread: &ThreadContext) -> Option<Box<Server>> {
+        if self.shared.waiting() > 0 {
+            return None;
+        }
+        self.pop_idle(thread)
+    }
+
+    fn pop_idle(&self, thread: &ThreadContext) -> Option<Box<Server>> {
+        loop {
+            let mut idle = self.idle.borrow_mut();
+            let mut server = if thread.pooler.config.general.server_round_robin {
+                idle.pop_front()?
+            } else {
+                idle.pop_back()?
+            };
+            drop(idle);
+            self.shared.idle_removed(thread.index);
+            if server.is_alive() {
+                return Some(server);
+            }
+            self.shared.return_slot();
+        }
+    }
+
+    /// A connection, after waiting for one if need be: first come, first served, over all threads.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] after `connect_timeout`, or why a new connection could not be opened.
+    pub async fn checkout(self: &Rc<Self>, thread: &Rc<ThreadContext>) -> Result<Box<Server>, Error> {
+        if let Some(server) = self.try_checkout(thread) {
+            return Ok(server);
+        }
+        let limit = self.shared.user.connect_timeout;
+        if self.shared.waiting() == 0 && self.shared.take_slot() {
+            return self.open(thread).await;
+        }
+        let mut ticket = self.shared.enqueue(thread.index, thread.now.get());
+        // From here on a connection that is given back sees the waiter. One that was given back, or
+        // closed, just before is looked for now.
+        if self.shared.take_slot() && !self.shared.grant_slot() {
+            self.shared.return_slot();
+        }
+        self.serve_waiters(thread);
+        self.shared.call_idle_threads(&thread.pooler.threads, thread.index);
+        let granted = timeout(limit, &mut ticket.granted).await;
+        match granted {
+            Ok(Ok(grant)) => self.redeem(thread, grant).await,
+            Ok(Err(_)) => Err(Error::Timeout),
+            Err(_) => match self.shared.leave(ticket) {
+                Some(grant) => self.redeem(thread, grant).await,
+                None => Err(Error::Timeout),
+            },
+        }
+    }
+
+    async fn redeem(self: &Rc<Self>, thread: &Rc<ThreadContext>, grant: Grant) -> Result<Box<Server>, Error> {
+        match grant {
+            Grant::Slot => self.open(thread).await,
+            Grant::Here(server) => Ok(server),
+            Grant::Moved(server) => match server.attach() {
+                Ok(server) => Ok(server),
+                Err(_) => self.open(thread).await,
+            },
+        }
+    }
+
+    /// Opens a connection for a slot that has been taken. The slot is given back if this fails or is
+    /// abandoned.
+    async fn open(self: &Rc<Self>, thread: &Rc<ThreadContext>) -> Result<Box<Server>, Error> {
+        let slot = Slot(Some(&self.shared));
+        let limit = self.shared.user.connect_timeout;
+        let connecting = Server::connect(&self.shared, &thread.pooler.tcp, thread.now.get());
+        let outcome = timeout(limit, connecting).await.unwrap_or(Err(Error::Timeout));
+        let failing = outcome.is_err();
+        let was_failing = self.shared.failing.swap(failing, Ordering::Relaxed);
+        match outcome {
+            Ok(server) => {
+                slot.keep();
+                if was_failing {
+                    log::info!("server of pool {} is reachable again", self.name());
+                }
+                Ok(server)
+            }
+            Err(error) => {
+                if was_failing {
+                    log::debug!("connecting for pool {}: {error}", self.name());
+                } else {
+                    log::error!("connecting for pool {}: {error}", self.name());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.shared.identity.database, self.shared.identity.user)
+    }
+
+    /// Gives a connection back. Only one that holds to the pool's invariant stays: see
+    /// [`Server::is_reusable`].
+    pub fn release(self: &Rc<Self>, thread: &Rc<ThreadContext>, server: Box<Server>) {
+        if !server.is_reusable() || self.is_expired(thread, &server) {
+            self.close(server);
+            return;
+        }
+        if server.dirty || server.key.cancels.load(Ordering::SeqCst) > 0 {
+            let (pool, thread) = (self.clone(), thread.clone());
+            tokio::task::spawn_local(async move { pool.clean_and_release(&thread, server).await });
+            return;
+        }
+        self.put(thread, server);
+    }
+
+    fn put(self: &Rc<Self>, thread: &Rc<ThreadContext>, server: Box<Server>) {
+        let Some(mut server) = self.give(thread, server) else { return };
+        server.idle_since = thread.now.get();
+        self.idle.borrow_mut().push_back(server);
+        self.shared.idle_added(thread.index);
+        // A waiter that queued between the look above and the count just made has not seen this one.
+        if self.shared.waiting() > 0 {
+            self.serve_waiters(thread);
+        }
+    }
+
+    /// Gives the connection to whose turn it is; back if nobody waits.
+    fn give(&self, thread: &ThreadContext, mut server: Box<Server>) -> Option<Box<Server>> {
+        while self.shared.waiting() > 0 {
+            let Some(waiter) = self.shared.next_waiter(thread.index, thread.now.get()) else { break };
+            let grant = if waiter.thread == thread.index {
+                Grant::Here(server)
+            } else {
+                match server.detach() {
+                    Ok(detached) => Grant::Moved(detached),
+                    Err(_) => {
+                        // The waiter may open another one in its place.
+                        if waiter.give(Grant::Slot).is_err() {
+                            self.shared.return_slot();
+                        }
+                        return None;
+                    }
+                }
+            };
+            match waiter.give(grant) {
+                Ok(()) => return None,
+                Err(Grant::Here(back)) => server = back,
+                Err(Grant::Moved(back)) => match back.attach() {
+                    Ok(back) => server = back,
+                    Err(_) => {
+                        self.shared.return_slot();
+                        return None;
+                    }
+                },
+                Err(Grant::Slot) => return None,
+            }
+        }
+        Some(server)
+    }
+
+    /// Hands this thread's idle connections to those who wait.
+    pub fn serve_waiters(&self, thread: &ThreadContext) {
+        while self.shared.waiting() > 0 {
+            let Some(server) = self.pop_idle(thread) else { return };
+            if let Some(server) = self.give(thread, server) {
+                self.idle.borrow_mut().push_back(server);
+                self.shared.idle_added(thread.index);
+            }
+        }
+    }
+
+    async fn clean_and_release(self: &Rc<Self>, thread: &Rc<ThreadContext>, mut server: Box<Server>) {
+        let cleaning = async {
+            // A cancel request on its way must not hit the next client's statement.
+            while server.key.cancels.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            server.discard_all().await
+        };
+        // A server that does not answer its DISCARD ALL is not worth keeping.
+        match timeout(std::time::Duration::from_secs(15), cleaning).await {
+            Ok(Ok(())) => self.put(thread, server),
+            _ => self.close(server),
+        }
+    }
+
+    /// Closes a connection and gives its slot to the next waiter.
+    pub fn close(&self, server: Box<Server>) {
+        drop(server);
+        self.shared.return_slot();
+    }
+
+    fn is_expired(&self, thread: &ThreadContext, server: &Server) -> bool {
+        self.shared.user.server_lifetime.is_some_and(|lifetime| {
+            thread.now.get().saturating_sub(server.created_at) >= lifetime.as_millis() as u64
+        })
+    }
+
+    /// Closes idle connections that are dead, too old, or idle for too long; called now and then.
+    pub fn tend(self: &Rc<Self>, thread: &Rc<ThreadContext>) {
+        let candidates = self.idle.borrow().len();
+        let idle_timeout = self.shared.user.idle_timeout.map(|limit| limit.as_millis() as u64);
+        let minimum = self.shared.user.min_pool_size as usize;
+        for _ in 0..candidates {
+            let Some(mut server) = self.idle.borrow_mut().pop_front() else { break };
+            let idle_for = thread.now.get().saturating_sub(server.idle_since);
+            let too_long =
+                idle_timeout.is_some_and(|limit| idle_for >= limit) && self.shared.open() > minimum;
+            if too_long || self.is_expired(thread, &server) || !server.is_alive() {
+                self.shared.idle_removed(thread.index);
+                self.close(server);
+            } else {
+                self.idle.borrow_mut().push_back(server);
+            }
+        }
+        if thread.index == 0 && self.shared.open() < minimum && self.shared.take_slot() {
+            let (pool, thread) = (self.clone(), thread.clone());
+            tokio::task::spawn_local(async move {
+                if let Ok(server) = pool.open(&thread).await {
+                    pool.put(&thread, server);
+                }
+            });
+        }
+    }
+
+    /// Closes all idle connections: the pooler is ending.
+    pub fn close_idle(&self, thread: &ThreadContext) {
+        while let Some(server) = self.idle.borrow_mut().pop_front() {
+            self.shared.idle_removed(thread.index);
+            self.close(server);
+        }
+    }
+}
+
+/// A slot that is returned unless kept.
+struct Slot<'a>(Option<&'a PoolShared>);
+
+impl Slot<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0 {
+            pool.return_slot();
+        }
+    }
+}

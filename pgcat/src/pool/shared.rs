@@ -1,0 +1,229 @@
+//! What all threads know of a pool: how many server connections exist, and the queue of waiters.
+//!
+//! In steady state a transaction only reads [`PoolShared::waiting`] and counts its own thread's idle
+//! connections; the queue's lock is taken by those who wait, and by those who serve them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::config::model::{Pool, ServerAddress, User};
+use crate::net::server::{DetachedServer, Server};
+use crate::net::threads::ThreadHandle;
+use crate::plugins::PoolIdentity;
+
+/// A pool: one user of one database.
+#[derive(Debug)]
+pub struct PoolShared {
+    /// Position in [`crate::net::threads::Pooler::pools`].
+    pub index: usize,
+    pub identity: PoolIdentity,
+    pub user: User,
+    pub settings: Pool,
+    pub address: ServerAddress,
+    /// The database's name on the server.
+    pub server_database: String,
+    /// Server connections that exist or are being opened.
+    open: AtomicUsize,
+    /// Length of `queue`, for a look without the lock.
+    waiting: AtomicUsize,
+    queue: Mutex<VecDeque<Waiter>>,
+    /// Idle connections, by thread.
+    idle: Box<[IdleCount]>,
+    /// Whether the last attempt to connect failed: log the first failure, not each.
+    pub failing: AtomicBool,
+}
+
+/// On a cache line of its own, because its thread writes it twice per transaction.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct IdleCount(AtomicUsize);
+
+/// What a waiter is given.
+#[derive(Debug)]
+pub enum Grant {
+    /// A connection of the waiter's own thread.
+    Here(Box<Server>),
+    /// A connection of another thread.
+    Moved(DetachedServer),
+    /// The right to open a connection; it is counted already.
+    Slot,
+}
+
+/// One who waits for a connection.
+#[derive(Debug)]
+pub struct Waiter {
+    ticket: u64,
+    pub thread: usize,
+    since: u64,
+    grant: oneshot::Sender<Grant>,
+}
+
+impl Waiter {
+    /// Hands over the grant.
+    ///
+    /// # Errors
+    /// The grant, if the waiter gave up in this moment.
+    pub fn give(self, grant: Grant) -> Result<(), Grant> {
+        self.grant.send(grant)
+    }
+}
+
+/// A waiter this old (coarse milliseconds) is served before any younger one. Among younger ones a
+/// thread prefers its own, because moving a connection costs two system calls and a wake-up.
+const STRICT_ORDER_AFTER: u64 = 100;
+
+/// A place in the queue.
+#[derive(Debug)]
+pub struct Ticket {
+    number: u64,
+    pub granted: oneshot::Receiver<Grant>,
+}
+
+impl PoolShared {
+    pub fn new(
+        index: usize,
+        identity: PoolIdentity,
+        user: User,
+        settings: Pool,
+        threads: usize,
+    ) -> Self {
+        // One server per pool so far; more shards and replicas are reported as not yet supported.
+        let shard = &settings.shards[0];
+        let address = shard
+            .servers
+            .iter()
+            .find(|server| server.role == crate::config::model::Role::Primary)
+            .unwrap_or(&shard.servers[0])
+            .clone();
+        let server_database = shard.database.clone();
+        Self {
+            index,
+            identity,
+            user,
+            address,
+            server_database,
+            settings,
+            open: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            idle: (0..threads).map(|_| IdleCount::default()).collect(),
+            failing: AtomicBool::new(false),
+        }
+    }
+
+    /// How many clients wait for a connection.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many server connections exist or are being opened.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// Takes the right to open a connection, if the pool is below its size.
+    pub fn take_slot(&self) -> bool {
+        let size = self.user.pool_size as usize;
+        self.open
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| (open < size).then_some(open + 1))
+            .is_ok()
+    }
+
+    /// A connection was closed, or could not be opened: the slot goes to the first waiter.
+    pub fn return_slot(&self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        while self.waiting() > 0 && self.take_slot() {
+            if self.grant_slot() {
+                return;
+            }
+            self.open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Gives a slot that has been taken to the first waiter; false if there is none.
+    pub fn grant_slot(&self) -> bool {
+        while let Some(waiter) = self.pop(|_| 0) {
+            if waiter.give(Grant::Slot).is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The waiter whose turn it is for a connection of `thread`.
+    pub fn next_waiter(&self, thread: usize, now: u64) -> Option<Waiter> {
+        self.pop(|queue| {
+            let first_is_old =
+                queue.front().is_some_and(|first| now >= first.since + STRICT_ORDER_AFTER);
+            if first_is_old {
+                return 0;
+            }
+            queue.iter().position(|waiter| waiter.thread == thread).unwrap_or(0)
+        })
+    }
+
+    fn pop(&self, choose: impl FnOnce(&VecDeque<Waiter>) -> usize) -> Option<Waiter> {
+        let mut queue = self.lock();
+        let index = choose(&queue);
+        let waiter = queue.remove(index);
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+        waiter
+    }
+
+    /// Joins the queue, at its end.
+    pub fn enqueue(&self, thread: usize, now: u64) -> Ticket {
+        let (grant, granted) = oneshot::channel();
+        let mut queue = self.lock();
+        let number = queue.back().map_or(0, |last| last.ticket + 1);
+        queue.push_back(Waiter { ticket: number, thread, since: now, grant });
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+        drop(queue);
+        Ticket { number, granted }
+    }
+
+    /// Leaves the queue. What was granted in this very moment is returned.
+    pub fn leave(&self, mut ticket: Ticket) -> Option<Grant> {
+        let mut queue = self.lock();
+        ticket.granted.close();
+        queue.retain(|waiter| waiter.ticket != ticket.number || !waiter.grant.is_closed());
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+        drop(queue);
+        ticket.granted.try_recv().ok()
+    }
+
+    /// `thread` has one more idle connection.
+    pub fn idle_added(&self, thread: usize) {
+        self.idle[thread].0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// `thread` has one idle connection less.
+    pub fn idle_removed(&self, thread: usize) {
+        self.idle[thread].0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Asks the other threads that have idle connections to serve the queue.
+    pub fn call_idle_threads(&self, threads: &[ThreadHandle], own: usize) {
+        for (index, thread) in threads.iter().enumerate() {
+            if index != own && self.idle[index].0.load(Ordering::SeqCst) > 0 {
+                thread.serve_waiters(self.index);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+        // Every critical section leaves the queue whole, even one that panicked.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Pools by database and user.
+pub fn find<'a>(
+    pools: &'a [Arc<PoolShared>],
+    database: &str,
+    user: &str,
+) -> Option<&'a Arc<PoolShared>> {
+    pools.iter().find(|pool| pool.identity.database == database && pool.identity.user == user)
+}

@@ -1,0 +1,359 @@
+//! The request ledger: for every request a server connection still owes a reply to, what to do with
+//! that reply.
+//!
+//! Injected statements, replayed settings, pipelines, COPY and "skip until Sync" after an error are
+//! all entries here, so they compose. Pure data: no sockets, no clock.
+
+use std::collections::VecDeque;
+
+use crate::wire::backend;
+
+/// A request that has been sent to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    Bind,
+    Close,
+    DescribePortal,
+    DescribeStatement,
+    Execute,
+    FunctionCall,
+    Parse,
+    Query,
+    Sync,
+}
+
+impl Request {
+    /// Whether the reply ends with ReadyForQuery.
+    fn ends_ready(self) -> bool {
+        matches!(self, Self::FunctionCall | Self::Query | Self::Sync)
+    }
+}
+
+/// What happens to the reply of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The rows are the session settings; none of it reaches the client.
+    Capture,
+    Forward,
+    Swallow,
+}
+
+/// What must be taken back if the server never processes the request (an earlier one failed, and it
+/// skips to the next Sync) or refuses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Undo {
+    /// The statement was closed on the server: it is still there.
+    Closed(u64),
+    Nothing,
+    /// The statement was not parsed: neither the server nor (for the client's own Parse) the client
+    /// has it.
+    Parsed { statement: u64, client_name: Option<Box<[u8]>> },
+    /// The unnamed statement was not parsed.
+    ParsedUnnamed,
+}
+
+#[derive(Debug)]
+enum Item {
+    Expect { request: Request, fate: Fate, undo: Undo },
+    /// A reply made by the pooler, due when everything before it has been answered.
+    Synthetic(Box<[u8]>),
+}
+
+/// The server sent a message that answers nothing it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unexpected;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    items: VecDeque<Item>,
+    /// An extended request failed and no Sync has been sent since: the server ignores everything.
+    skipping: bool,
+    /// The server waits for CopyData; it ignores Flush and Sync.
+    copy_in: bool,
+    /// A Sync may or may not have been eaten by a COPY that failed: the count of ReadyForQuery to
+    /// come is not known for sure, so the connection is not to be reused.
+    ambiguous: bool,
+    undone: Vec<Undo>,
+}
+
+impl Ledger {
+    /// Whether nothing is owed and the server is not skipping to a Sync.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && !self.skipping && !self.copy_in
+    }
+
+    /// Whether replies are outstanding.
+    pub fn is_waiting(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    pub fn is_copying_in(&self) -> bool {
+        self.copy_in
+    }
+
+    pub fn is_ambiguous(&self) -> bool {
+        self.ambiguous
+    }
+
+    /// The fate of the reply that is due next.
+    pub fn next_fate(&self) -> Fate {
+        match self.items.front() {
+            Some(Item::Expect { fate, .. }) => *fate,
+            _ => Fate::Forward,
+        }
+    }
+
+    /// Notes a request that is being sent.
+    pub fn push(&mut self, request: Request, fate: Fate, undo: Undo) {
+        if request == Request::Sync {
+            if self.copy_in {
+                return;
+            }
+            self.skipping = false;
+        } else if self.skipping {
+            // The server swallows everything up to the next Sync, a simple Query included.
+            if undo != Undo::Nothing {
+                self.undone.push(undo);
+            }
+            return;
+        }
+        self.items.push_back(Item::Expect { request, fate, undo });
+    }
+
+    /// Notes a reply the pooler makes itself. It goes to `out` at once if nothing is due before it.
+    pub fn synthesise(&mut self, reply: &[u8], out: &mut Vec<u8>) {
+        if self.skipping {
+        } else if self.items.is_empty() {
+            out.extend_from_slice(reply);
+        } else {
+            self.items.push_back(Item::Synthetic(reply.into()));
+        }
+    }
+
+    /// Whether a synthetic reply has become due.
+    pub fn has_due(&self) -> bool {
+        matches!(self.items.front(), Some(Item::Synthetic(_)))
+    }
+
+    /// Appends the synthetic replies that have become due.
+    pub fn take_due(&mut self, out: &mut Vec<u8>) {
+        while let Some(Item::Synthetic(reply)) = self.items.front() {
+            out.extend_from_slice(reply);
+            self.items.pop_front();
+        }
+    }
+
+    /// The client ended a COPY it was sending (CopyDone or CopyFail).
+    pub fn copy_in_ended(&mut self) {
+        self.copy_in = false;
+    }
+
+    /// From now on the server skips to the next Sync, because of an error the pooler provoked.
+    pub fn skip_to_sync(&mut self) {
+        self.skipping = true;
+    }
+
+    /// What became of requests the server has not processed; the caller takes them back.
+    pub fn take_undone(&mut self) -> Vec<Undo> {
+        std::mem::take(&mut self.undone)
+    }
+
+    pub fn has_undone(&self) -> bool {
+        !self.undone.is_empty()
+    }
+
+    /// Accounts for a reply of the server (not for notices, notifications and parameter changes,
+    /// which answer nothing), and says what to do with it.
+    ///
+    /// # Errors
+    /// [`Unexpected`] if it answers no request.
+    pub fn reply(&mut self, tag: u8) -> Result<Fate, Unexpected> {
+        let Some(Item::Expect { request, fate, .. }) = self.items.front() else {
+            return Err(Unexpected);
+        };
+        let (request, fate) = (*request, *fate);
+        let complete = match tag {
+            backend::ERROR_RESPONSE => {
+                self.failed(request);
+                // Of a statement injected for a client's Bind, success is swallowed; its failure is
+                // that of the Bind.
+                return Ok(if request.ends_ready() { fate } else { Fate::Forward });
+            }
+            backend::READY_FOR_QUERY => {
+                if !request.ends_ready() {
+                    return Err(Unexpected);
+                }
+                self.copy_in = false;
+                true
+            }
+            _ if request.ends_ready() => {
+                if tag == backend::COPY_IN_RESPONSE {
+                    self.copy_in = true;
+                }
+                false
+            }
+            backend::PARSE_COMPLETE => request == Request::Parse,
+            backend::BIND_COMPLETE => request == Request::Bind,
+            backend::CLOSE_COMPLETE => request == Request::Close,
+            backend::NO_DATA | backend::ROW_DESCRIPTION => {
+                matches!(request, Request::DescribePortal | Request::DescribeStatement)
+            }
+            backend::COMMAND_COMPLETE
+            | backend::EMPTY_QUERY_RESPONSE
+            | backend::PORTAL_SUSPENDED => {
+                self.copy_in = false;
+                request == Request::Execute
+            }
+            backend::COPY_IN_RESPONSE => {
+                self.enter_copy_in();
+                false
+            }
+            _ => false,
+        };
+        if complete {
+            self.items.pop_front();
+        }
+        Ok(fate)
+    }
+
+    /// In copy-in mode the server ignores Sync. libpq sends one right behind Execute, before it can
+    /// know that the statement is a COPY, and another one after CopyDone.
+    fn enter_copy_in(&mut self) {
+        self.copy_in = true;
+        let before = self.items.len();
+        self.items.retain(|item| !matches!(item, Item::Expect { request: Request::Sync, .. }));
+        // Should the COPY fail before the server has read that Sync, the Sync counts after all.
+        self.ambiguous |= self.items.len() != before;
+    }
+
+    fn failed(&mut self, request: Request) {
+        let copying = std::mem::take(&mut self.copy_in);
+        if request.ends_ready() {
+            return;
+        }
+        if !copying {
+            self.ambiguous = false;
+        }
+        self.skipping = true;
+        while let Some(item) = self.items.front() {
+            if matches!(item, Item::Expect { request: Request::Sync, .. }) {
+                self.skipping = false;
+                break;
+            }
+            if let Some(Item::Expect { undo, .. }) = self.items.pop_front()
+                && undo != Undo::Nothing
+            {
+                self.undone.push(undo);
+            }
+        }
+    }
+
+    /// A COPY ended well: the Sync in front of its data was ignored, as expected.
+    pub fn copy_succeeded(&mut self) {
+        self.ambiguous = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(requests: &[Request]) -> Ledger {
+        let mut ledger = Ledger::default();
+        for &request in requests {
+            ledger.push(request, Fate::Forward, Undo::Nothing);
+        }
+        ledger
+    }
+
+    fn replies(ledger: &mut Ledger, tags: &[u8]) {
+        for &tag in tags {
+            ledger.reply(tag).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_query_of_several_statements_ends_with_ready_for_query() {
+        let mut ledger = ledger(&[Request::Query]);
+        replies(&mut ledger, b"TDDCTCE");
+        assert!(!ledger.is_empty());
+        replies(&mut ledger, b"Z");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn an_error_drops_what_the_server_skips() {
+        use Request::{Bind, Execute, Parse, Sync};
+        let mut ledger = ledger(&[Parse, Bind, Execute, Parse, Bind, Execute, Sync, Parse]);
+        replies(&mut ledger, b"12E");
+        replies(&mut ledger, b"Z1");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn requests_after_an_error_count_only_from_the_sync() {
+        use Request::{Execute, Parse, Query, Sync};
+        let mut ledger = ledger(&[Parse]);
+        replies(&mut ledger, b"E");
+        assert!(!ledger.is_empty());
+        ledger.push(Execute, Fate::Forward, Undo::Nothing);
+        ledger.push(Query, Fate::Forward, Undo::Nothing);
+        ledger.push(Sync, Fate::Forward, Undo::Nothing);
+        replies(&mut ledger, b"Z");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn synthetic_replies_keep_their_place_and_vanish_when_skipped() {
+        use Request::{Bind, Sync};
+        let mut out = Vec::new();
+        let mut ledger = ledger(&[Bind]);
+        ledger.synthesise(b"a", &mut out);
+        assert!(out.is_empty());
+        ledger.push(Bind, Fate::Forward, Undo::Nothing);
+        ledger.synthesise(b"b", &mut out);
+        ledger.push(Sync, Fate::Forward, Undo::Nothing);
+        replies(&mut ledger, b"2");
+        ledger.take_due(&mut out);
+        assert_eq!(out, b"a");
+        replies(&mut ledger, b"EZ");
+        ledger.take_due(&mut out);
+        assert_eq!(out, b"a");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn what_was_not_parsed_is_given_back() {
+        let parsed = Undo::Parsed { statement: 7, client_name: None };
+        let mut ledger = Ledger::default();
+        ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
+        ledger.push(Request::Parse, Fate::Swallow, parsed.clone());
+        replies(&mut ledger, b"E");
+        ledger.push(Request::Parse, Fate::Forward, Undo::ParsedUnnamed);
+        assert_eq!(ledger.take_undone(), [parsed, Undo::ParsedUnnamed]);
+    }
+
+    #[test]
+    fn the_sync_before_copy_data_is_ignored_and_the_one_after_counts() {
+        use Request::{Bind, Execute, Parse, Sync};
+        let mut ledger = ledger(&[Parse, Bind, Execute, Sync]);
+        replies(&mut ledger, b"12G");
+        assert!(ledger.is_copying_in());
+        ledger.push(Sync, Fate::Forward, Undo::Nothing);
+        ledger.copy_in_ended();
+        ledger.push(Sync, Fate::Forward, Undo::Nothing);
+        replies(&mut ledger, b"CZ");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn an_unasked_reply_is_noticed() {
+        assert_eq!(Ledger::default().reply(b'Z'), Err(Unexpected));
+        assert_eq!(ledger(&[Request::Parse]).reply(b'Z'), Err(Unexpected));
+    }
+}

@@ -1,0 +1,133 @@
+//! Builders that append a message to a buffer, and readers of the few bodies the pooler looks into.
+
+use super::{HEADER, TransactionStatus, backend, frontend};
+
+/// Appends a message: `fill` writes the body, the length is set afterwards.
+pub fn build(out: &mut Vec<u8>, tag: u8, fill: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[tag, 0, 0, 0, 0]);
+    fill(out);
+    let length = (out.len() - start - 1) as u32;
+    out[start + 1..start + HEADER].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Appends a string with its terminating NUL. A NUL inside the text would end it early on the other
+/// side; what follows it is dropped.
+pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
+    let end = memchr::memchr(0, text).unwrap_or(text.len());
+    out.extend_from_slice(&text[..end]);
+    out.push(0);
+}
+
+/// Splits a NUL-terminated string off the front of `bytes`; `None` if there is no NUL.
+pub fn take_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr::memchr(0, bytes)?;
+    Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+pub fn query(out: &mut Vec<u8>, sql: &str) {
+    build(out, frontend::QUERY, |out| put_cstr(out, sql.as_bytes()));
+}
+
+/// Parse with the part after the name (query text and parameter types) taken as it came.
+pub fn parse_raw(out: &mut Vec<u8>, name: &[u8], rest: &[u8]) {
+    build(out, frontend::PARSE, |out| {
+        put_cstr(out, name);
+        out.extend_from_slice(rest);
+    });
+}
+
+/// Parse without parameter types.
+pub fn parse(out: &mut Vec<u8>, name: &[u8], sql: &str) {
+    build(out, frontend::PARSE, |out| {
+        put_cstr(out, name);
+        put_cstr(out, sql.as_bytes());
+        out.extend_from_slice(&[0, 0]);
+    });
+}
+
+/// Bind of a statement without parameters, all results as text.
+pub fn bind_no_parameters(out: &mut Vec<u8>, portal: &[u8], statement: &[u8]) {
+    build(out, frontend::BIND, |out| {
+        put_cstr(out, portal);
+        put_cstr(out, statement);
+        out.extend_from_slice(&[0; 6]);
+    });
+}
+
+/// Execute without a row limit.
+pub fn execute(out: &mut Vec<u8>, portal: &[u8]) {
+    build(out, frontend::EXECUTE, |out| {
+        put_cstr(out, portal);
+        out.extend_from_slice(&[0; 4]);
+    });
+}
+
+/// Close of a prepared statement.
+pub fn close_statement(out: &mut Vec<u8>, name: &[u8]) {
+    build(out, frontend::CLOSE, |out| {
+        out.push(b'S');
+        put_cstr(out, name);
+    });
+}
+
+pub fn flush(out: &mut Vec<u8>) {
+    build(out, frontend::FLUSH, |_| ());
+}
+
+pub fn sync(out: &mut Vec<u8>) {
+    build(out, frontend::SYNC, |_| ());
+}
+
+pub fn ready_for_query(out: &mut Vec<u8>, status: TransactionStatus) {
+    build(out, backend::READY_FOR_QUERY, |out| out.push(status.byte()));
+}
+
+pub fn command_complete(out: &mut Vec<u8>, tag: &str) {
+    build(out, backend::COMMAND_COMPLETE, |out| put_cstr(out, tag.as_bytes()));
+}
+
+pub fn parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
+    build(out, backend::PARAMETER_STATUS, |out| {
+        put_cstr(out, name.as_bytes());
+        put_cstr(out, value.as_bytes());
+    });
+}
+
+/// The values of a DataRow body; `None` where it is malformed.
+pub fn data_row(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut values = Vec::with_capacity(usize::from(u16::from_be_bytes(*count)));
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        rest = tail;
+        if length < 0 {
+            values.push(None);
+            continue;
+        }
+        let (value, tail) = rest.split_at_checked(length as usize)?;
+        values.push(Some(value));
+        rest = tail;
+    }
+    Some(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_built_message_has_its_length() {
+        let mut out = vec![9];
+        query(&mut out, "x");
+        assert_eq!(out, [9, b'Q', 0, 0, 0, 6, b'x', 0]);
+    }
+
+    #[test]
+    fn a_data_row_is_read_and_a_short_one_refused() {
+        let body = [0, 2, 0, 0, 0, 1, b'a', 255, 255, 255, 255];
+        assert_eq!(data_row(&body), Some(vec![Some(&b"a"[..]), None]));
+        assert_eq!(data_row(&body[..6]), None);
+    }
+}
