@@ -1,11 +1,17 @@
 //! The stream-table statements: their grammar, and what each does.
 
+pub(crate) mod create;
+pub(crate) mod drop;
+pub(crate) mod lookup;
 mod options;
 mod parse;
+pub(crate) mod refresh;
+pub(crate) mod show;
 pub(crate) mod syntax;
 mod wants;
 
 pub use options::{Options, RefreshMode, Schedule};
+pub(crate) use parse::parts;
 pub use parse::{Command, Create, Drop, parse};
 pub use syntax::{QualifiedName, identifier, literal};
 pub use wants::wants;

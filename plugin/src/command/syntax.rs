@@ -127,7 +127,7 @@ pub struct QualifiedName {
 impl QualifiedName {
     /// From the parts of an `any_name`; a third part would be a database, which must be dropped only
     /// after the server has compared it with the current one.
-    pub(super) fn from_parts(mut parts: Vec<String>) -> Result<Self, Box<ErrorFields>> {
+    pub(crate) fn from_parts(mut parts: Vec<String>) -> Result<Self, Box<ErrorFields>> {
         let improper = parts.len() > 2;
         match (parts.pop(), parts.pop()) {
             (Some(name), schema) if !improper => Ok(Self { schema, name }),

@@ -1,0 +1,207 @@
+//! `CREATE STREAM TABLE`.
+
+use std::time::{Duration, Instant};
+
+use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
+
+use super::lookup::refused;
+use super::options::RefreshMode;
+use super::parse::Create;
+use super::syntax::{QualifiedName, identifier, literal};
+use crate::conn::{Conn, Error};
+use crate::engine::{self, Definition, Isolation, Mode, StreamTableId};
+use crate::session::Session;
+
+/// How long to try for the sources' locks before giving up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries: long enough that waiting writers get through, short enough not to be noticed.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Creates the stream table. `default_schedule` is the configured one.
+///
+/// # Errors
+/// What PostgreSQL says of the query, 42P07, 42501, 3F000, 0A000 with the reason for a query that
+/// cannot be a stream table, 55P03 if a source stays locked. Nothing is left behind.
+pub(crate) async fn run(
+    session: &mut impl Session,
+    create: &Create,
+    default_schedule: &str,
+) -> Result<(), Error> {
+    let definition = |schema: String| Definition {
+        schema: Some(schema),
+        name: create.name.name.clone(),
+        columns: create.columns.clone(),
+        query: create.query.clone(),
+        query_offset: create.query_offset as usize,
+        schedule: create.options.schedule.clone().unwrap_or_else(|| default_schedule.to_owned()),
+        refresh_mode: match create.options.refresh_mode {
+            None | Some(RefreshMode::Auto) => Mode::Auto,
+            Some(RefreshMode::Incremental) => Mode::Incremental,
+            Some(RefreshMode::Full) => Mode::Full,
+        },
+        with_data: create.with_data,
+    };
+    let Some(schema) = target(session, create).await? else { return Ok(()) };
+    let definition = definition(schema);
+    if session.transaction() != TransactionContext::None {
+        engine::bootstrap(session).await?;
+        let id = engine::define(session, &definition).await?;
+        let isolation = isolation(session).await?;
+        return engine::load(session, id, isolation).await;
+    }
+    let id = define_patiently(session, &definition).await?;
+    let loaded = async {
+        session.begin().await?;
+        engine::load(session, id, Isolation::ReadCommitted).await?;
+        session.commit().await
+    };
+    match loaded.await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            undo(session, id).await;
+            Err(error)
+        }
+    }
+}
+
+/// The schema to create in, as CREATE TABLE chooses it; `None` if the relation exists and
+/// `IF NOT EXISTS` was given.
+async fn target(session: &mut impl Session, create: &Create) -> Result<Option<String>, Error> {
+    let QualifiedName { schema, name } = &create.name;
+    let schema_sql = match schema {
+        Some(schema) => literal(schema),
+        None => "pg_catalog.current_schema()".to_owned(),
+    };
+    let sql = format!(
+        "SELECT s.name, n.oid IS NOT NULL, \
+         CASE WHEN n.oid IS NOT NULL THEN pg_catalog.has_schema_privilege(n.oid, 'CREATE') END, \
+         EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = {}) \
+         FROM (SELECT {schema_sql}::pg_catalog.text AS name) s \
+         LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = s.name",
+        literal(name)
+    );
+    let rows = session.query(&sql).await?;
+    let row = rows.first();
+    let column = |index| row.and_then(|row| row.text(index));
+    let Some(schema) = column(0) else {
+        return Err(refused(ErrorFields::error("3F000", "no schema has been selected to create in")));
+    };
+    if schema.starts_with("pg_temp") {
+        let error = ErrorFields::error("42P16", "stream tables cannot be temporary");
+        return Err(refused(error.hint("Other sessions refresh it, and cannot see your temporary schema.")));
+    }
+    if column(1) != Some("t") {
+        return Err(refused(ErrorFields::error("3F000", format!("schema \"{schema}\" does not exist"))));
+    }
+    if schema == "pgtrickle" {
+        let error = ErrorFields::error("42501", "permission denied for schema pgtrickle");
+        return Err(refused(error.detail("The schema is reserved for the bookkeeping of stream tables.")));
+    }
+    if column(2) != Some("t") {
+        let message = format!("permission denied for schema {schema}");
+        return Err(refused(ErrorFields::error("42501", message)));
+    }
+    if column(3) == Some("t") {
+        let message = format!("relation \"{name}\" already exists");
+        if !create.if_not_exists {
+            return Err(refused(ErrorFields::error("42P07", message)));
+        }
+        let message = format!("{message}, skipping");
+        session.notice(ErrorFields::new(Severity::Notice, "42P07", message));
+        return Ok(None);
+    }
+    Ok(Some(schema.to_owned()))
+}
+
+/// The first transaction, tried again while somebody holds a source's lock: each try waits for it
+/// only briefly, so other writers never queue up behind us.
+async fn define_patiently(
+    session: &mut impl Session,
+    definition: &Definition,
+) -> Result<StreamTableId, Error> {
+    let started = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        session.begin().await?;
+        let defined = async {
+            session.query("SET LOCAL lock_timeout = '100ms'").await?;
+            engine::bootstrap(session).await?;
+            engine::define(session, definition).await
+        };
+        match defined.await {
+            Ok(id) => {
+                session.commit().await?;
+                return Ok(id);
+            }
+            Err(Error::LockNotAvailable(error)) => {
+                session.rollback().await?;
+                if started.elapsed() > PATIENCE {
+                    return Err(name_holder(session, definition, *error).await);
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            Err(error) => {
+                session.rollback().await?;
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Adds who holds the lock, as far as the client may see it.
+async fn name_holder(
+    session: &mut impl Session,
+    definition: &Definition,
+    mut error: ErrorFields,
+) -> Error {
+    "55P03".clone_into(&mut error.code);
+    error.hint = Some("Try again when the transaction that holds the lock has ended.".to_owned());
+    let tables = pg_query::parse(&definition.query, 0).map(|parsed| parsed.tables());
+    let names: Vec<String> = tables
+        .unwrap_or_default()
+        .iter()
+        .map(|table| {
+            let quoted: Vec<String> = table.split('.').map(identifier).collect();
+            format!("pg_catalog.to_regclass({})", literal(&quoted.join(".")))
+        })
+        .collect();
+    if names.is_empty() {
+        return refused(error);
+    }
+    let sql = format!(
+        "SELECT pid, mode, relation::pg_catalog.regclass FROM pg_catalog.pg_locks \
+         WHERE relation IN ({}) AND granted AND pid <> pg_catalog.pg_backend_pid() \
+         AND mode NOT IN ('AccessShareLock', 'RowShareLock') LIMIT 1",
+        names.join(", ")
+    );
+    if let Ok(rows) = session.query(&sql).await
+        && let Some(row) = rows.first()
+        && let (Some(pid), Some(mode), Some(table)) = (row.text(0), row.text(1), row.text(2))
+    {
+        error.detail = Some(format!("Process {pid} holds {mode} on relation {table}."));
+    }
+    refused(error)
+}
+
+/// Takes back a committed definition whose load has failed. Should this fail too (the connection is
+/// gone), the worker finds the half-made stream table and finishes or removes it.
+async fn undo(session: &mut impl Session, id: StreamTableId) {
+    let undone = async {
+        session.rollback().await?;
+        session.begin().await?;
+        engine::drop(session, id, false).await?;
+        session.commit().await
+    };
+    if let Err(error) = undone.await {
+        log::warn!("stream table {id} could not be taken back: {error}");
+        let _ = session.rollback().await;
+    }
+}
+
+async fn isolation(conn: &mut impl Conn) -> Result<Isolation, Error> {
+    let rows = conn.query("SHOW transaction_isolation").await?;
+    let level = rows.first().and_then(|row| row.text(0)).unwrap_or_default();
+    Ok(if level.starts_with("read ") { Isolation::ReadCommitted } else { Isolation::SnapshotTooOld })
+}

@@ -1,0 +1,100 @@
+//! The pooler's side of [`Session`].
+
+use pgcat::plugins::{ErrorFields, ServerHandle, TransactionContext};
+
+use crate::conn::{Conn, Error, Row};
+use crate::session::Session;
+
+/// A client's server connection, as the pooler lends it.
+pub struct HostConn<'a, 'server> {
+    server: &'a mut ServerHandle<'server>,
+}
+
+impl<'a, 'server> HostConn<'a, 'server> {
+    pub fn new(server: &'a mut ServerHandle<'server>) -> Self {
+        Self { server }
+    }
+}
+
+impl Conn for HostConn<'_, '_> {
+    async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
+        // The host keeps account of the transaction, so these must not go past it as mere text.
+        match TransactionCommand::of(sql) {
+            Some(TransactionCommand::Begin(isolation)) => self.server.begin(isolation).await?,
+            Some(TransactionCommand::Commit) => self.server.commit().await?,
+            Some(TransactionCommand::Rollback) => self.server.rollback().await?,
+            None => {
+                let result = self.server.query(sql).await?;
+                return Ok(result.rows.into_iter().map(Row).collect());
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+impl Session for HostConn<'_, '_> {
+    fn transaction(&self) -> TransactionContext {
+        self.server.transaction()
+    }
+
+    async fn begin(&mut self) -> Result<(), Error> {
+        Ok(self.server.begin("READ COMMITTED").await?)
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        Ok(self.server.commit().await?)
+    }
+
+    async fn rollback(&mut self) -> Result<(), Error> {
+        Ok(self.server.rollback().await?)
+    }
+
+    async fn forward(&mut self, sql: &str) -> Result<String, Error> {
+        Ok(self.server.query(sql).await?.tag)
+    }
+
+    fn notice(&mut self, notice: ErrorFields) {
+        self.server.notice(notice);
+    }
+}
+
+impl From<Box<ErrorFields>> for Error {
+    fn from(fields: Box<ErrorFields>) -> Self {
+        Self::from_server(*fields)
+    }
+}
+
+/// A statement of the engine's that begins or ends a transaction.
+#[derive(Debug, PartialEq, Eq)]
+enum TransactionCommand<'a> {
+    /// With the isolation level asked for.
+    Begin(&'a str),
+    Commit,
+    Rollback,
+}
+
+impl<'a> TransactionCommand<'a> {
+    fn of(sql: &'a str) -> Option<Self> {
+        match sql.trim() {
+            "COMMIT" => Some(Self::Commit),
+            "ROLLBACK" => Some(Self::Rollback),
+            "BEGIN" => Some(Self::Begin("READ COMMITTED")),
+            begin => begin.strip_prefix("BEGIN ISOLATION LEVEL ").map(Self::Begin),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TransactionCommand as Command;
+
+    #[test]
+    fn transaction_commands() {
+        assert_eq!(
+            Command::of("BEGIN ISOLATION LEVEL REPEATABLE READ"),
+            Some(Command::Begin("REPEATABLE READ"))
+        );
+        assert_eq!(Command::of("COMMIT"), Some(Command::Commit));
+        assert_eq!(Command::of("SELECT 1"), None);
+    }
+}
