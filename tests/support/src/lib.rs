@@ -22,6 +22,8 @@ mod pooler;
 mod postgres;
 mod process;
 mod psql;
+mod stack;
+pub mod workload;
 
 pub use config::PoolerConfig;
 pub use connect::{connect, try_connect};
@@ -30,3 +32,4 @@ pub use pooler::Pooler;
 pub use postgres::{Auth, Postgres, Settings};
 pub use process::{cpu_time, free_port};
 pub use psql::{Psql, PsqlOutput};
+pub use stack::{Stack, catalog_row, converges, converges_as, differences, scalar};
