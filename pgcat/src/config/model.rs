@@ -53,6 +53,7 @@ pub struct General {
     pub tls_private_key: Option<PathBuf>,
     pub server_tls: bool,
     pub verify_server_certificate: bool,
+    /// Empty where no admin login is configured: there is no admin database then.
     pub admin_username: String,
     pub admin_password: String,
     pub admin_auth_type: AuthType,
@@ -187,6 +188,7 @@ pub struct User {
     pub username: String,
     /// Absent only for trust users and where an auth_query is set.
     pub password: Option<String>,
+    /// Never `Md5` where the password is a SCRAM secret, nor `ScramSha256` where it is an md5 hash.
     pub auth_type: AuthType,
     /// Name to log in to the server with; `username` unless configured.
     pub server_username: String,

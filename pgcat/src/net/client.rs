@@ -30,7 +30,11 @@ pub(super) struct Newcomer {
 
 /// Serves a connection from its first byte to its end.
 pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usize>) {
-    let mut newcomer = Newcomer { io, input: Vec::new(), out: OutBuffer::default() };
+    let mut newcomer = Newcomer {
+        io,
+        input: Vec::new(),
+        out: OutBuffer::default(),
+    };
     let login = tokio::time::timeout(LOGIN_TIMEOUT, newcomer.log_in(thread, internal_pool));
     let admitted = match login.await {
         Ok(Ok(Some(admitted))) => admitted,
@@ -38,18 +42,30 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         Ok(Ok(None)) => return,
         Ok(Err(error)) => return newcomer.turn_away(error).await,
         Err(_) => {
-            log::info!("a client did not log in within {} s", LOGIN_TIMEOUT.as_secs());
+            log::info!(
+                "a client did not log in within {} s",
+                LOGIN_TIMEOUT.as_secs()
+            );
             return;
         }
     };
     let general = &thread.pooler.config.general;
     let identity = admitted.pool.shared.identity.clone();
     if general.log_client_connections && internal_pool.is_none() {
-        log::info!("client connected to {}/{}", identity.database, identity.user);
+        log::info!(
+            "client connected to {}/{}",
+            identity.database,
+            identity.user
+        );
     }
     let Newcomer { io, input, .. } = newcomer;
-    let session =
-        Session::new(thread.clone(), admitted.pool, admitted.registration, io, admitted.settings);
+    let session = Session::new(
+        thread.clone(),
+        admitted.pool,
+        admitted.registration,
+        io,
+        admitted.settings,
+    );
     if let Err(error) = session.run(input).await {
         match error {
             Error::Client(_) => log::debug!("{}/{}: {error}", identity.database, identity.user),
@@ -57,7 +73,11 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         }
     }
     if general.log_client_disconnections && internal_pool.is_none() {
-        log::info!("client disconnected from {}/{}", identity.database, identity.user);
+        log::info!(
+            "client disconnected from {}/{}",
+            identity.database,
+            identity.user
+        );
     }
 }
 
@@ -74,28 +94,42 @@ impl Newcomer {
         thread: &Rc<ThreadContext>,
         internal_pool: Option<usize>,
     ) -> Result<Option<Admitted>, Error> {
-        let Some(startup) = self.read_startup(thread).await? else { return Ok(None) };
+        let Some(startup) = self.read_startup(thread).await? else {
+            return Ok(None);
+        };
         if thread.shutting_down.get() && internal_pool.is_none() {
             return Err(Error::Refused(Box::new(shutting_down())));
         }
         if startup.needs_negotiation() {
             startup.negotiate(self.out.tail());
         }
-        let user = startup.parameter("user").filter(|user| !user.is_empty()).ok_or_else(|| {
-            Error::Refused(Box::new(ErrorFields::fatal(
-                "28000",
-                "no PostgreSQL user name specified in startup packet",
-            )))
-        })?;
-        let database = startup.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
+        let user = startup
+            .parameter("user")
+            .filter(|user| !user.is_empty())
+            .ok_or_else(|| {
+                Error::Refused(Box::new(ErrorFields::fatal(
+                    "28000",
+                    "no PostgreSQL user name specified in startup packet",
+                )))
+            })?;
+        let database = startup
+            .parameter("database")
+            .filter(|name| !name.is_empty())
+            .unwrap_or(user);
         let pool = match internal_pool {
             Some(index) => thread.pools[index].clone(),
             None => self.authenticate(thread, database, user).await?,
         };
-        if matches!(startup.parameter("replication"), Some("true" | "on" | "yes" | "1" | "database")) {
+        if matches!(
+            startup.parameter("replication"),
+            Some("true" | "on" | "yes" | "1" | "database")
+        ) {
             return Err(Error::Refused(Box::new(
-                ErrorFields::fatal("0A000", "replication connections are not supported by the pooler")
-                    .hint("Connect to the server directly."),
+                ErrorFields::fatal(
+                    "0A000",
+                    "replication connections are not supported by the pooler",
+                )
+                .hint("Connect to the server directly."),
             )));
         }
         let settings = session_settings(&startup)?;
@@ -103,14 +137,20 @@ impl Newcomer {
         let registration = Registration::new(thread);
         self.greet(&parameters, registration.key);
         self.flush().await?;
-        Ok(Some(Admitted { pool, registration, settings }))
+        Ok(Some(Admitted {
+            pool,
+            registration,
+            settings,
+        }))
     }
 
     /// The startup message; `None` if the connection wanted something else, and has had it.
     async fn read_startup(&mut self, thread: &ThreadContext) -> Result<Option<Startup>, Error> {
         let (mut asked_ssl, mut asked_gss) = (false, false);
         loop {
-            let Some(field) = self.read_exact(4).await? else { return Ok(None) };
+            let Some(field) = self.read_exact(4).await? else {
+                return Ok(None);
+            };
             let field = [field[0], field[1], field[2], field[3]];
             let bad = |error: crate::wire::startup::BadStartup| {
                 let code = match error {
@@ -120,12 +160,17 @@ impl Newcomer {
                 Error::Refused(Box::new(ErrorFields::fatal(code, error.to_string())))
             };
             let length = FirstPacket::body_length(field).map_err(bad)?;
-            let Some(body) = self.read_exact(length).await? else { return Ok(None) };
+            let Some(body) = self.read_exact(length).await? else {
+                return Ok(None);
+            };
             match FirstPacket::read(&body).map_err(bad)? {
                 FirstPacket::Startup(startup) => return Ok(Some(startup)),
                 FirstPacket::Cancel { pid, key } => {
                     if let Ok(key) = <[u8; 4]>::try_from(key.as_slice()) {
-                        let key = CancelKey { pid, secret: u32::from_be_bytes(key) };
+                        let key = CancelKey {
+                            pid,
+                            secret: u32::from_be_bytes(key),
+                        };
                         thread.pooler.cancel(key).await;
                     }
                     return Ok(None);
@@ -138,7 +183,9 @@ impl Newcomer {
             }
             if !self.input.is_empty() {
                 // Sent before the answer, so perhaps by somebody in the middle (CVE-2021-3935).
-                return Err(Error::protocol("received unencrypted data after an encryption request"));
+                return Err(Error::protocol(
+                    "received unencrypted data after an encryption request",
+                ));
             }
             self.out.tail().push(b'N');
             self.flush().await?;
@@ -161,14 +208,16 @@ impl Newcomer {
                 format!("No pool configured for database: \"{database}\", user: \"{user}\""),
             ))));
         };
-        login::prove(self, &pool.shared.user).await?;
+        login::prove(self, &pool.shared).await?;
         Ok(pool.clone())
     }
 
     /// AuthenticationOk, the parameters, the cancel key, and ReadyForQuery, all at once.
     fn greet(&mut self, parameters: &Parameters, key: CancelKey) {
         let out = self.out.tail();
-        build(out, backend::AUTHENTICATION, |out| out.extend_from_slice(&[0; 4]));
+        build(out, backend::AUTHENTICATION, |out| {
+            out.extend_from_slice(&[0; 4])
+        });
         for (name, value) in parameters {
             message::parameter_status(out, name, value);
         }
@@ -180,14 +229,18 @@ impl Newcomer {
     }
 
     pub async fn flush(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await.map_err(Error::Client)
+        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx))
+            .await
+            .map_err(Error::Client)
     }
 
     /// `n` bytes; `None` if the connection ends before the first of them.
     async fn read_exact(&mut self, n: usize) -> Result<Option<Vec<u8>>, Error> {
         while self.input.len() < n {
             let mut chunk = [0; 1024];
-            let got = poll_fn(|cx| self.io.poll_read(cx, &mut chunk)).await.map_err(Error::Client)?;
+            let got = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+                .await
+                .map_err(Error::Client)?;
             if got == 0 && self.input.is_empty() {
                 return Ok(None);
             }
@@ -245,10 +298,10 @@ fn session_settings(startup: &Startup) -> Result<Settings, Error> {
             "user" | "database" | "replication" => (),
             "options" => {
                 let given = parse_options(value).ok_or_else(|| {
-                    Error::Refused(Box::new(ErrorFields::fatal(
-                        "22023",
-                        "unsupported startup parameter in options",
-                    ).detail("Only -c name=value and --name=value are understood.")))
+                    Error::Refused(Box::new(
+                        ErrorFields::fatal("22023", "unsupported startup parameter in options")
+                            .detail("Only -c name=value and --name=value are understood."),
+                    ))
                 })?;
                 for (name, value) in given {
                     settings.set(&name, value);
@@ -291,10 +344,14 @@ async fn ask_greeting(
             "Pool down for database: \"{}\", user: \"{}\"",
             identity.database, identity.user
         );
-        Error::Refused(Box::new(ErrorFields::fatal("58000", message).detail(detail)))
+        Error::Refused(Box::new(
+            ErrorFields::fatal("58000", message).detail(detail),
+        ))
     };
-    let mut server =
-        pool.checkout(thread).await.map_err(|error| down(error.to_string()))?;
+    let mut server = pool
+        .checkout(thread)
+        .await
+        .map_err(|error| down(error.to_string()))?;
     let wanted = std::sync::Arc::new(settings.clone());
     let sql = server.settings.transition(&wanted);
     if !sql.is_empty() {

@@ -70,7 +70,12 @@ impl Session {
         cx: &mut Context<'_>,
     ) -> Result<(usize, Option<Event>), Error> {
         self.registration.handle.idle_in_transaction.set(None);
-        let mut walk = Walk { data, at: 0, run: 0..0, header: Header { tag: 0, body: 0 } };
+        let mut walk = Walk {
+            data,
+            at: 0,
+            run: 0..0,
+            header: Header { tag: 0, body: 0 },
+        };
         let mut event = None;
         while walk.at < data.len() {
             if self.client_body.left > 0 {
@@ -95,14 +100,23 @@ impl Session {
                     break;
                 }
                 Step::Forward => {
-                    self.client_body = Body { left: walk.header.total(), discard: false };
+                    self.client_body = Body {
+                        left: walk.header.total(),
+                        discard: false,
+                    };
                 }
                 Step::Discard => {
-                    self.client_body = Body { left: walk.header.total(), discard: true };
+                    self.client_body = Body {
+                        left: walk.header.total(),
+                        discard: true,
+                    };
                 }
                 Step::ForwardAfter(n) => {
                     walk.at += n;
-                    self.client_body = Body { left: walk.header.total() - n, discard: false };
+                    self.client_body = Body {
+                        left: walk.header.total() - n,
+                        discard: false,
+                    };
                 }
                 Step::NeedServer => {
                     event = Some(Event::NeedServer);
@@ -113,7 +127,10 @@ impl Session {
         }
         if let Some(server) = &mut self.server
             && !walk.run.is_empty()
-            && server.out.write(&mut server.io, cx, &data[walk.run]).is_err()
+            && server
+                .out
+                .write(&mut server.io, cx, &data[walk.run])
+                .is_err()
         {
             // The connection is lost. Reading from it says so, after the server's last words.
             server.out = Default::default();
@@ -133,7 +150,9 @@ impl Session {
     /// pooler's own.
     fn inject(&mut self, walk: &mut Walk<'_>) -> &mut Vec<u8> {
         let run = mem::replace(&mut walk.run, 0..0);
-        let Some(server) = &mut self.server else { unreachable!("only called with a server") };
+        let Some(server) = &mut self.server else {
+            unreachable!("only called with a server")
+        };
         let out = server.out.tail();
         out.extend_from_slice(&walk.data[run]);
         out
@@ -179,7 +198,9 @@ impl Session {
                     return Ok(Step::NeedServer);
                 }
                 if let Some(server) = &mut self.server {
-                    server.ledger.push(Request::FunctionCall, Fate::Forward, Undo::Nothing);
+                    server
+                        .ledger
+                        .push(Request::FunctionCall, Fate::Forward, Undo::Nothing);
                 }
                 Ok(Step::Forward)
             }
@@ -188,7 +209,9 @@ impl Session {
             | frontend::DESCRIBE
             | frontend::EXECUTE
             | frontend::CLOSE => self.extended(walk),
-            tag => Err(Error::protocol(format!("invalid frontend message type {tag}"))),
+            tag => Err(Error::protocol(format!(
+                "invalid frontend message type {tag}"
+            ))),
         }
     }
 
@@ -216,7 +239,9 @@ impl Session {
         if let Some(server) = &mut self.server {
             // A simple Query destroys the unnamed statement.
             server.unnamed = None;
-            server.ledger.push(Request::Query, Fate::Forward, Undo::Nothing);
+            server
+                .ledger
+                .push(Request::Query, Fate::Forward, Undo::Nothing);
         }
         Ok(Step::Forward)
     }
@@ -229,7 +254,12 @@ impl Session {
 
     pub(super) fn wanted_by_plugin(&self, text: &[u8]) -> bool {
         let identity = &self.pool.shared.identity;
-        !self.internal && self.pool.plugins.iter().any(|plugin| plugin.wants(identity, text))
+        !self.internal
+            && self
+                .pool
+                .plugins
+                .iter()
+                .any(|plugin| plugin.wants(identity, text))
     }
 
     fn sync(&mut self) -> Step {
@@ -242,7 +272,9 @@ impl Session {
                 if server.status == TransactionStatus::Idle {
                     self.portals.clear();
                 }
-                server.ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
+                server
+                    .ledger
+                    .push(Request::Sync, Fate::Forward, Undo::Nothing);
                 Step::Forward
             }
             None => {
@@ -269,7 +301,9 @@ impl Session {
         if !self.has_server() {
             return Ok(Step::NeedServer);
         }
-        let Some(server) = &mut self.server else { return Ok(Step::NeedServer) };
+        let Some(server) = &mut self.server else {
+            return Ok(Step::NeedServer);
+        };
         server.unsynced = true;
         if server.ledger.is_skipping() {
             return Ok(Step::Forward);
@@ -350,7 +384,9 @@ impl Session {
             return Ok(Step::Forward);
         }
         let statement = self.thread.pooler.interner.intern(rest);
-        let Some(server) = &mut self.server else { return Ok(Step::NeedServer) };
+        let Some(server) = &mut self.server else {
+            return Ok(Step::NeedServer);
+        };
         let known = server.statements.touch(statement.id);
         if known && server.status != TransactionStatus::Failed {
             self.synthesise(PARSE_COMPLETE);
@@ -363,11 +399,15 @@ impl Session {
             self.make_room(walk, statement.id);
             self.expect(
                 Request::Parse,
-                Undo::Parsed { statement: statement.id, client_name: Some(name.into()) },
+                Undo::Parsed {
+                    statement: statement.id,
+                    client_name: Some(name.into()),
+                },
             );
             message::parse_raw(self.inject(walk), &statement.server_name, rest);
         }
-        self.statements.insert(name.into(), ClientStatement::Prepared { statement, sets });
+        self.statements
+            .insert(name.into(), ClientStatement::Prepared { statement, sets });
         Ok(Step::Done)
     }
 
@@ -387,7 +427,10 @@ impl Session {
 
     /// Notes that the server gets the statement, and closes the one that must go for it.
     fn make_room(&mut self, walk: &mut Walk<'_>, statement: u64) {
-        let evicted = self.server.as_mut().and_then(|s| s.statements.insert(statement));
+        let evicted = self
+            .server
+            .as_mut()
+            .and_then(|s| s.statements.insert(statement));
         if let Some(evicted) = evicted {
             self.inject_expecting(walk, Request::Close, Undo::Closed(evicted), |out| {
                 message::close_statement(out, &prepared::server_name(evicted));
@@ -428,7 +471,10 @@ impl Session {
         self.settings_changed |= *sets;
         if !self.server.as_mut()?.statements.touch(statement.id) {
             self.make_room(walk, statement.id);
-            let undo = Undo::Parsed { statement: statement.id, client_name: None };
+            let undo = Undo::Parsed {
+                statement: statement.id,
+                client_name: None,
+            };
             self.inject_expecting(walk, Request::Parse, undo, |out| {
                 message::parse_raw(out, &statement.server_name, &statement.rest);
             });
@@ -437,7 +483,9 @@ impl Session {
     }
 
     fn bind(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        let Some((portal, name, _)) = bind_names(walk.body()) else { return Ok(Step::Wait) };
+        let Some((portal, name, _)) = bind_names(walk.body()) else {
+            return Ok(Step::Wait);
+        };
         if let Some(statement) = self.handled_statement(name) {
             if !walk.is_complete() {
                 if let Some(server) = &mut self.server {
@@ -446,14 +494,17 @@ impl Session {
                 return Ok(Step::Wait);
             }
             let formats = result_formats(walk.body())?;
-            self.portals.insert(portal.into(), HandledPortal { statement, formats });
+            self.portals
+                .insert(portal.into(), HandledPortal { statement, formats });
             self.synthesise(BIND_COMPLETE);
             return Ok(Step::Done);
         }
         self.portals.remove(portal);
         let server_name = self.provide(walk, name);
         self.expect(Request::Bind, Undo::Nothing);
-        let Some(server_name) = server_name else { return Ok(Step::Forward) };
+        let Some(server_name) = server_name else {
+            return Ok(Step::Forward);
+        };
         let names = portal.len() + name.len() + 2;
         let length = (walk.header.body + 4 - name.len() + server_name.len()) as u32;
         let out = self.inject(walk);
@@ -477,14 +528,24 @@ impl Session {
         }
         if let Some(statement) = self.handled_statement(name) {
             let mut reply = Vec::new();
-            build(&mut reply, backend::PARAMETER_DESCRIPTION, |out| out.extend_from_slice(&[0, 0]));
-            reply.extend(HandledPortal { statement, formats: Vec::new() }.description());
+            build(&mut reply, backend::PARAMETER_DESCRIPTION, |out| {
+                out.extend_from_slice(&[0, 0])
+            });
+            reply.extend(
+                HandledPortal {
+                    statement,
+                    formats: Vec::new(),
+                }
+                .description(),
+            );
             self.synthesise(&reply);
             return Ok(Step::Done);
         }
         let server_name = self.provide(walk, name);
         self.expect(Request::DescribeStatement, Undo::Nothing);
-        let Some(server_name) = server_name else { return Ok(Step::Forward) };
+        let Some(server_name) = server_name else {
+            return Ok(Step::Forward);
+        };
         build(self.inject(walk), frontend::DESCRIBE, |out| {
             out.push(b'S');
             put_cstr(out, &server_name);
@@ -495,7 +556,9 @@ impl Session {
     fn execute(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         let (portal, _) = string(walk.body())?;
         if self.portals.contains_key(portal) {
-            return Ok(Step::Event(Event::Execute { portal: portal.into() }));
+            return Ok(Step::Event(Event::Execute {
+                portal: portal.into(),
+            }));
         }
         self.expect(Request::Execute, Undo::Nothing);
         Ok(Step::Forward)
@@ -525,7 +588,10 @@ impl Session {
     }
 
     fn parse_handled(&mut self, name: &[u8], statement: Arc<dyn Statement>) -> Step {
-        let failed = self.server.as_ref().is_some_and(|s| s.status == TransactionStatus::Failed);
+        let failed = self
+            .server
+            .as_ref()
+            .is_some_and(|s| s.status == TransactionStatus::Failed);
         if failed {
             return Step::Event(Event::FailBatch(Box::new(in_failed_transaction())));
         }
@@ -539,7 +605,8 @@ impl Session {
                 format!("prepared statement \"{name}\" already exists"),
             ))));
         } else {
-            self.statements.insert(name.into(), ClientStatement::Handled(statement));
+            self.statements
+                .insert(name.into(), ClientStatement::Handled(statement));
         }
         self.synthesise(PARSE_COMPLETE);
         Step::Done
@@ -580,7 +647,9 @@ fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 }
 
 fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), Error> {
-    let (&kind, rest) = body.split_first().ok_or_else(|| Error::protocol("invalid message format"))?;
+    let (&kind, rest) = body
+        .split_first()
+        .ok_or_else(|| Error::protocol("invalid message format"))?;
     Ok((kind, string(rest)?.0))
 }
 
@@ -602,6 +671,8 @@ fn result_formats(body: &[u8]) -> Result<Vec<u16>, Error> {
 fn codes(bytes: &[u8]) -> Option<(Vec<u16>, &[u8])> {
     let (count, rest) = bytes.split_first_chunk::<2>()?;
     let (codes, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*count)) * 2)?;
-    let codes = codes.chunks_exact(2).map(|code| u16::from_be_bytes([code[0], code[1]]));
+    let codes = codes
+        .chunks_exact(2)
+        .map(|code| u16::from_be_bytes([code[0], code[1]]));
     Some((codes.collect(), rest))
 }

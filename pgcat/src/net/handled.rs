@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::frontend::in_failed_transaction;
 use super::session::Session;
 use crate::error::Error;
-use crate::plugins::{Action, Completion, ServerHandle, SessionView, Statement, TransactionContext};
+use crate::plugins::{
+    Action, Completion, ServerHandle, SessionView, Statement, TransactionContext,
+};
 use crate::router::{lexer, statements};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr};
@@ -116,21 +118,29 @@ fn binary(type_oid: u32, text: &str) -> Result<Vec<u8>, Box<ErrorFields>> {
         _ => None,
     };
     bytes.ok_or_else(|| {
-        Box::new(ErrorFields::error("0A000", "binary format is not supported for this result"))
+        Box::new(ErrorFields::error(
+            "0A000",
+            "binary format is not supported for this result",
+        ))
     })
 }
 
 impl Session {
     fn view<T>(&self, plugin: &str, f: impl FnOnce(&SessionView<'_>) -> T) -> T {
         let shared = &self.pool.shared;
-        f(&SessionView { pool: &shared.identity, settings: shared.settings.plugins.get(plugin) })
+        f(&SessionView {
+            pool: &shared.identity,
+            settings: shared.settings.plugins.get(plugin),
+        })
     }
 
     /// The plugins' decision about one statement: the first that does not allow it as it is.
     pub(super) fn inspect_statement(&self, sql: &[u8]) -> Action {
         // Text that is not UTF-8 is in another client encoding; keywords are ASCII in all of them, but
         // positions and names would be wrong. The server gets it as it is.
-        let Ok(sql) = std::str::from_utf8(sql) else { return Action::Allow };
+        let Ok(sql) = std::str::from_utf8(sql) else {
+            return Action::Allow;
+        };
         let identity = &self.pool.shared.identity;
         for plugin in &self.pool.plugins {
             if !plugin.wants(identity, sql.as_bytes()) {
@@ -204,7 +214,9 @@ impl Session {
     }
 
     fn status(&self) -> TransactionStatus {
-        self.server.as_ref().map_or(TransactionStatus::Idle, |server| server.status)
+        self.server
+            .as_ref()
+            .map_or(TransactionStatus::Idle, |server| server.status)
     }
 
     /// Runs a Query in pieces.
@@ -242,7 +254,10 @@ impl Session {
                         _ if implicit => TransactionContext::Implicit,
                         _ => TransactionContext::Block,
                     };
-                    let portal = HandledPortal { statement, formats: Vec::new() };
+                    let portal = HandledPortal {
+                        statement,
+                        formats: Vec::new(),
+                    };
                     self.run_handled(&portal, context, false, true).await?
                 }
                 Piece::Plain(text) => match control(&text) {
@@ -287,19 +302,25 @@ impl Session {
 
     /// A statement of the pooler's own.
     async fn own_query(&mut self, sql: &str) -> Result<(), Error> {
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         server.simple_query(sql, self.out.tail()).await.map(drop)
     }
 
     /// Runs a plain piece; its replies but for ReadyForQuery go to the client. False if it failed.
     async fn run_plain(&mut self, sql: &str) -> Result<bool, Error> {
-        let Some(server) = &mut self.server else { return Ok(false) };
+        let Some(server) = &mut self.server else {
+            return Ok(false);
+        };
         message::query(server.out.tail(), sql);
         server.unnamed = None;
         server.flush().await?;
         let mut done = true;
         loop {
-            let Some(server) = &mut self.server else { return Ok(false) };
+            let Some(server) = &mut self.server else {
+                return Ok(false);
+            };
             let (tag, body) = server.read_message().await?;
             match tag {
                 backend::READY_FOR_QUERY => {
@@ -311,7 +332,10 @@ impl Session {
                 backend::ERROR_RESPONSE => done = false,
                 backend::COPY_IN_RESPONSE => {
                     build(server.out.tail(), frontend::COPY_FAIL, |out| {
-                        put_cstr(out, b"COPY FROM STDIN cannot share a query with this statement");
+                        put_cstr(
+                            out,
+                            b"COPY FROM STDIN cannot share a query with this statement",
+                        );
                     });
                     server.flush().await?;
                     continue;
@@ -340,7 +364,9 @@ impl Session {
         batched: bool,
         describe: bool,
     ) -> Result<bool, Error> {
-        let Some(server) = &mut self.server else { return Ok(false) };
+        let Some(server) = &mut self.server else {
+            return Ok(false);
+        };
         server.unnamed = None;
         let mut handle = ServerHandle::new(server, self.out.tail(), context, batched);
         let outcome = portal.statement.execute(&mut handle).await;
@@ -387,7 +413,9 @@ impl Session {
         if self.status() != TransactionStatus::InTransaction {
             return Ok(());
         }
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         // A syntax error is the cheapest statement that fails for certain.
         match server.simple_query("!", &mut Vec::new()).await {
             Ok(_) | Err(Error::ServerRefused(_)) => Ok(()),
@@ -397,7 +425,9 @@ impl Session {
 
     /// Makes the server skip to the next Sync, as after an error of its own.
     async fn fail_server_batch(&mut self, skipping: bool) -> Result<(), Error> {
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         if !skipping {
             match server.batched_query("!", &mut Vec::new()).await {
                 Ok(_) | Err(Error::ServerRefused(_)) => (),
@@ -421,10 +451,16 @@ impl Session {
         if !self.hold_server(false).await? {
             return Ok(());
         }
-        let Some(portal) = self.portals.get(portal) else { return Ok(()) };
-        let portal =
-            HandledPortal { statement: portal.statement.clone(), formats: portal.formats.clone() };
-        let Some(server) = &self.server else { return Ok(()) };
+        let Some(portal) = self.portals.get(portal) else {
+            return Ok(());
+        };
+        let portal = HandledPortal {
+            statement: portal.statement.clone(),
+            formats: portal.formats.clone(),
+        };
+        let Some(server) = &self.server else {
+            return Ok(());
+        };
         let sync_follows = self.input.first() == Some(&frontend::SYNC);
         let context = match server.status {
             TransactionStatus::Failed => {
@@ -467,20 +503,24 @@ impl Session {
     /// extended batch at its Sync.
     pub(super) async fn answer_without_server(&mut self, error: &ErrorFields) -> Result<(), Error> {
         loop {
-            let header = Header::read(&self.input)
-                .map_err(|_| Error::protocol("invalid message length"))?;
+            let header =
+                Header::read(&self.input).map_err(|_| Error::protocol("invalid message length"))?;
             if let Some(header) = header
                 && self.input.len() >= header.total()
             {
                 self.input.drain(..header.total());
                 match header.tag {
-                    frontend::TERMINATE => return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into())),
+                    frontend::TERMINATE => {
+                        return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
+                    }
                     frontend::QUERY | frontend::FUNCTION_CALL | frontend::SYNC => break,
                     _ => continue,
                 }
             }
             let mut chunk = [0; 4096];
-            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk)).await.map_err(Error::Client)?;
+            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+                .await
+                .map_err(Error::Client)?;
             if n == 0 {
                 return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
             }
@@ -496,7 +536,9 @@ impl Session {
 /// What a plain statement does to the transaction, by its words.
 fn control(sql: &str) -> Control {
     let mut words = lexer::tokens(sql);
-    let Some(first) = words.next() else { return Control::Other };
+    let Some(first) = words.next() else {
+        return Control::Other;
+    };
     let is = |word| first.is_word(sql, word);
     if is("begin") || is("start") {
         return Control::Begin;

@@ -43,12 +43,17 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     let shutdown_timeout = config.general.shutdown_timeout;
     let pools = pools(&config);
     let (pooler, threads) = Pooler::start(config, pools, plugins)?;
-    let handles: Vec<_> =
-        pooler.pools.iter().map(|pool| PoolHandle::new(pooler.clone(), pool.clone())).collect();
+    let handles: Vec<_> = pooler
+        .pools
+        .iter()
+        .map(|pool| PoolHandle::new(pooler.clone(), pool.clone()))
+        .collect();
     for plugin in &pooler.plugins {
         plugin.start(&handles);
     }
-    let address = listener.local_addr().map_or(address, |bound| bound.to_string());
+    let address = listener
+        .local_addr()
+        .map_or(address, |bound| bound.to_string());
     log::info!("Running on {address}");
     log::info!("Waiting for clients");
 
@@ -80,7 +85,10 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     // Off this thread: the plugins' own threads may need what runs here until they have ended.
     let plugins = pooler.plugins.clone();
     let stopping = tokio::task::spawn_blocking(move || plugins.iter().for_each(|p| p.stop()));
-    if tokio::time::timeout(Duration::from_secs(5), stopping).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(5), stopping)
+        .await
+        .is_err()
+    {
         log::warn!("a plugin did not stop in time");
     }
     pooler.stop();
@@ -101,15 +109,26 @@ fn pools(config: &Config) -> Vec<Arc<PoolShared>> {
     users
         .enumerate()
         .map(|(index, (database, pool, user))| {
-            let identity =
-                PoolIdentity { database: database.clone(), user: user.username.clone() };
+            let identity = PoolIdentity {
+                database: database.clone(),
+                user: user.username.clone(),
+            };
             let threads = config.general.worker_threads;
-            Arc::new(PoolShared::new(index, identity, user.clone(), pool.clone(), threads))
+            Arc::new(PoolShared::new(
+                index,
+                identity,
+                user.clone(),
+                pool.clone(),
+                threads,
+            ))
         })
         .collect()
 }
 
-async fn accept(pooler: &Pooler, accepted: std::io::Result<(tokio::net::TcpStream, std::net::SocketAddr)>) {
+async fn accept(
+    pooler: &Pooler,
+    accepted: std::io::Result<(tokio::net::TcpStream, std::net::SocketAddr)>,
+) {
     match accepted {
         Ok((stream, _)) => {
             pooler.tcp.apply(&stream);

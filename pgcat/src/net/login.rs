@@ -3,23 +3,112 @@
 use super::client::Newcomer;
 use crate::config::model::{AuthType, User};
 use crate::error::Error;
+use crate::pool::shared::PoolShared;
+use crate::session::auth::scram::MECHANISM;
+use crate::session::auth::{AuthError, ScramSecret, ScramServer, Secret, md5, scram};
+use crate::wire::backend;
 use crate::wire::error_fields::ErrorFields;
+use crate::wire::message::{build, put_cstr, take_cstr};
+
+/// Codes of authentication requests.
+const MD5: u32 = 5;
+const SASL: u32 = 10;
+const SASL_CONTINUE: u32 = 11;
+const SASL_FINAL: u32 = 12;
 
 /// Asks the client for its proof, as the pool's user is configured.
 ///
 /// # Errors
-/// [`Error::Refused`] with 28P01, worded alike whatever was wrong.
-pub(super) async fn prove(client: &mut Newcomer, user: &User) -> Result<(), Error> {
-    let _ = client;
-    match user.auth_type {
-        AuthType::Trust => Ok(()),
-        AuthType::Md5 | AuthType::ScramSha256 => Err(refused(user)),
+/// [`Error::Refused`]: 28P01, worded alike whatever was wrong, or 08P01 for a malformed exchange.
+pub(super) async fn prove(client: &mut Newcomer, pool: &PoolShared) -> Result<(), Error> {
+    let user = &pool.user;
+    if user.auth_type == AuthType::Trust {
+        return Ok(());
     }
+    let Some(password) = &user.password else {
+        return Err(refused(user));
+    };
+    let secret = Secret::parse(password);
+    // As PostgreSQL does for `md5` in pg_hba.conf: a stored SCRAM secret means a SCRAM exchange.
+    let by_scram = user.auth_type == AuthType::ScramSha256 || matches!(secret, Secret::Scram(_));
+    if !by_scram {
+        return by_md5(client, user, &secret).await;
+    }
+    // Made once: it costs milliseconds, and its salt must not change from try to try.
+    let scram = pool.scram_secret.get_or_init(|| secret.to_scram());
+    let Some(scram) = scram else {
+        log::error!(
+            "user {}: an md5 hash cannot serve for scram-sha-256",
+            user.username
+        );
+        return Err(refused(user));
+    };
+    by_scram_exchange(client, user, scram).await
+}
+
+async fn by_md5(client: &mut Newcomer, user: &User, secret: &Secret) -> Result<(), Error> {
+    let salt: [u8; 4] = rand::random();
+    request(client, MD5, &salt).await?;
+    let answer = client.read_password().await?;
+    let answer = answer.strip_suffix(&[0]).unwrap_or(&answer);
+    if md5::verify(secret, &user.username, salt, answer) {
+        Ok(())
+    } else {
+        Err(refused(user))
+    }
+}
+
+async fn by_scram_exchange(
+    client: &mut Newcomer,
+    user: &User,
+    secret: &ScramSecret,
+) -> Result<(), Error> {
+    let failed = |error: AuthError| match error {
+        AuthError::WrongPassword => refused(user),
+        error => {
+            let mut fields = ErrorFields::fatal(error.sqlstate(), error.to_string());
+            fields.detail = error.detail().map(str::to_owned);
+            Error::Refused(Box::new(fields))
+        }
+    };
+    let mut mechanisms = Vec::new();
+    put_cstr(&mut mechanisms, MECHANISM.as_bytes());
+    mechanisms.push(0);
+    request(client, SASL, &mechanisms).await?;
+
+    let answer = client.read_password().await?;
+    let malformed = || Error::protocol("malformed SASLInitialResponse message");
+    let (mechanism, rest) = take_cstr(&answer).ok_or_else(malformed)?;
+    if mechanism != MECHANISM.as_bytes() {
+        return Err(Error::protocol(
+            "client selected an invalid SASL authentication mechanism",
+        ));
+    }
+    let (_, first) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
+    let nonce = scram::random_nonce();
+    let (challenge, awaiting) = ScramServer::new(secret, &nonce)
+        .first(first)
+        .map_err(failed)?;
+    request(client, SASL_CONTINUE, &challenge).await?;
+    let proof = client.read_password().await?;
+    let verification = awaiting.finish(&proof).map_err(failed)?;
+    request(client, SASL_FINAL, &verification).await
+}
+
+async fn request(client: &mut Newcomer, code: u32, data: &[u8]) -> Result<(), Error> {
+    build(client.out.tail(), backend::AUTHENTICATION, |out| {
+        out.extend_from_slice(&code.to_be_bytes());
+        out.extend_from_slice(data);
+    });
+    client.flush().await
 }
 
 fn refused(user: &User) -> Error {
     Error::Refused(Box::new(ErrorFields::fatal(
         "28P01",
-        format!("password authentication failed for user \"{}\"", user.username),
+        format!(
+            "password authentication failed for user \"{}\"",
+            user.username
+        ),
     )))
 }

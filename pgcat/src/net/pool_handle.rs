@@ -34,7 +34,11 @@ impl PoolHandle {
     /// database share their data.
     pub fn server_database(&self) -> (String, u16, String) {
         let address = &self.pool.address;
-        (address.host.clone(), address.port, self.pool.server_database.clone())
+        (
+            address.host.clone(),
+            address.port,
+            self.pool.server_database.clone(),
+        )
     }
 
     /// The name the pool logs in to the server with.
@@ -52,7 +56,8 @@ impl PoolHandle {
     /// connection only while a transaction is open, like any client in transaction mode.
     pub fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(BUFFER);
-        self.pooler.internal(DetachedIo::Memory(theirs), self.pool.index);
+        self.pooler
+            .internal(DetachedIo::Memory(theirs), self.pool.index);
         ours
     }
 }

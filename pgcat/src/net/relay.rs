@@ -83,9 +83,10 @@ impl Session {
     /// Waits until the server owes nothing (or skips to a Sync), relaying what comes.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         loop {
-            let owing = self.server.as_ref().is_some_and(|s| {
-                s.ledger.is_waiting() || !s.out.is_empty() || !s.input.is_empty()
-            });
+            let owing = self
+                .server
+                .as_ref()
+                .is_some_and(|s| s.ledger.is_waiting() || !s.out.is_empty() || !s.input.is_empty());
             if !owing {
                 return Poll::Ready(Ok(()));
             }
@@ -97,7 +98,11 @@ impl Session {
                         .server
                         .as_ref()
                         .is_some_and(|s| s.ledger.is_waiting() || !s.out.is_empty());
-                    return if owing { Poll::Pending } else { Poll::Ready(Ok(())) };
+                    return if owing {
+                        Poll::Pending
+                    } else {
+                        Poll::Ready(Ok(()))
+                    };
                 }
             }
         }
@@ -105,7 +110,10 @@ impl Session {
 
     fn note_waker(&self, cx: &Context<'_>) {
         let mut waker = self.registration.handle.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+        if !waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(cx.waker()))
+        {
             *waker = Some(cx.waker().clone());
         }
     }
@@ -113,11 +121,16 @@ impl Session {
     /// Whether the session is between transactions, so that a shutdown may end it.
     fn may_end(&self) -> bool {
         !self.internal
-            && self.server.as_ref().is_none_or(|server| !self.is_pooled() && server.is_reusable())
+            && self
+                .server
+                .as_ref()
+                .is_none_or(|server| !self.is_pooled() && server.is_reusable())
     }
 
     fn server_takes_more(&self) -> bool {
-        self.server.as_ref().is_none_or(|server| server.out.is_empty())
+        self.server
+            .as_ref()
+            .is_none_or(|server| server.out.is_empty())
     }
 
     /// Reads from the client once, and processes what came.
@@ -163,7 +176,9 @@ impl Session {
 
     /// Reads from the server once, and processes what came.
     fn poll_server(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<(), Error>> {
-        let Some(server) = &mut self.server else { return Poll::Pending };
+        let Some(server) = &mut self.server else {
+            return Poll::Pending;
+        };
         let n = match server.io.poll_read(cx, scratch) {
             Poll::Ready(Ok(0)) => {
                 return Poll::Ready(Err(Error::Server(io::ErrorKind::UnexpectedEof.into())));
@@ -214,19 +229,26 @@ impl Session {
                 Ok(None) => break,
                 Err(_) => return Err(Error::ServerProtocol("bad message length")),
             };
-            let Some(server) = &mut self.server else { break };
+            let Some(server) = &mut self.server else {
+                break;
+            };
             let streamed = matches!(header.tag, backend::DATA_ROW | backend::COPY_DATA);
             if streamed && server.ledger.next_fate() != Fate::Capture {
                 let discard = server.ledger.next_fate() == Fate::Swallow;
                 let n = header.total().min(data.len() - at);
-                self.server_body = Body { left: header.total() - n, discard };
+                self.server_body = Body {
+                    left: header.total() - n,
+                    discard,
+                };
                 if !discard {
                     self.forward_to_client(data, &mut run, at..at + n);
                 }
                 at += n;
                 continue;
             }
-            let Some(message) = data.get(at..at + header.total()) else { break };
+            let Some(message) = data.get(at..at + header.total()) else {
+                break;
+            };
             if self.process_reply(header.tag, &message[HEADER..])? == Fate::Forward {
                 self.forward_to_client(data, &mut run, at..at + header.total());
             }
@@ -234,12 +256,16 @@ impl Session {
             if let Some(server) = &mut self.server
                 && server.ledger.has_due()
             {
-                self.out.tail().extend_from_slice(&data[mem::replace(&mut run, 0..0)]);
+                self.out
+                    .tail()
+                    .extend_from_slice(&data[mem::replace(&mut run, 0..0)]);
                 server.ledger.take_due(self.out.tail());
             }
         }
         if !run.is_empty() {
-            self.out.write(&mut self.io, cx, &data[run]).map_err(Error::Client)?;
+            self.out
+                .write(&mut self.io, cx, &data[run])
+                .map_err(Error::Client)?;
         }
         Ok(at)
     }
@@ -259,7 +285,9 @@ impl Session {
 
     /// Accounts for one whole message of the server. Says whether the client gets it.
     fn process_reply(&mut self, tag: u8, body: &[u8]) -> Result<Fate, Error> {
-        let Some(server) = &mut self.server else { return Ok(Fate::Swallow) };
+        let Some(server) = &mut self.server else {
+            return Ok(Fate::Swallow);
+        };
         match tag {
             backend::PARAMETER_STATUS => {
                 server.note_parameter(body);
@@ -290,12 +318,18 @@ impl Session {
             }
             _ => (),
         }
-        Ok(if fate == Fate::Capture { Fate::Swallow } else { fate })
+        Ok(if fate == Fate::Capture {
+            Fate::Swallow
+        } else {
+            fate
+        })
     }
 
     fn ready(&mut self, status: u8, fate: Fate) -> Result<(), Error> {
         let pooled = self.is_pooled();
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         server.status = TransactionStatus::from_byte(status);
         if fate == Fate::Capture {
             let settings = std::sync::Arc::new(mem::take(&mut self.captured));
@@ -316,19 +350,26 @@ impl Session {
             }
             // Asked at the end of the transaction, when it is certain what has become of a SET in it.
             if self.settings_changed && quiet && pooled {
-                server.ledger.push(Request::Query, Fate::Capture, Undo::Nothing);
+                server
+                    .ledger
+                    .push(Request::Query, Fate::Capture, Undo::Nothing);
                 message::query(server.out.tail(), CAPTURE);
                 server.unnamed = None;
             }
         } else if quiet {
-            self.registration.handle.idle_in_transaction.set(Some(self.thread.now.get()));
+            self.registration
+                .handle
+                .idle_in_transaction
+                .set(Some(self.thread.now.get()));
         }
         Ok(())
     }
 
     /// Looks at a command tag for what outlives the command.
     fn completed(&mut self, body: &[u8], fate: Fate) {
-        let Some(server) = &mut self.server else { return };
+        let Some(server) = &mut self.server else {
+            return;
+        };
         if fate != Fate::Forward {
             return;
         }
@@ -360,13 +401,18 @@ impl Session {
     }
 
     fn failed(&mut self, body: &[u8], fate: Fate) -> Result<(), Error> {
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         if server.ledger.has_undone() {
             for undo in server.ledger.take_undone() {
                 match undo {
                     Undo::Closed(statement) => server.statements.put_back(statement),
                     Undo::Nothing => (),
-                    Undo::Parsed { statement, client_name } => {
+                    Undo::Parsed {
+                        statement,
+                        client_name,
+                    } => {
                         server.statements.remove(statement);
                         if let Some(name) = client_name {
                             self.statements.remove(&name);
@@ -383,7 +429,10 @@ impl Session {
         if fate != Fate::Forward {
             // The client's settings could not be carried over, and its statement must not run, or be
             // seen to have run, under others.
-            let fields = ErrorFields { severity: Severity::Fatal, ..fields };
+            let fields = ErrorFields {
+                severity: Severity::Fatal,
+                ..fields
+            };
             return Err(Error::Refused(Box::new(fields)));
         }
         self.told_fatal = fields.severity >= Severity::Fatal;

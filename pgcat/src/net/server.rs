@@ -15,6 +15,7 @@ use crate::config::model::ServerAddress;
 use crate::error::Error;
 use crate::plugins::QueryResult;
 use crate::pool::shared::PoolShared;
+use crate::session::auth::scram::check_iterations;
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::Settings;
@@ -81,7 +82,11 @@ impl Server {
     /// # Errors
     /// [`Error::Server`] if the connection fails, [`Error::ServerRefused`] with the server's own words
     /// if it refuses the login.
-    pub async fn connect(pool: &PoolShared, options: &TcpOptions, now: u64) -> Result<Box<Self>, Error> {
+    pub async fn connect(
+        pool: &PoolShared,
+        options: &TcpOptions,
+        now: u64,
+    ) -> Result<Box<Self>, Error> {
         let io = dial(&pool.address, options).await.map_err(Error::Server)?;
         let mut server = Box::new(Self {
             io,
@@ -110,8 +115,14 @@ impl Server {
 
     async fn log_in(&mut self, pool: &PoolShared) -> Result<(), Error> {
         let user = &pool.user.server_username;
-        let password = pool.user.server_password.as_deref().or(pool.user.password.as_deref());
-        self.out.tail().extend(startup::startup_message(user, &pool.server_database));
+        let password = pool
+            .user
+            .server_password
+            .as_deref()
+            .or(pool.user.password.as_deref());
+        self.out
+            .tail()
+            .extend(startup::startup_message(user, &pool.server_database));
         self.flush().await?;
         let mut scram: Option<sasl::ScramSha256> = None;
         loop {
@@ -151,8 +162,9 @@ impl Server {
         password: Option<&str>,
         scram: &mut Option<sasl::ScramSha256>,
     ) -> Result<(), Error> {
-        let (code, data) =
-            body.split_first_chunk::<4>().ok_or(Error::ServerProtocol("short authentication request"))?;
+        let (code, data) = body
+            .split_first_chunk::<4>()
+            .ok_or(Error::ServerProtocol("short authentication request"))?;
         let code = i32::from_be_bytes(*code);
         if code == 0 {
             return Ok(());
@@ -173,12 +185,18 @@ impl Server {
         match code {
             3 => {
                 let password = password()?;
-                build(out, frontend::PASSWORD, |out| put_cstr(out, password.as_bytes()));
+                build(out, frontend::PASSWORD, |out| {
+                    put_cstr(out, password.as_bytes())
+                });
             }
             5 => {
-                let salt = data.first_chunk::<4>().ok_or(Error::ServerProtocol("short md5 salt"))?;
+                let salt = data
+                    .first_chunk::<4>()
+                    .ok_or(Error::ServerProtocol("short md5 salt"))?;
                 let hash = md5_hash(user.as_bytes(), password()?.as_bytes(), *salt);
-                build(out, frontend::PASSWORD, |out| put_cstr(out, hash.as_bytes()));
+                build(out, frontend::PASSWORD, |out| {
+                    put_cstr(out, hash.as_bytes())
+                });
             }
             10 => {
                 // The list may begin with SCRAM-SHA-256-PLUS; the plain one is what is possible here.
@@ -198,12 +216,22 @@ impl Server {
                 *scram = Some(exchange);
             }
             11 => {
-                let exchange = scram.as_mut().ok_or(Error::ServerProtocol("unexpected SASL message"))?;
+                let exchange = scram
+                    .as_mut()
+                    .ok_or(Error::ServerProtocol("unexpected SASL message"))?;
+                check_iterations(data).map_err(|error| {
+                    log::warn!("SCRAM exchange with the server: {error}");
+                    Error::ServerProtocol("SCRAM exchange refused")
+                })?;
                 exchange.update(data).map_err(invalid)?;
-                build(out, frontend::PASSWORD, |out| out.extend_from_slice(exchange.message()));
+                build(out, frontend::PASSWORD, |out| {
+                    out.extend_from_slice(exchange.message())
+                });
             }
             12 => {
-                let exchange = scram.as_mut().ok_or(Error::ServerProtocol("unexpected SASL message"))?;
+                let exchange = scram
+                    .as_mut()
+                    .ok_or(Error::ServerProtocol("unexpected SASL message"))?;
                 exchange.finish(data).map_err(invalid)?;
             }
             _ => return Err(Error::ServerProtocol("unsupported authentication method")),
@@ -247,7 +275,9 @@ impl Server {
     fn read_unsolicited(&mut self) -> Liveness {
         let mut start = 0;
         while let Ok(Some(header)) = Header::read(&self.input[start..]) {
-            let Some(message) = self.input.get(start..start + header.total()) else { break };
+            let Some(message) = self.input.get(start..start + header.total()) else {
+                break;
+            };
             match header.tag {
                 backend::PARAMETER_STATUS => {
                     let body = message[crate::wire::HEADER..].to_vec();
@@ -272,7 +302,9 @@ impl Server {
     /// # Errors
     /// [`Error::Server`].
     pub async fn flush(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await.map_err(Error::Server)
+        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx))
+            .await
+            .map_err(Error::Server)
     }
 
     /// The next message, whole: for logins, and for statements the pooler or a plugin runs.
@@ -291,7 +323,9 @@ impl Server {
                 return Ok((header.tag, body));
             }
             let mut chunk = [0; 8192];
-            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk)).await.map_err(Error::Server)?;
+            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+                .await
+                .map_err(Error::Server)?;
             if n == 0 {
                 return Err(Error::Server(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -391,7 +425,9 @@ impl Server {
             }
             backend::COPY_IN_RESPONSE => {
                 // Nobody is there to send data.
-                build(self.out.tail(), frontend::COPY_FAIL, |out| put_cstr(out, b"no COPY here"));
+                build(self.out.tail(), frontend::COPY_FAIL, |out| {
+                    put_cstr(out, b"no COPY here")
+                });
             }
             _ => (),
         }
@@ -461,7 +497,8 @@ impl ServerKey {
         let delivery = async {
             let mut io = dial(&self.address, options).await?;
             let mut out = OutBuffer::default();
-            out.tail().extend(startup::cancel_request(self.pid, &self.secret));
+            out.tail()
+                .extend(startup::cancel_request(self.pid, &self.secret));
             poll_fn(|cx| out.poll_flush(&mut io, cx)).await?;
             let mut end = [0; 1];
             while poll_fn(|cx| io.poll_read(cx, &mut end)).await? > 0 {}

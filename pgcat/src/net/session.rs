@@ -66,7 +66,10 @@ pub(super) struct Body {
 /// What a client's statement name stands for.
 pub(super) enum ClientStatement {
     Handled(Arc<dyn Statement>),
-    Prepared { statement: Arc<PreparedStatement>, sets: bool },
+    Prepared {
+        statement: Arc<PreparedStatement>,
+        sets: bool,
+    },
 }
 
 /// The client's unnamed statement.
@@ -88,7 +91,9 @@ pub(super) enum Event {
     /// The client closed its connection, or said Terminate.
     Closed,
     /// Execute of a statement that a plugin answers.
-    Execute { portal: Box<[u8]> },
+    Execute {
+        portal: Box<[u8]>,
+    },
     /// An extended message is refused, as if the server had.
     FailBatch(Box<ErrorFields>),
     /// The client left a transaction idle for too long.
@@ -122,7 +127,10 @@ impl Session {
             server_body: Body::default(),
             settings: Arc::new(settings),
             statements: HashMap::new(),
-            unnamed: Unnamed { statement: UnnamedStatement::None, version: 0 },
+            unnamed: Unnamed {
+                statement: UnnamedStatement::None,
+                version: 0,
+            },
             portals: HashMap::new(),
             settings_changed: false,
             captured: Settings::default(),
@@ -172,7 +180,9 @@ impl Session {
         if !Arc::ptr_eq(&server.settings, &self.settings) {
             if *server.settings != *self.settings {
                 let sql = server.settings.transition(&self.settings);
-                server.ledger.push(Request::Query, Fate::Swallow, Undo::Nothing);
+                server
+                    .ledger
+                    .push(Request::Query, Fate::Swallow, Undo::Nothing);
                 message::query(server.out.tail(), &sql);
                 // A simple Query destroys the unnamed statement.
                 server.unnamed = None;
@@ -198,7 +208,10 @@ impl Session {
             && !self.hold
             && self.client_body.left == 0
             && !self.settings_changed
-            && self.server.as_ref().is_some_and(|server| server.is_reusable());
+            && self
+                .server
+                .as_ref()
+                .is_some_and(|server| server.is_reusable());
         if idle && let Some(server) = self.detach() {
             self.pool.release(&self.thread, server);
         }
@@ -207,7 +220,9 @@ impl Session {
     /// The client is gone or will be: the server connection must not be left as it is.
     fn leave_server(&mut self) {
         let session_mode = self.pool.shared.user.pool_mode == PoolMode::Session;
-        let Some(mut server) = self.detach() else { return };
+        let Some(mut server) = self.detach() else {
+            return;
+        };
         let (pool, thread) = (self.pool.clone(), self.thread.clone());
         server.dirty |= session_mode || self.settings_changed;
         if server.is_reusable() {
@@ -246,8 +261,10 @@ impl Session {
     /// No server connection could be had. The client is told, and lives: its request is answered as
     /// if the server had failed it.
     async fn no_server(&mut self, error: &Error) -> Result<(), Error> {
-        let mut fields =
-            ErrorFields::error("58000", "could not get connection from the pool - AllServersDown");
+        let mut fields = ErrorFields::error(
+            "58000",
+            "could not get connection from the pool - AllServersDown",
+        );
         match error {
             Error::Timeout => {
                 fields = fields.detail(format!(
@@ -265,7 +282,9 @@ impl Session {
 
     /// Sends everything that waits for the client.
     pub(super) async fn flush_client(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await.map_err(Error::Client)
+        poll_fn(|cx| self.out.poll_flush(&mut self.io, cx))
+            .await
+            .map_err(Error::Client)
     }
 
     /// The last words to a client whose session ends.
@@ -275,7 +294,10 @@ impl Session {
             Error::Client(_) => return,
             _ if self.told_fatal => return,
             Error::Refused(fields) => (**fields).clone(),
-            other => ErrorFields::fatal("58000", format!("error receiving data from server: {other}")),
+            other => ErrorFields::fatal(
+                "58000",
+                format!("error receiving data from server: {other}"),
+            ),
         };
         if self.server_body.left > 0 {
             // In the middle of a message nothing can be said.
@@ -292,7 +314,9 @@ impl Session {
     async fn idle_in_transaction(&mut self) -> Result<(), Error> {
         self.registration.handle.timed_out.set(false);
         self.registration.handle.idle_in_transaction.set(None);
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         if server.status == TransactionStatus::Idle || !server.ledger.is_empty() {
             return Ok(());
         }
@@ -306,5 +330,8 @@ impl Session {
 
 /// What clients hear when the pooler shuts down.
 pub fn shutting_down() -> ErrorFields {
-    ErrorFields::fatal("57P01", "terminating connection due to administrator command")
+    ErrorFields::fatal(
+        "57P01",
+        "terminating connection due to administrator command",
+    )
 }

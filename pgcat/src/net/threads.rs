@@ -51,10 +51,18 @@ enum Mail {
     /// A connection that has just been accepted.
     Accepted(DetachedIo),
     /// Cancel what the session runs; `done` is dropped when the request has been delivered.
-    Cancel { session: u64, done: oneshot::Sender<()> },
+    Cancel {
+        session: u64,
+        done: oneshot::Sender<()>,
+    },
     /// An in-process client of a pool.
-    Internal { io: DetachedIo, pool: usize },
-    ServeWaiters { pool: usize },
+    Internal {
+        io: DetachedIo,
+        pool: usize,
+    },
+    ServeWaiters {
+        pool: usize,
+    },
     /// End sessions as they become idle.
     Shutdown,
     /// End now.
@@ -126,7 +134,13 @@ impl Pooler {
         let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..config.general.worker_threads)
             .map(|_| {
                 let (mail, mailbox) = mpsc::unbounded_channel();
-                (ThreadHandle { mail, load: AtomicUsize::new(0) }, mailbox)
+                (
+                    ThreadHandle {
+                        mail,
+                        load: AtomicUsize::new(0),
+                    },
+                    mailbox,
+                )
             })
             .unzip();
         let tcp = TcpOptions::new(&config.general);
@@ -165,8 +179,13 @@ impl Pooler {
     }
 
     fn least_loaded(&self) -> &ThreadHandle {
-        let least = self.threads.iter().min_by_key(|thread| thread.load.load(Ordering::Relaxed));
-        let Some(thread) = least else { unreachable!("worker_threads is at least 1") };
+        let least = self
+            .threads
+            .iter()
+            .min_by_key(|thread| thread.load.load(Ordering::Relaxed));
+        let Some(thread) = least else {
+            unreachable!("worker_threads is at least 1")
+        };
         // Counted here, so that connections accepted in one go spread.
         thread.load.fetch_add(1, Ordering::Relaxed);
         thread
@@ -174,12 +193,16 @@ impl Pooler {
 
     /// Tells all sessions to end as they become idle.
     pub fn shutdown(&self) {
-        self.threads.iter().for_each(|thread| thread.send(Mail::Shutdown));
+        self.threads
+            .iter()
+            .for_each(|thread| thread.send(Mail::Shutdown));
     }
 
     /// Ends the threads, whatever they do.
     pub fn stop(&self) {
-        self.threads.iter().for_each(|thread| thread.send(Mail::Stop));
+        self.threads
+            .iter()
+            .for_each(|thread| thread.send(Mail::Stop));
     }
 
     /// How many clients are connected.
@@ -189,7 +212,9 @@ impl Pooler {
 
     /// Cancels what the session with this key runs, and returns when the server has been told.
     pub async fn cancel(&self, key: CancelKey) {
-        let Some((thread, session)) = self.keys().get(&key).copied() else { return };
+        let Some((thread, session)) = self.keys().get(&key).copied() else {
+            return;
+        };
         let (done, delivered) = oneshot::channel();
         self.threads[thread].send(Mail::Cancel { session, done });
         // Dropped, not sent: either way it is over.
@@ -197,7 +222,9 @@ impl Pooler {
     }
 
     fn keys(&self) -> std::sync::MutexGuard<'_, HashMap<CancelKey, (usize, u64)>> {
-        self.cancel_keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cancel_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -218,14 +245,22 @@ impl Registration {
         let mut keys = pooler.keys();
         let key = loop {
             // Positive, because pgjdbc ignores a negative pid.
-            let key = CancelKey { pid: rand::random::<u32>() >> 1, secret: rand::random() };
+            let key = CancelKey {
+                pid: rand::random::<u32>() >> 1,
+                secret: rand::random(),
+            };
             if key.pid != 0 && !keys.contains_key(&key) {
                 break key;
             }
         };
         keys.insert(key, (thread.index, id));
         drop(keys);
-        Self { thread: thread.clone(), id, key, handle }
+        Self {
+            thread: thread.clone(),
+            id,
+            key,
+            handle,
+        }
     }
 }
 
@@ -248,13 +283,19 @@ impl<'a> Count<'a> {
         if external {
             thread.pooler.clients.fetch_add(1, Ordering::SeqCst);
         }
-        Self { pooler: &thread.pooler, thread: thread.index, external }
+        Self {
+            pooler: &thread.pooler,
+            thread: thread.index,
+            external,
+        }
     }
 }
 
 impl Drop for Count<'_> {
     fn drop(&mut self) {
-        self.pooler.threads[self.thread].load.fetch_sub(1, Ordering::Relaxed);
+        self.pooler.threads[self.thread]
+            .load
+            .fetch_sub(1, Ordering::Relaxed);
         if self.external {
             self.pooler.clients.fetch_sub(1, Ordering::SeqCst);
         }
@@ -278,7 +319,10 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
         .map(|shared| {
             let enabled = |plugin: &&Arc<dyn Plugin>| {
                 let table = shared.settings.plugins.get(plugin.name());
-                table.and_then(|t| t.get("enabled")).and_then(toml::Value::as_bool) == Some(true)
+                table
+                    .and_then(|t| t.get("enabled"))
+                    .and_then(toml::Value::as_bool)
+                    == Some(true)
             };
             let plugins = pooler.plugins.iter().filter(enabled).cloned().collect();
             Rc::new(LocalPool::new(shared.clone(), plugins))
@@ -302,10 +346,17 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
             Mail::Cancel { session, done } => thread.cancel(session, done),
             Mail::Shutdown => {
                 thread.shutting_down.set(true);
-                thread.sessions.borrow().values().for_each(|session| session.wake());
+                thread
+                    .sessions
+                    .borrow()
+                    .values()
+                    .for_each(|session| session.wake());
             }
             Mail::Stop => {
-                thread.pools.iter().for_each(|pool| pool.close_idle(&thread));
+                thread
+                    .pools
+                    .iter()
+                    .for_each(|pool| pool.close_idle(&thread));
                 return;
             }
         }
@@ -327,11 +378,17 @@ fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, pool: Option<usize>) {
 async fn keep_time(thread: Rc<ThreadContext>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let limit = thread.pooler.config.general.idle_client_in_transaction_timeout;
+    let limit = thread
+        .pooler
+        .config
+        .general
+        .idle_client_in_transaction_timeout;
     let limit = limit.map(|limit| limit.as_millis() as u64);
     for tick in 0_u64.. {
         interval.tick().await;
-        thread.now.set(thread.pooler.began.elapsed().as_millis() as u64);
+        thread
+            .now
+            .set(thread.pooler.began.elapsed().as_millis() as u64);
         if let Some(limit) = limit {
             thread.find_overdue(limit);
         }
@@ -343,8 +400,14 @@ async fn keep_time(thread: Rc<ThreadContext>) {
 
 impl ThreadContext {
     fn cancel(&self, session: u64, done: oneshot::Sender<()>) {
-        let server = self.sessions.borrow().get(&session).and_then(|s| s.server.borrow().clone());
-        let Some(server) = server.filter(|server| !server.secret.is_empty()) else { return };
+        let server = self
+            .sessions
+            .borrow()
+            .get(&session)
+            .and_then(|s| s.server.borrow().clone());
+        let Some(server) = server.filter(|server| !server.secret.is_empty()) else {
+            return;
+        };
         server.cancels.fetch_add(1, Ordering::SeqCst);
         let tcp = self.pooler.tcp;
         tokio::task::spawn_local(async move {
@@ -355,7 +418,11 @@ impl ThreadContext {
 
     fn find_overdue(&self, limit: u64) {
         for session in self.sessions.borrow().values() {
-            if session.idle_in_transaction.get().is_some_and(|since| self.now.get() >= since + limit) {
+            if session
+                .idle_in_transaction
+                .get()
+                .is_some_and(|since| self.now.get() >= since + limit)
+            {
                 session.timed_out.set(true);
                 session.wake();
             }

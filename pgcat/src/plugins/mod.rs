@@ -115,7 +115,10 @@ pub struct Column {
 
 impl Column {
     pub fn text(name: impl Into<String>) -> Self {
-        Self { name: name.into(), type_oid: 25 }
+        Self {
+            name: name.into(),
+            type_oid: 25,
+        }
     }
 }
 

@@ -48,7 +48,14 @@ impl<'a> ServerHandle<'a> {
         context: TransactionContext,
         batched: bool,
     ) -> Self {
-        Self { server, notices, context, batched, skipping: false, lost: None }
+        Self {
+            server,
+            notices,
+            context,
+            batched,
+            skipping: false,
+            lost: None,
+        }
     }
 
     /// How the statement relates to transactions.
@@ -70,7 +77,10 @@ impl<'a> ServerHandle<'a> {
     /// done.
     pub async fn query(&mut self, sql: &str) -> Result<QueryResult, Box<ErrorFields>> {
         if self.lost.is_some() {
-            return Err(Box::new(ErrorFields::fatal("08006", "the server connection was lost")));
+            return Err(Box::new(ErrorFields::fatal(
+                "08006",
+                "the server connection was lost",
+            )));
         }
         if self.skipping {
             return Err(Box::new(ErrorFields::error(
@@ -104,7 +114,9 @@ impl<'a> ServerHandle<'a> {
     /// The server's error.
     pub async fn begin(&mut self, characteristics: &str) -> Result<(), Box<ErrorFields>> {
         debug_assert_eq!(self.context, TransactionContext::None);
-        self.query(&format!("BEGIN {characteristics}")).await.map(drop)
+        self.query(&format!("BEGIN {characteristics}"))
+            .await
+            .map(drop)
     }
 
     /// Commits the transaction that [`ServerHandle::begin`] began.
@@ -116,7 +128,10 @@ impl<'a> ServerHandle<'a> {
         if result.tag == "COMMIT" {
             return Ok(());
         }
-        Err(Box::new(ErrorFields::error("40000", "the transaction was rolled back")))
+        Err(Box::new(ErrorFields::error(
+            "40000",
+            "the transaction was rolled back",
+        )))
     }
 
     /// Rolls back the transaction that [`ServerHandle::begin`] began.

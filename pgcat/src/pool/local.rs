@@ -30,13 +30,21 @@ const GREETINGS: usize = 64;
 
 impl LocalPool {
     pub fn new(shared: Arc<PoolShared>, plugins: Vec<Arc<dyn Plugin>>) -> Self {
-        Self { shared, plugins, idle: RefCell::default(), greetings: RefCell::default() }
+        Self {
+            shared,
+            plugins,
+            idle: RefCell::default(),
+            greetings: RefCell::default(),
+        }
     }
 
     /// What to report to a client that starts with these settings, if it is known.
     pub fn greeting(&self, settings: &Settings) -> Option<Parameters> {
         let greetings = self.greetings.borrow();
-        greetings.iter().find(|(known, _)| known == settings).map(|(_, p)| p.clone())
+        greetings
+            .iter()
+            .find(|(known, _)| known == settings)
+            .map(|(_, p)| p.clone())
     }
 
     pub fn remember_greeting(&self, settings: Settings, parameters: Parameters) {
@@ -77,7 +85,10 @@ impl LocalPool {
     ///
     /// # Errors
     /// [`Error::Timeout`] after `connect_timeout`, or why a new connection could not be opened.
-    pub async fn checkout(self: &Rc<Self>, thread: &Rc<ThreadContext>) -> Result<Box<Server>, Error> {
+    pub async fn checkout(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+    ) -> Result<Box<Server>, Error> {
         if let Some(server) = self.try_checkout(thread) {
             return Ok(server);
         }
@@ -92,7 +103,8 @@ impl LocalPool {
             self.shared.return_slot();
         }
         self.serve_waiters(thread);
-        self.shared.call_idle_threads(&thread.pooler.threads, thread.index);
+        self.shared
+            .call_idle_threads(&thread.pooler.threads, thread.index);
         let granted = timeout(limit, &mut ticket.granted).await;
         match granted {
             Ok(Ok(grant)) => self.redeem(thread, grant).await,
@@ -104,7 +116,11 @@ impl LocalPool {
         }
     }
 
-    async fn redeem(self: &Rc<Self>, thread: &Rc<ThreadContext>, grant: Grant) -> Result<Box<Server>, Error> {
+    async fn redeem(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        grant: Grant,
+    ) -> Result<Box<Server>, Error> {
         match grant {
             Grant::Slot => self.open(thread).await,
             Grant::Here(server) => Ok(server),
@@ -121,7 +137,9 @@ impl LocalPool {
         let slot = Slot(Some(&self.shared));
         let limit = self.shared.user.connect_timeout;
         let connecting = Server::connect(&self.shared, &thread.pooler.tcp, thread.now.get());
-        let outcome = timeout(limit, connecting).await.unwrap_or(Err(Error::Timeout));
+        let outcome = timeout(limit, connecting)
+            .await
+            .unwrap_or(Err(Error::Timeout));
         let failing = outcome.is_err();
         let was_failing = self.shared.failing.swap(failing, Ordering::Relaxed);
         match outcome {
@@ -144,7 +162,10 @@ impl LocalPool {
     }
 
     fn name(&self) -> String {
-        format!("{}/{}", self.shared.identity.database, self.shared.identity.user)
+        format!(
+            "{}/{}",
+            self.shared.identity.database, self.shared.identity.user
+        )
     }
 
     /// Gives a connection back. Only one that holds to the pool's invariant stays: see
@@ -163,7 +184,9 @@ impl LocalPool {
     }
 
     fn put(self: &Rc<Self>, thread: &Rc<ThreadContext>, server: Box<Server>) {
-        let Some(mut server) = self.give(thread, server) else { return };
+        let Some(mut server) = self.give(thread, server) else {
+            return;
+        };
         server.idle_since = thread.now.get();
         self.idle.borrow_mut().push_back(server);
         self.shared.idle_added(thread.index);
@@ -176,7 +199,9 @@ impl LocalPool {
     /// Gives the connection to whose turn it is; back if nobody waits.
     fn give(&self, thread: &ThreadContext, mut server: Box<Server>) -> Option<Box<Server>> {
         while self.shared.waiting() > 0 {
-            let Some(waiter) = self.shared.next_waiter(thread.index, thread.now.get()) else { break };
+            let Some(waiter) = self.shared.next_waiter(thread.index, thread.now.get()) else {
+                break;
+            };
             let grant = if waiter.thread == thread.index {
                 Grant::Here(server)
             } else {
@@ -210,7 +235,9 @@ impl LocalPool {
     /// Hands this thread's idle connections to those who wait.
     pub fn serve_waiters(&self, thread: &ThreadContext) {
         while self.shared.waiting() > 0 {
-            let Some(server) = self.pop_idle(thread) else { return };
+            let Some(server) = self.pop_idle(thread) else {
+                return;
+            };
             if let Some(server) = self.give(thread, server) {
                 self.idle.borrow_mut().push_back(server);
                 self.shared.idle_added(thread.index);
@@ -218,7 +245,11 @@ impl LocalPool {
         }
     }
 
-    async fn clean_and_release(self: &Rc<Self>, thread: &Rc<ThreadContext>, mut server: Box<Server>) {
+    async fn clean_and_release(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        mut server: Box<Server>,
+    ) {
         let cleaning = async {
             // A cancel request on its way must not hit the next client's statement.
             while server.key.cancels.load(Ordering::SeqCst) > 0 {
@@ -248,10 +279,16 @@ impl LocalPool {
     /// Closes idle connections that are dead, too old, or idle for too long; called now and then.
     pub fn tend(self: &Rc<Self>, thread: &Rc<ThreadContext>) {
         let candidates = self.idle.borrow().len();
-        let idle_timeout = self.shared.user.idle_timeout.map(|limit| limit.as_millis() as u64);
+        let idle_timeout = self
+            .shared
+            .user
+            .idle_timeout
+            .map(|limit| limit.as_millis() as u64);
         let minimum = self.shared.user.min_pool_size as usize;
         for _ in 0..candidates {
-            let Some(mut server) = self.idle.borrow_mut().pop_front() else { break };
+            let Some(mut server) = self.idle.borrow_mut().pop_front() else {
+                break;
+            };
             let idle_for = thread.now.get().saturating_sub(server.idle_since);
             let too_long =
                 idle_timeout.is_some_and(|limit| idle_for >= limit) && self.shared.open() > minimum;

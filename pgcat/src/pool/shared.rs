@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -13,6 +13,7 @@ use crate::config::model::{Pool, ServerAddress, User};
 use crate::net::server::{DetachedServer, Server};
 use crate::net::threads::ThreadHandle;
 use crate::plugins::PoolIdentity;
+use crate::session::auth::ScramSecret;
 
 /// A pool: one user of one database.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct PoolShared {
     idle: Box<[IdleCount]>,
     /// Whether the last attempt to connect failed: log the first failure, not each.
     pub failing: AtomicBool,
+    /// What clients are verified with by SCRAM; made at the first login. `None`: not possible.
+    pub scram_secret: OnceLock<Option<ScramSecret>>,
 }
 
 /// On a cache line of its own, because its thread writes it twice per transaction.
@@ -111,6 +114,7 @@ impl PoolShared {
             queue: Mutex::default(),
             idle: (0..threads).map(|_| IdleCount::default()).collect(),
             failing: AtomicBool::new(false),
+            scram_secret: OnceLock::new(),
         }
     }
 
@@ -128,7 +132,9 @@ impl PoolShared {
     pub fn take_slot(&self) -> bool {
         let size = self.user.pool_size as usize;
         self.open
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| (open < size).then_some(open + 1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
+                (open < size).then_some(open + 1)
+            })
             .is_ok()
     }
 
@@ -156,12 +162,16 @@ impl PoolShared {
     /// The waiter whose turn it is for a connection of `thread`.
     pub fn next_waiter(&self, thread: usize, now: u64) -> Option<Waiter> {
         self.pop(|queue| {
-            let first_is_old =
-                queue.front().is_some_and(|first| now >= first.since + STRICT_ORDER_AFTER);
+            let first_is_old = queue
+                .front()
+                .is_some_and(|first| now >= first.since + STRICT_ORDER_AFTER);
             if first_is_old {
                 return 0;
             }
-            queue.iter().position(|waiter| waiter.thread == thread).unwrap_or(0)
+            queue
+                .iter()
+                .position(|waiter| waiter.thread == thread)
+                .unwrap_or(0)
         })
     }
 
@@ -178,7 +188,12 @@ impl PoolShared {
         let (grant, granted) = oneshot::channel();
         let mut queue = self.lock();
         let number = queue.back().map_or(0, |last| last.ticket + 1);
-        queue.push_back(Waiter { ticket: number, thread, since: now, grant });
+        queue.push_back(Waiter {
+            ticket: number,
+            thread,
+            since: now,
+            grant,
+        });
         self.waiting.store(queue.len(), Ordering::SeqCst);
         drop(queue);
         Ticket { number, granted }
@@ -217,13 +232,4 @@ impl PoolShared {
         // Every critical section leaves the queue whole, even one that panicked.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Pools by database and user.
-pub fn find<'a>(
-    pools: &'a [Arc<PoolShared>],
-    database: &str,
-    user: &str,
-) -> Option<&'a Arc<PoolShared>> {
-    pools.iter().find(|pool| pool.identity.database == database && pool.identity.user == user)
 }

@@ -47,14 +47,21 @@ pub enum Undo {
     Nothing,
     /// The statement was not parsed: neither the server nor (for the client's own Parse) the client
     /// has it.
-    Parsed { statement: u64, client_name: Option<Box<[u8]>> },
+    Parsed {
+        statement: u64,
+        client_name: Option<Box<[u8]>>,
+    },
     /// The unnamed statement was not parsed.
     ParsedUnnamed,
 }
 
 #[derive(Debug)]
 enum Item {
-    Expect { request: Request, fate: Fate, undo: Undo },
+    Expect {
+        request: Request,
+        fate: Fate,
+        undo: Undo,
+    },
     /// A reply made by the pooler, due when everything before it has been answered.
     Synthetic(Box<[u8]>),
 }
@@ -122,7 +129,11 @@ impl Ledger {
             }
             return;
         }
-        self.items.push_back(Item::Expect { request, fate, undo });
+        self.items.push_back(Item::Expect {
+            request,
+            fate,
+            undo,
+        });
     }
 
     /// Notes a reply the pooler makes itself. It goes to `out` at once if nothing is due before it.
@@ -182,7 +193,11 @@ impl Ledger {
                 self.failed(request);
                 // Of a statement injected for a client's Bind, success is swallowed; its failure is
                 // that of the Bind.
-                return Ok(if request.ends_ready() { fate } else { Fate::Forward });
+                return Ok(if request.ends_ready() {
+                    fate
+                } else {
+                    Fate::Forward
+                });
             }
             backend::READY_FOR_QUERY => {
                 if !request.ends_ready() {
@@ -201,7 +216,10 @@ impl Ledger {
             backend::BIND_COMPLETE => request == Request::Bind,
             backend::CLOSE_COMPLETE => request == Request::Close,
             backend::NO_DATA | backend::ROW_DESCRIPTION => {
-                matches!(request, Request::DescribePortal | Request::DescribeStatement)
+                matches!(
+                    request,
+                    Request::DescribePortal | Request::DescribeStatement
+                )
             }
             backend::COMMAND_COMPLETE
             | backend::EMPTY_QUERY_RESPONSE
@@ -226,7 +244,15 @@ impl Ledger {
     fn enter_copy_in(&mut self) {
         self.copy_in = true;
         let before = self.items.len();
-        self.items.retain(|item| !matches!(item, Item::Expect { request: Request::Sync, .. }));
+        self.items.retain(|item| {
+            !matches!(
+                item,
+                Item::Expect {
+                    request: Request::Sync,
+                    ..
+                }
+            )
+        });
         // Should the COPY fail before the server has read that Sync, the Sync counts after all.
         self.ambiguous |= self.items.len() != before;
     }
@@ -241,7 +267,13 @@ impl Ledger {
         }
         self.skipping = true;
         while let Some(item) = self.items.front() {
-            if matches!(item, Item::Expect { request: Request::Sync, .. }) {
+            if matches!(
+                item,
+                Item::Expect {
+                    request: Request::Sync,
+                    ..
+                }
+            ) {
                 self.skipping = false;
                 break;
             }
@@ -329,7 +361,10 @@ mod tests {
 
     #[test]
     fn what_was_not_parsed_is_given_back() {
-        let parsed = Undo::Parsed { statement: 7, client_name: None };
+        let parsed = Undo::Parsed {
+            statement: 7,
+            client_name: None,
+        };
         let mut ledger = Ledger::default();
         ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
         ledger.push(Request::Parse, Fate::Swallow, parsed.clone());

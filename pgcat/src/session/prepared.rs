@@ -31,7 +31,10 @@ impl Interner {
     /// The statement with this Parse body. Equality is by all of its bytes: types included, and no
     /// hash in their place.
     pub fn intern(&self, rest: &[u8]) -> Arc<PreparedStatement> {
-        let mut statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statements = self
+            .statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(statement) = statements.get(rest) {
             return statement.clone();
         }
@@ -61,7 +64,11 @@ pub struct ServerStatements {
 
 impl ServerStatements {
     pub fn new(limit: usize) -> Self {
-        Self { used: HashMap::new(), clock: 0, limit: limit.max(1) }
+        Self {
+            used: HashMap::new(),
+            clock: 0,
+            limit: limit.max(1),
+        }
     }
 
     /// Whether the server has the statement; it counts as used now.
@@ -80,7 +87,10 @@ impl ServerStatements {
     pub fn insert(&mut self, id: u64) -> Option<u64> {
         self.clock += 1;
         let evicted = if self.used.len() >= self.limit && !self.used.contains_key(&id) {
-            self.used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
+            self.used
+                .iter()
+                .min_by_key(|(_, used)| **used)
+                .map(|(id, _)| *id)
         } else {
             None
         };

@@ -42,7 +42,11 @@ impl Settings {
     pub fn transition(&self, wanted: &Self) -> String {
         let mut sql = String::new();
         // Changing the session's user resets its role, so it comes first, either way.
-        let mut resets: Vec<_> = self.0.keys().filter(|n| !wanted.0.contains_key(*n)).collect();
+        let mut resets: Vec<_> = self
+            .0
+            .keys()
+            .filter(|n| !wanted.0.contains_key(*n))
+            .collect();
         resets.sort_by_key(|name| *name != "session_authorization");
         let user_changes =
             self.0.get("session_authorization") != wanted.0.get("session_authorization");
@@ -77,8 +81,10 @@ fn push_name(sql: &mut String, name: &str) {
         "role" => sql.push_str("ROLE"),
         "session_authorization" => sql.push_str("SESSION AUTHORIZATION"),
         _ => {
-            let quoted: Vec<_> =
-                name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
+            let quoted: Vec<_> = name
+                .split('.')
+                .map(|part| format!("\"{}\"", part.replace('"', "\"\"")))
+                .collect();
             sql.push_str(&quoted.join("."));
         }
     }
@@ -115,7 +121,10 @@ mod tests {
     #[test]
     fn values_are_quoted() {
         let sql = Settings::default().transition(&settings(&[("application_name", r"O'B\x")]));
-        assert_eq!(sql, r"SELECT pg_catalog.set_config('application_name',  E'O''B\\x', false);");
+        assert_eq!(
+            sql,
+            r"SELECT pg_catalog.set_config('application_name',  E'O''B\\x', false);"
+        );
     }
 
     #[test]

@@ -113,7 +113,9 @@ impl ErrorFields {
         let mut severity = None;
         let mut rest = body;
         while let Some((&field, tail)) = rest.split_first() {
-            let Some((value, tail)) = take_cstr(tail).filter(|_| field != 0) else { break };
+            let Some((value, tail)) = take_cstr(tail).filter(|_| field != 0) else {
+                break;
+            };
             rest = tail;
             let value = String::from_utf8_lossy(value).into_owned();
             match field {
@@ -168,7 +170,13 @@ impl ErrorFields {
 
 impl fmt::Display for ErrorFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({})", self.severity.name(), self.message, self.code)
+        write!(
+            f,
+            "{}: {} ({})",
+            self.severity.name(),
+            self.message,
+            self.code
+        )
     }
 }
 

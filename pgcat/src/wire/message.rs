@@ -84,7 +84,9 @@ pub fn ready_for_query(out: &mut Vec<u8>, status: TransactionStatus) {
 }
 
 pub fn command_complete(out: &mut Vec<u8>, tag: &str) {
-    build(out, backend::COMMAND_COMPLETE, |out| put_cstr(out, tag.as_bytes()));
+    build(out, backend::COMMAND_COMPLETE, |out| {
+        put_cstr(out, tag.as_bytes())
+    });
 }
 
 pub fn parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {

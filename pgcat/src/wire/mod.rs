@@ -75,12 +75,17 @@ impl Header {
     /// # Errors
     /// [`BadLength`] if the length is below four or above PostgreSQL's limit.
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, BadLength> {
-        let [tag, a, b, c, d, ..] = *bytes else { return Ok(None) };
+        let [tag, a, b, c, d, ..] = *bytes else {
+            return Ok(None);
+        };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         if !(4..=MAX_MESSAGE).contains(&length) {
             return Err(BadLength);
         }
-        Ok(Some(Self { tag, body: length - 4 }))
+        Ok(Some(Self {
+            tag,
+            body: length - 4,
+        }))
     }
 
     /// Bytes of the whole message, header included.

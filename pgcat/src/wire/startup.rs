@@ -1,7 +1,7 @@
 //! The first packet of a connection: startup, SSL and GSS requests, cancel requests.
 
-use super::message::{build, put_cstr, take_cstr};
 use super::backend;
+use super::message::{build, put_cstr, take_cstr};
 
 const CANCEL_REQUEST: u32 = 80877102;
 const SSL_REQUEST: u32 = 80877103;
@@ -48,7 +48,11 @@ impl FirstPacket {
     /// [`BadStartup::Length`] before anything is allocated for it.
     pub fn body_length(field: [u8; 4]) -> Result<usize, BadStartup> {
         let length = u32::from_be_bytes(field) as usize;
-        if (8..=MAX_STARTUP).contains(&length) { Ok(length - 4) } else { Err(BadStartup::Length) }
+        if (8..=MAX_STARTUP).contains(&length) {
+            Ok(length - 4)
+        } else {
+            Err(BadStartup::Length)
+        }
     }
 
     /// Reads the packet after its length field.
@@ -62,7 +66,10 @@ impl FirstPacket {
             GSSENC_REQUEST => Ok(Self::GssEncRequest),
             CANCEL_REQUEST => {
                 let (pid, key) = rest.split_first_chunk::<4>().ok_or(BadStartup::Length)?;
-                Ok(Self::Cancel { pid: u32::from_be_bytes(*pid), key: key.to_vec() })
+                Ok(Self::Cancel {
+                    pid: u32::from_be_bytes(*pid),
+                    key: key.to_vec(),
+                })
             }
             version if version >> 16 == 3 => Startup::read(version, rest).map(Self::Startup),
             version => Err(BadStartup::Protocol(version)),
@@ -72,11 +79,18 @@ impl FirstPacket {
 
 impl Startup {
     fn read(version: u32, mut rest: &[u8]) -> Result<Self, BadStartup> {
-        let mut startup = Self { minor_version: (version & 0xffff) as u16, ..Self::default() };
+        let mut startup = Self {
+            minor_version: (version & 0xffff) as u16,
+            ..Self::default()
+        };
         loop {
             let (name, tail) = take_cstr(rest).ok_or(BadStartup::Layout)?;
             if name.is_empty() {
-                return if tail.is_empty() { Ok(startup) } else { Err(BadStartup::Layout) };
+                return if tail.is_empty() {
+                    Ok(startup)
+                } else {
+                    Err(BadStartup::Layout)
+                };
             }
             let (value, tail) = take_cstr(tail).ok_or(BadStartup::Layout)?;
             rest = tail;
@@ -84,14 +98,20 @@ impl Startup {
             if name.starts_with("_pq_.") {
                 startup.protocol_options.push(name);
             } else {
-                startup.parameters.push((name, String::from_utf8_lossy(value).into_owned()));
+                startup
+                    .parameters
+                    .push((name, String::from_utf8_lossy(value).into_owned()));
             }
         }
     }
 
     /// The last value given for a parameter.
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.parameters
+            .iter()
+            .rev()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Whether the client must be told, by NegotiateProtocolVersion, that it gets plain 3.0.
@@ -156,7 +176,9 @@ pub fn parse_options(options: &str) -> Option<Vec<(String, String)>> {
         let setting = if word == "-c" {
             words.next()?
         } else {
-            word.strip_prefix("--").or_else(|| word.strip_prefix("-c"))?.to_owned()
+            word.strip_prefix("--")
+                .or_else(|| word.strip_prefix("-c"))?
+                .to_owned()
         };
         let (name, value) = setting.split_once('=')?;
         // PostgreSQL's command line takes dashes for underscores in the name.
@@ -185,13 +207,21 @@ mod tests {
     #[test]
     fn an_empty_value_is_a_value() {
         let packet = b"\0\x03\0\0user\0u\0application_name\0\0\0";
-        let FirstPacket::Startup(startup) = FirstPacket::read(packet).unwrap() else { panic!() };
+        let FirstPacket::Startup(startup) = FirstPacket::read(packet).unwrap() else {
+            panic!()
+        };
         assert_eq!(startup.parameter("application_name"), Some(""));
     }
 
     #[test]
     fn a_packet_without_terminator_is_refused() {
-        assert_eq!(FirstPacket::read(b"\0\x03\0\0user\0u\0"), Err(BadStartup::Layout));
-        assert_eq!(FirstPacket::body_length([0x7f, 255, 255, 255]), Err(BadStartup::Length));
+        assert_eq!(
+            FirstPacket::read(b"\0\x03\0\0user\0u\0"),
+            Err(BadStartup::Layout)
+        );
+        assert_eq!(
+            FirstPacket::body_length([0x7f, 255, 255, 255]),
+            Err(BadStartup::Length)
+        );
     }
 }

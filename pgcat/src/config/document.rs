@@ -1,0 +1,234 @@
+//! Reading a TOML document key by key, so that every complaint can name its line and key.
+//!
+//! What a section was asked for is what it knows: there is no second list of keys to keep in step.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::error::{ConfigError, Warning};
+use super::section::Section;
+use super::unimplemented::NOT_IMPLEMENTED;
+
+/// A file being read, and what was noticed on the way.
+pub(super) struct Document<'t> {
+    path: &'t Path,
+    text: &'t str,
+    findings: RefCell<Findings>,
+}
+
+#[derive(Default)]
+struct Findings {
+    /// Keys without effect: where, and their path.
+    unimplemented: Vec<(usize, String)>,
+    unknown: Vec<Unknown>,
+    /// By section pattern, the keys that have been asked for.
+    known: BTreeMap<String, Vec<&'static str>>,
+}
+
+struct Unknown {
+    offset: usize,
+    section: String,
+    name: String,
+    key: String,
+}
+
+/// Where a section or a value stands.
+#[derive(Clone)]
+pub(super) struct Place<'d> {
+    document: &'d Document<'d>,
+    /// In bytes from the start of the text.
+    offset: usize,
+    key: String,
+    /// The key with `*` for every name and number the user chose.
+    pattern: String,
+}
+
+impl<'t> Document<'t> {
+    pub fn new(text: &'t str, path: &'t Path) -> Self {
+        Self {
+            path,
+            text,
+            findings: RefCell::default(),
+        }
+    }
+
+    /// Parses the text.
+    pub fn tree(&self) -> Result<Spanned<DeTable<'t>>, ConfigError> {
+        DeTable::parse(self.text).map_err(|error| ConfigError::Syntax {
+            path: self.path.to_owned(),
+            line: self.line(error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })
+    }
+
+    pub fn root<'d>(&'d self, table: &'d DeTable<'d>) -> Section<'d> {
+        let place = Place {
+            document: self,
+            offset: 0,
+            key: String::new(),
+            pattern: String::new(),
+        };
+        Section::new(place, table)
+    }
+
+    /// What was noticed, in the order of the file.
+    pub fn into_warnings(self) -> Vec<Warning> {
+        let mut found = Vec::new();
+        let findings = self.findings.borrow();
+        for unknown in &findings.unknown {
+            found.push((unknown.offset, findings.describe(unknown)));
+        }
+        let mut unimplemented = findings.unimplemented.clone();
+        unimplemented.sort();
+        unimplemented.dedup();
+        if let Some(&(offset, _)) = unimplemented.first() {
+            let list: Vec<_> = unimplemented
+                .iter()
+                .map(|(offset, key)| format!("{key} (line {})", self.line(*offset)))
+                .collect();
+            let message = format!("these settings have no effect yet: {}", list.join(", "));
+            found.push((offset, message));
+        }
+        found.sort();
+        found
+            .into_iter()
+            .map(|(offset, message)| Warning {
+                path: self.path.to_owned(),
+                line: self.line(offset),
+                message,
+            })
+            .collect()
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        memchr::memchr_iter(b'\n', before).count() + 1
+    }
+}
+
+impl<'d> Place<'d> {
+    /// The place of a part. `pattern` is its name, or `*` where the user chose it.
+    pub fn part(&self, name: &str, pattern: &str, offset: usize) -> Self {
+        Self {
+            document: self.document,
+            offset,
+            key: join(&self.key, name),
+            pattern: if self.pattern.is_empty() {
+                pattern.to_owned()
+            } else {
+                format!("{}.{pattern}", self.pattern)
+            },
+        }
+    }
+
+    /// The place of a part that is not there: that of the whole, with the part's key.
+    pub fn missing(&self, name: &str) -> Self {
+        self.part(name, name, self.offset)
+    }
+
+    /// The same place, but with another name for the last part of the key.
+    pub fn named(mut self, name: &str) -> Self {
+        if let Some(dot) = self.key.rfind('.') {
+            self.key.truncate(dot);
+        }
+        self.key = join(&self.key, name);
+        self
+    }
+
+    pub fn error(&self, message: impl Into<String>) -> ConfigError {
+        ConfigError::Value {
+            path: self.document.path.to_owned(),
+            line: self.document.line(self.offset),
+            key: self.key.clone(),
+            message: message.into(),
+        }
+    }
+
+    /// Whether what stands here must not be shown in a message: the log is read by more people than
+    /// the file.
+    pub fn is_secret(&self) -> bool {
+        self.key.contains("password")
+    }
+
+    /// Notes that the section here knows a key.
+    pub fn note_known(&self, name: &'static str) {
+        let mut findings = self.document.findings.borrow_mut();
+        let known = findings.known.entry(self.pattern.clone()).or_default();
+        if !known.contains(&name) {
+            known.push(name);
+        }
+    }
+
+    /// Notes a key of the section here if nobody has asked for it.
+    pub fn note_if_unknown(&self, name: &str, offset: usize) {
+        let mut findings = self.document.findings.borrow_mut();
+        let known = findings.known.get(&self.pattern);
+        if !known.is_some_and(|known| known.contains(&name)) {
+            findings.unknown.push(Unknown {
+                offset,
+                section: self.pattern.clone(),
+                name: name.to_owned(),
+                key: join(&self.key, name),
+            });
+        }
+    }
+
+    /// Lists what stands here among the settings without effect, if it is one of them.
+    pub fn note_unimplemented(&self) {
+        if NOT_IMPLEMENTED.contains(&self.pattern.as_str()) {
+            let note = (self.offset, self.key.clone());
+            self.document.findings.borrow_mut().unimplemented.push(note);
+        }
+    }
+}
+
+impl Findings {
+    fn describe(&self, unknown: &Unknown) -> String {
+        let siblings = self
+            .known
+            .get(&unknown.section)
+            .map_or(&[][..], Vec::as_slice);
+        let nearest = siblings
+            .iter()
+            .map(|name| (strsim::jaro_winkler(name, &unknown.name), name))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .filter(|(similarity, _)| *similarity > 0.7);
+        // PgCat's own documentation names some keys in the wrong section.
+        let elsewhere = self
+            .known
+            .iter()
+            .filter(|(section, _)| !section.is_empty() && !section.contains("s.*.servers"))
+            .find(|(_, names)| names.contains(&unknown.name.as_str()))
+            .map(|(section, _)| {
+                section
+                    .replace("rs.*", "rs.<n>")
+                    .replace("ds.*", "ds.<n>")
+                    .replace('*', "<name>")
+            });
+        let hint = match (elsewhere, nearest) {
+            (Some(section), _) => format!("; it belongs in [{section}]"),
+            (None, Some((_, name))) => format!("; did you mean {name:?}?"),
+            (None, None) => String::new(),
+        };
+        format!("{}: unknown key is ignored{hint}", unknown.key)
+    }
+}
+
+/// A dotted key, quoted where TOML needs it.
+fn join(section: &str, name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    let name = if !name.is_empty() && name.bytes().all(bare) {
+        name.to_owned()
+    } else {
+        format!("{name:?}")
+    };
+    if section.is_empty() {
+        name
+    } else {
+        format!("{section}.{name}")
+    }
+}

@@ -1,0 +1,80 @@
+//! `pgcat.toml`: from a file to a validated [`Config`].
+//!
+//! Every key PgCat knows is accepted. An unknown key is a [`Warning`] with the nearest known name (a
+//! typing error must not stop a pooler that ran before an upgrade); a wrong value is a
+//! [`ConfigError`] that says where it stands, what was expected and what was found.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use document::Document;
+use model::{Config, PluginTables};
+
+mod document;
+mod error;
+mod general;
+pub mod model;
+mod plugin_sections;
+mod pool;
+mod section;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod unimplemented;
+mod user;
+mod value;
+
+pub use error::{ConfigError, Warning};
+pub use unimplemented::NOT_IMPLEMENTED;
+
+/// Reads and validates a configuration file.
+///
+/// # Errors
+/// The first thing that is wrong: the file cannot be read, is not TOML, or has a wrong value.
+pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigError> {
+    let bytes = std::fs::read(path).map_err(|source| ConfigError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| ConfigError::NotUtf8 {
+        path: path.to_owned(),
+        source: error.utf8_error(),
+    })?;
+    parse(&text, path)
+}
+
+/// Validates the text of a configuration file. `path` is only for messages and [`Config::path`].
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigError> {
+    let document = Document::new(text, path);
+    let tree = document.tree()?;
+    let root = document.root(tree.get_ref());
+
+    // PgCat has a key of this name and overwrites it with the path it was started with.
+    if let Some(value) = root.value("path") {
+        value.string()?;
+    }
+    let (general, inherited) = general::read(&root.required_section("general")?)?;
+    let plugins = match root.section("plugins")? {
+        Some(section) => plugin_sections::read(&section)?.tables,
+        None => PluginTables::new(),
+    };
+    let mut pools = BTreeMap::new();
+    let section = root.required_section("pools")?;
+    for (name, value) in section.entries() {
+        let pool = pool::read(&value.section()?, &name, &inherited, &plugins)?;
+        pools.insert(name, pool);
+    }
+    general::check_auth_query(&root, &inherited, &pools)?;
+    root.finish();
+
+    let config = Config {
+        path: path.to_owned(),
+        general,
+        plugins,
+        pools,
+    };
+    Ok((config, document.into_warnings()))
+}

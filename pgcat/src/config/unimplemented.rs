@@ -1,0 +1,65 @@
+//! Settings of PgCat that are accepted and checked, but do nothing so far.
+
+/// Keys without effect, `*` for a name or number. A file that sets any of them (to something other
+/// than `false` or `0`, which is what "no effect" amounts to) gets one warning that lists them.
+pub const NOT_IMPLEMENTED: &[&str] = &[
+    // TLS
+    "general.tls_certificate",
+    "general.tls_private_key",
+    "general.server_tls",
+    "general.verify_server_certificate",
+    // the admin database and metrics
+    "general.admin_username",
+    "general.admin_password",
+    "general.admin_auth_type",
+    "general.enable_prometheus_exporter",
+    "general.prometheus_exporter_port",
+    // reload, DNS, health
+    "general.autoreload",
+    "general.dns_cache_enabled",
+    "general.dns_max_ttl",
+    "general.healthcheck_timeout",
+    "general.healthcheck_delay",
+    "general.ban_time",
+    // authentication by query
+    "general.auth_query",
+    "general.auth_query_user",
+    "general.auth_query_password",
+    "pools.*.auth_query",
+    "pools.*.auth_query_user",
+    "pools.*.auth_query_password",
+    // more than one server
+    "pools.*.load_balancing_mode",
+    "pools.*.checkout_failure_limit",
+    "pools.*.default_role",
+    "pools.*.shards.*.mirrors",
+    "pools.*.shards.*.servers.*", // every server but the one that is used
+    // routing by the text of a query
+    "pools.*.query_parser_enabled",
+    "pools.*.query_parser_max_length",
+    "pools.*.query_parser_read_write_splitting",
+    "pools.*.primary_reads_enabled",
+    "pools.*.db_activity_based_routing",
+    "pools.*.db_activity_init_delay",
+    "pools.*.db_activity_ttl",
+    "pools.*.table_mutation_cache_ms_ttl",
+    // sharding
+    "pools.*.sharding_function",
+    "pools.*.automatic_sharding_key",
+    "pools.*.sharding_key_regex",
+    "pools.*.shard_id_regex",
+    "pools.*.regex_search_limit",
+    "pools.*.default_shard",
+    "pools.*.shards.*", // every shard but the first
+    // users
+    "pools.*.users.*.statement_timeout",
+    // PgCat's plugins
+    "plugins.prewarmer",
+    "plugins.query_logger",
+    "plugins.table_access",
+    "plugins.intercept",
+    "pools.*.plugins.prewarmer",
+    "pools.*.plugins.query_logger",
+    "pools.*.plugins.table_access",
+    "pools.*.plugins.intercept",
+];

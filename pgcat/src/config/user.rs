@@ -1,0 +1,115 @@
+//! `[pools.<name>.users.<n>]`.
+
+use std::time::Duration;
+
+use super::error::ConfigError;
+use super::general::AUTH_TYPES;
+use super::model::{AuthType, PoolMode, User};
+use super::pool::POOL_MODES;
+use super::section::Section;
+use crate::session::auth::Secret;
+
+/// What a user takes over from its pool.
+#[derive(Debug)]
+pub(super) struct PoolDefaults<'a> {
+    pub pool: &'a str,
+    pub pool_mode: PoolMode,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Option<Duration>,
+    pub server_lifetime: Option<Duration>,
+    pub has_auth_query: bool,
+}
+
+/// Reads all users of a pool, in the order of the file.
+pub(super) fn read_all(
+    section: &Section<'_>,
+    defaults: &PoolDefaults<'_>,
+) -> Result<Vec<User>, ConfigError> {
+    let mut users: Vec<User> = Vec::new();
+    for (_, value) in section.entries() {
+        let section = value.section()?;
+        let user = read(&section, defaults)?;
+        // PgCat lets the last of them win without a word.
+        if users.iter().any(|other| other.username == user.username) {
+            let message = format!("the pool has more than one user {:?}", user.username);
+            return Err(section.error("username", message));
+        }
+        users.push(user);
+    }
+    if users.is_empty() {
+        return Err(section.error_here("the pool has no users configured"));
+    }
+    Ok(users)
+}
+
+fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, ConfigError> {
+    let name = section.required("username", "a string")?;
+    let username = name.string()?;
+    if username.is_empty() {
+        return Err(name.expected("a user name"));
+    }
+    let password = section.string("password")?;
+    let auth_type = section
+        .choice("auth_type", AUTH_TYPES)?
+        .unwrap_or(AuthType::Md5);
+    if password.is_none() && auth_type != AuthType::Trust && !defaults.has_auth_query {
+        return Err(section.error(
+            "password",
+            format!(
+                "Error in pool {{ {} }}. You have to specify a user password for every pool if auth_query \
+                 is not specified",
+                defaults.pool
+            ),
+        ));
+    }
+    let auth_type = match (auth_type, password.as_deref().map(Secret::parse)) {
+        (AuthType::ScramSha256, Some(Secret::Md5(_))) => {
+            let message = "an md5 hash cannot serve for scram-sha-256; give the plain password or a \
+                           SCRAM-SHA-256 secret";
+            return Err(section.error("password", message));
+        }
+        // As in pg_hba.conf, where md5 means SCRAM for a user whose password is stored for SCRAM.
+        (AuthType::Md5, Some(Secret::Scram(_))) => AuthType::ScramSha256,
+        (auth_type, _) => auth_type,
+    };
+
+    let pool_size = section
+        .required("pool_size", "an integer")?
+        .integer(1, u32::MAX)?;
+    let min_pool_size = section.integer("min_pool_size", 0, u32::MAX)?.unwrap_or(0);
+    if min_pool_size > pool_size {
+        let message = format!(
+            "min_pool_size of {min_pool_size} cannot be larger than pool_size of {pool_size}"
+        );
+        return Err(section.error("min_pool_size", message));
+    }
+
+    let user = User {
+        server_username: section
+            .string("server_username")?
+            .unwrap_or_else(|| username.clone()),
+        server_password: section
+            .string("server_password")?
+            .or_else(|| password.clone()),
+        username,
+        password,
+        auth_type,
+        pool_size,
+        min_pool_size,
+        pool_mode: section
+            .choice("pool_mode", POOL_MODES)?
+            .unwrap_or(defaults.pool_mode),
+        server_lifetime: section
+            .timeout("server_lifetime")?
+            .unwrap_or(defaults.server_lifetime),
+        idle_timeout: section
+            .timeout("idle_timeout")?
+            .unwrap_or(defaults.idle_timeout),
+        connect_timeout: section
+            .milliseconds("connect_timeout", 1)?
+            .unwrap_or(defaults.connect_timeout),
+        statement_timeout: section.timeout("statement_timeout")?.flatten(),
+    };
+    section.finish();
+    Ok(user)
+}

@@ -1,0 +1,291 @@
+//! SCRAM-SHA-256, the server's side: two messages in, two out.
+//!
+//! The client's side is `postgres_protocol::authentication::sasl`; here is only what it lacks, a
+//! bound on the work a server may ask for ([`check_iterations`]).
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+use super::scram_messages::{ClientFinal, ClientFirst};
+use super::scram_secret::{Key, ScramSecret, sign};
+use super::{AuthError, constant_time_eq};
+
+/// The only mechanism: channel binding (`-PLUS`) needs TLS.
+pub const MECHANISM: &str = "SCRAM-SHA-256";
+
+/// The highest iteration count taken from a server: a few seconds of work. Without a bound a server,
+/// or who poses as one, stops the thread for minutes (CVE-2026-6664 of another pooler).
+pub const MAX_ITERATIONS: u64 = 10_000_000;
+
+/// An exchange that waits for the client's first message.
+#[derive(Debug)]
+pub struct ScramServer<'a> {
+    secret: &'a ScramSecret,
+    nonce: &'a str,
+}
+
+/// An exchange that waits for the client's proof.
+#[derive(Debug)]
+pub struct AwaitingProof {
+    stored_key: Key,
+    server_key: Key,
+    /// Of both sides.
+    nonce: String,
+    gs2_header: String,
+    /// What has been signed so far: `client-first-message-bare,server-first-message`.
+    transcript: String,
+}
+
+/// A server's part of the nonce: 18 random bytes as base64, PostgreSQL's length.
+pub fn random_nonce() -> String {
+    STANDARD.encode(rand::random::<[u8; 18]>())
+}
+
+/// Refuses a `server-first-message` that asks for more than [`MAX_ITERATIONS`]. Anything else, also
+/// what is malformed, is left to the client's implementation.
+///
+/// # Errors
+/// [`AuthError::TooManyIterations`].
+pub fn check_iterations(server_first: &[u8]) -> Result<(), AuthError> {
+    let digits = server_first
+        .split(|&byte| byte == b',')
+        .filter_map(|attribute| attribute.strip_prefix(b"i="));
+    for digits in digits {
+        let count =
+            digits
+                .iter()
+                .take_while(|byte| byte.is_ascii_digit())
+                .fold(0u64, |count, byte| {
+                    count
+                        .saturating_mul(10)
+                        .saturating_add(u64::from(byte - b'0'))
+                });
+        if count > MAX_ITERATIONS {
+            return Err(AuthError::TooManyIterations(count));
+        }
+    }
+    Ok(())
+}
+
+impl<'a> ScramServer<'a> {
+    /// `server_nonce` is [`random_nonce`], but in tests.
+    pub fn new(secret: &'a ScramSecret, server_nonce: &'a str) -> Self {
+        Self {
+            secret,
+            nonce: server_nonce,
+        }
+    }
+
+    /// Takes the `client-first-message` of a SASLInitialResponse; returns the data of
+    /// AuthenticationSASLContinue and what comes next.
+    ///
+    /// # Errors
+    /// The message is malformed or asks for something unsupported.
+    pub fn first(self, message: &[u8]) -> Result<(Vec<u8>, AwaitingProof), AuthError> {
+        let client = ClientFirst::parse(message)?;
+        let nonce = format!("{}{}", client.nonce, self.nonce);
+        let salt = STANDARD.encode(&self.secret.salt);
+        let reply = format!("r={nonce},s={salt},i={}", self.secret.iterations);
+        let next = AwaitingProof {
+            stored_key: self.secret.stored_key,
+            server_key: self.secret.server_key,
+            gs2_header: client.gs2_header.to_owned(),
+            transcript: format!("{},{reply}", client.bare),
+            nonce,
+        };
+        Ok((reply.into_bytes(), next))
+    }
+}
+
+impl AwaitingProof {
+    /// Takes the `client-final-message` of a SASLResponse; returns the data of
+    /// AuthenticationSASLFinal. The client is authenticated then.
+    ///
+    /// # Errors
+    /// [`AuthError::WrongPassword`], or the message does not fit the exchange.
+    pub fn finish(self, message: &[u8]) -> Result<Vec<u8>, AuthError> {
+        let client = ClientFinal::parse(message)?;
+        if client.channel_binding != STANDARD.encode(&self.gs2_header) {
+            return Err(AuthError::Malformed(
+                "Unexpected SCRAM channel-binding attribute in client-final-message.",
+            ));
+        }
+        if client.nonce != self.nonce {
+            return Err(AuthError::InvalidResponse("Nonce does not match."));
+        }
+        let signed = [
+            self.transcript.as_bytes(),
+            b",",
+            client.without_proof.as_bytes(),
+        ];
+        let signature = sign(&self.stored_key, &signed);
+        let mut client_key = client.proof;
+        for (byte, mask) in client_key.iter_mut().zip(signature) {
+            *byte ^= mask;
+        }
+        let stored_key: Key = Sha256::digest(client_key).into();
+        if !constant_time_eq(&stored_key, &self.stored_key) {
+            return Err(AuthError::WrongPassword);
+        }
+        let verifier = STANDARD.encode(sign(&self.server_key, &signed));
+        Ok(format!("v={verifier}").into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+
+    use super::*;
+
+    // RFC 7677, section 3.
+    const CLIENT_FIRST: &str = "n,,n=user,r=rOprNGfwEbeRWgbNEkqO";
+    const SERVER_NONCE: &str = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
+    const SERVER_FIRST: &str =
+        "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+    const CLIENT_FINAL: &str = "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
+                                p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=";
+    const SERVER_FINAL: &str = "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=";
+
+    fn rfc_secret() -> ScramSecret {
+        let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").expect("base64");
+        ScramSecret::derive("pencil", salt, 4096)
+    }
+
+    fn rfc_exchange() -> AwaitingProof {
+        let secret = rfc_secret();
+        let (reply, next) = ScramServer::new(&secret, SERVER_NONCE)
+            .first(CLIENT_FIRST.as_bytes())
+            .expect("a first message");
+        assert_eq!(String::from_utf8_lossy(&reply), SERVER_FIRST);
+        next
+    }
+
+    #[test]
+    fn the_exchange_of_rfc_7677() {
+        let reply = rfc_exchange()
+            .finish(CLIENT_FINAL.as_bytes())
+            .expect("the right proof");
+        assert_eq!(String::from_utf8_lossy(&reply), SERVER_FINAL);
+    }
+
+    #[test]
+    fn the_reference_client_gets_in_with_the_password_only() {
+        let stored = postgres_protocol::password::scram_sha_256("pässwörd".as_bytes());
+        let stored = ScramSecret::parse(&stored).expect("a secret in PostgreSQL's form");
+        for secret in [stored, ScramSecret::from_password("pässwörd")] {
+            assert_eq!(log_in(&secret, "pässwörd"), Ok(()));
+            assert_eq!(log_in(&secret, "password"), Err(AuthError::WrongPassword));
+        }
+        let mock = ScramSecret::mock("nobody", &[1; 32]);
+        assert_eq!(log_in(&mock, "pässwörd"), Err(AuthError::WrongPassword));
+    }
+
+    fn log_in(secret: &ScramSecret, password: &str) -> Result<(), AuthError> {
+        let nonce = random_nonce();
+        let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+        let (reply, server) = ScramServer::new(secret, &nonce).first(client.message())?;
+        check_iterations(&reply)?;
+        client
+            .update(&reply)
+            .expect("the client accepts server-first");
+        let reply = server.finish(client.message())?;
+        client
+            .finish(&reply)
+            .expect("the client accepts the server's signature");
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_message_is_read_as_postgresql_reads_it() {
+        let secret = rfc_secret();
+        let first = |text: &str| {
+            ScramServer::new(&secret, SERVER_NONCE)
+                .first(text.as_bytes())
+                .map(drop)
+        };
+        assert_eq!(first("n,,n=,r=abc"), Ok(()));
+        assert_eq!(first("y,,n=,r=abc"), Ok(()));
+        assert_eq!(first("n,,n=*,r=abc,x=ignored"), Ok(()));
+        for (text, sqlstate) in [
+            ("p=tls-server-end-point,,n=,r=abc", "0A000"),
+            ("n,a=other,n=,r=abc", "0A000"),
+            ("n,,m=x,n=,r=abc", "0A000"),
+            ("", "08P01"),
+            ("x,,n=,r=abc", "08P01"),
+            ("n", "08P01"),
+            ("n,", "08P01"),
+            ("n,,", "08P01"),
+            ("n,,n=", "08P01"),
+            ("n,,r=abc", "08P01"),
+            ("n,,n=,r=", "08P01"),
+            ("n,,n=,r=a\u{e4}", "08P01"),
+            ("n,,n=,r=a\0", "08P01"),
+            ("n,,n=,r=a b", "08P01"),
+        ] {
+            assert_eq!(
+                first(text).expect_err(text).sqlstate(),
+                sqlstate,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_final_message_of_another_exchange_is_refused() {
+        let finish = |text: String| {
+            rfc_exchange()
+                .finish(text.as_bytes())
+                .expect_err("must be refused")
+        };
+        // "y,,", where the first message said "n,,".
+        assert!(matches!(
+            finish(CLIENT_FINAL.replace("biws", "eSws")),
+            AuthError::Malformed(_)
+        ));
+        let other_nonce = CLIENT_FINAL.replace("%hv", "%hw");
+        assert_eq!(
+            finish(other_nonce),
+            AuthError::InvalidResponse("Nonce does not match.")
+        );
+        assert_eq!(
+            finish(CLIENT_FINAL.replace("p=dH", "p=eH")),
+            AuthError::WrongPassword
+        );
+        // An extension is signed too.
+        assert_eq!(
+            finish(CLIENT_FINAL.replace(",p=", ",x=1,p=")),
+            AuthError::WrongPassword
+        );
+        for text in [
+            "",
+            "c=biws",
+            "p=",
+            "c=biws,r=x,p=",
+            "c=biws,r=x,p=AAAA",
+            "r=x,c=biws,p=AAAA",
+        ] {
+            assert_eq!(finish(text.to_owned()).sqlstate(), "08P01", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_may_not_ask_for_hours_of_work() {
+        let check =
+            |count: &str| check_iterations(format!("r=abc,s=c2FsdA==,i={count}").as_bytes());
+        assert_eq!(check("4096"), Ok(()));
+        assert_eq!(check("10000000"), Ok(()));
+        assert_eq!(
+            check("10000001"),
+            Err(AuthError::TooManyIterations(10_000_001))
+        );
+        assert_eq!(
+            check("99999999999999999999999"),
+            Err(AuthError::TooManyIterations(u64::MAX))
+        );
+        // A repeated attribute must not hide the one that counts.
+        assert!(check("1,i=4000000000").is_err());
+        assert_eq!(check_iterations(b"nonsense"), Ok(()));
+    }
+}
