@@ -23,6 +23,7 @@ mod postgres;
 mod process;
 mod psql;
 mod stack;
+pub mod wire;
 pub mod workload;
 
 pub use config::PoolerConfig;
@@ -32,4 +33,4 @@ pub use pooler::Pooler;
 pub use postgres::{Auth, Postgres, Settings};
 pub use process::{cpu_time, free_port};
 pub use psql::{Psql, PsqlOutput};
-pub use stack::{Stack, catalog_row, converges, converges_as, differences, scalar};
+pub use stack::{Stack, catalog_row, converges, converges_as, differences, refused, scalar};

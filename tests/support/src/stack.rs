@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use crate::{Pooler, PoolerConfig, Postgres, Psql, Settings};
@@ -162,4 +163,13 @@ pub async fn scalar(client: &Client, sql: &str) -> Option<String> {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,
     })
+}
+
+/// The server's error for a statement that must fail.
+pub async fn refused(client: &Client, sql: &str) -> DbError {
+    let error = client.batch_execute(sql).await.expect_err(sql);
+    error
+        .as_db_error()
+        .unwrap_or_else(|| panic!("{sql}: {error:?}"))
+        .clone()
 }

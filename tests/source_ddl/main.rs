@@ -1,6 +1,8 @@
 //! DDL on a source, while it is written to: no write fails, and the stream tables equal their
 //! (renamed, retyped) queries afterwards, or the server has refused as it would for a view.
 
+mod cases;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,135 +11,11 @@ use std::time::Duration;
 use test_support::{Stack, catalog_row, converges, differences, scalar};
 use tokio_postgres::Client;
 
+use cases::Outcome::{Dropped, Follows, Refused};
+use cases::{CASES, Case, GROUPED, ROWS, ROWS_OF_VIEW, SOURCE, VIEW_CASES, WRITE};
+
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// What a statement does. `{t}` is the source, `{s}` the grouped and `{s}_rows` the plain stream table.
-struct Case {
-    ddl: &'static str,
-    outcome: Outcome,
-    /// A write that works once the DDL is there, where [`WRITE`] does not any more.
-    write_after: &'static str,
-}
-
-enum Outcome {
-    /// Both stream tables follow; the queries with these replacements are what they equal.
-    Follows(&'static [(&'static str, &'static str)]),
-    /// Dependent objects still exist: the error names the stream table and nothing internal.
-    Refused,
-    /// The stream tables go with what they depend on.
-    Dropped,
-}
-
-use Outcome::{Dropped, Follows, Refused};
-
-const SOURCE: &str = "
-    CREATE TABLE {t} (id int PRIMARY KEY, grp text, amount int, note text, spare int);
-    CREATE SEQUENCE {t}_ids START 1001;
-    CREATE VIEW {t}_big AS SELECT id, grp, amount FROM {t} WHERE amount > 10;
-    CREATE SCHEMA {t}_other;
-    INSERT INTO {t} SELECT i, 'g' || i % 5, i % 90, 'n', i FROM generate_series(1, 300) i";
-const GROUPED: &str = "SELECT grp, count(*) AS n, sum(amount) AS total FROM {t} GROUP BY grp";
-const ROWS: &str = "SELECT id, grp, amount FROM {t} WHERE amount >= 5";
-/// The rows' source where the case is about a view.
-const ROWS_OF_VIEW: &str = "SELECT id, amount FROM {t}_big";
-
-const WRITE: &str = "INSERT INTO {t} (id, grp, amount) VALUES (nextval('{t}_ids'), 'g' || random()::int % 5, random() * 90)";
-
-const CASES: &[Case] = &[
-    case(
-        "ALTER TABLE {t} ADD COLUMN extra text DEFAULT 'x'",
-        Follows(&[]),
-        WRITE,
-    ),
-    case("ALTER TABLE {t} DROP COLUMN spare", Follows(&[]), WRITE),
-    case(
-        "ALTER TABLE {t} RENAME COLUMN note TO remark",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "ALTER TABLE {t} RENAME COLUMN amount TO price",
-        Follows(&[
-            ("sum(amount)", "sum(price)"),
-            ("amount >= 5", "price >= 5"),
-            ("grp, amount FROM", "grp, price FROM"),
-        ]),
-        "INSERT INTO {t} (id, grp, price) VALUES (nextval('{t}_ids'), 'g7', 8)",
-    ),
-    case(
-        "ALTER TABLE {t} ALTER COLUMN amount TYPE bigint",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "ALTER TABLE {t} ALTER amount TYPE numeric(12,2)",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "ALTER TABLE {t} ALTER COLUMN grp TYPE varchar(20) USING upper(grp)",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "ALTER TABLE {t} ADD COLUMN e int, DROP COLUMN spare, ALTER COLUMN amount SET DATA TYPE bigint",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "ALTER TABLE {t} RENAME TO {t}_new",
-        Follows(&[("FROM {t}", "FROM {t}_new")]),
-        "INSERT INTO {t}_new (id, grp, amount) VALUES (nextval('{t}_ids'), 'g8', 8)",
-    ),
-    case(
-        "ALTER TABLE {t} SET SCHEMA {t}_other",
-        Follows(&[("FROM {t}", "FROM {t}_other.{t}")]),
-        "INSERT INTO {t}_other.{t} (id, grp, amount) VALUES (nextval('{t}_ids'), 'g8', 8)",
-    ),
-    case("ALTER TABLE {t} DROP COLUMN amount", Refused, WRITE),
-    case(
-        "ALTER TABLE {t} DROP COLUMN amount CASCADE",
-        Dropped,
-        "INSERT INTO {t} (id, grp) VALUES (nextval('{t}_ids'), 'g1')",
-    ),
-    case("DROP TABLE {t}", Refused, WRITE),
-    case("DROP TABLE {t} CASCADE", Dropped, "SELECT 1"),
-    case(
-        "ALTER TABLE IF EXISTS {t}_missing ADD COLUMN x int",
-        Follows(&[]),
-        WRITE,
-    ),
-];
-
-/// As [`CASES`], with the rows taken from a view.
-const VIEW_CASES: &[Case] = &[
-    case(
-        "CREATE OR REPLACE VIEW {t}_big AS SELECT id, grp, amount FROM {t} WHERE amount > 50",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "CREATE OR REPLACE VIEW {t}_big AS SELECT id, grp, amount * 1 AS amount, 7 AS more FROM {t}",
-        Follows(&[]),
-        WRITE,
-    ),
-    case(
-        "ALTER VIEW {t}_big RENAME TO {t}_large",
-        Follows(&[("{t}_big", "{t}_large")]),
-        WRITE,
-    ),
-    case("DROP VIEW {t}_big", Refused, WRITE),
-    case("ALTER TABLE {t} ADD COLUMN extra int", Follows(&[]), WRITE),
-];
-
-const fn case(ddl: &'static str, outcome: Outcome, write_after: &'static str) -> Case {
-    Case {
-        ddl,
-        outcome,
-        write_after,
-    }
-}
 
 /// How the statement reaches the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
