@@ -90,7 +90,9 @@ impl Error {
     /// The SQLSTATE.
     pub fn code(&self) -> &str {
         match self {
-            Self::Server(f) | Self::Refused(f) | Self::Conflict(f) | Self::LockNotAvailable(f) => &f.code,
+            Self::Server(f) | Self::Refused(f) | Self::Conflict(f) | Self::LockNotAvailable(f) => {
+                &f.code
+            }
             Self::Busy => "55006",
             Self::Drift(_) => "55000",
             Self::Connection(_) => "08006",
@@ -100,14 +102,20 @@ impl Error {
 
     /// Whether the same call may succeed when it is made again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Conflict(_) | Self::LockNotAvailable(_) | Self::Busy | Self::Connection(_))
+        matches!(
+            self,
+            Self::Conflict(_) | Self::LockNotAvailable(_) | Self::Busy | Self::Connection(_)
+        )
     }
 }
 
 impl From<Error> for Box<ErrorFields> {
     fn from(error: Error) -> Self {
         match error {
-            Error::Server(f) | Error::Refused(f) | Error::Conflict(f) | Error::LockNotAvailable(f) => f,
+            Error::Server(f)
+            | Error::Refused(f)
+            | Error::Conflict(f)
+            | Error::LockNotAvailable(f) => f,
             other => Box::new(ErrorFields::error(other.code(), other.to_string())),
         }
     }
@@ -116,7 +124,9 @@ impl From<Error> for Box<ErrorFields> {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Server(e) | Self::Refused(e) | Self::Conflict(e) | Self::LockNotAvailable(e) => e.fmt(f),
+            Self::Server(e) | Self::Refused(e) | Self::Conflict(e) | Self::LockNotAvailable(e) => {
+                e.fmt(f)
+            }
             Self::Busy => f.write_str("the stream table is being refreshed by another session"),
             Self::Drift(what) => write!(f, "the sources of the stream table have changed: {what}"),
             Self::Connection(what) => write!(f, "connection to the server lost: {what}"),
@@ -145,7 +155,10 @@ impl From<tokio_postgres::Error> for Error {
 impl Conn for tokio_postgres::Client {
     async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
         let messages = self.simple_query(sql).await?;
-        Ok(results(messages).into_iter().next_back().unwrap_or_default())
+        Ok(results(messages)
+            .into_iter()
+            .next_back()
+            .unwrap_or_default())
     }
 
     async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
@@ -164,7 +177,9 @@ fn results(messages: Vec<tokio_postgres::SimpleQueryMessage>) -> Vec<Vec<Row>> {
     for message in messages {
         match message {
             Message::Row(row) => {
-                rows.push(Row((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()));
+                rows.push(Row((0..row.len())
+                    .map(|i| row.get(i).map(str::to_owned))
+                    .collect()));
             }
             Message::CommandComplete(_) => results.push(std::mem::take(&mut rows)),
             _ => {}

@@ -1,8 +1,154 @@
-use super::StreamTableId;
-use crate::conn::{Conn, Error};
+//! Who has work waiting, and the removal of what nobody needs any more.
 
-/// Which of these stream tables have changes waiting (or must be rebuilt). Two cheap statements.
-pub async fn pending<C: Conn>(c: &mut C, ids: &[StreamTableId]) -> Result<Vec<StreamTableId>, Error> { let _ = (c, ids); todo!() }
-/// Deletes consumed changes of the caller's own buffers, and what dropped tables left behind. Returns how many rows.
-/// Runs its own transactions.
-pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> { let _ = c; todo!() }
+use super::{StreamTableId, remove};
+use crate::conn::{Conn, Error};
+use crate::delta::stage::Frontier;
+
+/// Changes a buffer may hold for stream tables that do not take them in (suspended, failing); beyond, these are rebuilt.
+const HELD_FOR_IDLE: u32 = 1_000_000;
+
+/// Which of these stream tables have changes waiting (or must be rebuilt), in two cheap statements. Those that can only be
+/// recomputed as a whole are never among them: nothing is captured for them.
+///
+/// # Errors
+/// Those of the server.
+pub async fn pending<C: Conn>(
+    c: &mut C,
+    ids: &[StreamTableId],
+) -> Result<Vec<StreamTableId>, Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list: Vec<_> = ids.iter().map(|id| id.to_string()).collect();
+    let rows = c
+        .query(&format!(
+            "SELECT c.id, c.frontier_snapshot, c.frontier_xid, c.frontier_seq, s.buffer
+             FROM pgtrickle.catalog c LEFT JOIN pgtrickle.source s ON s.stream_table = c.id AND s.buffer IS NOT NULL
+             WHERE c.id IN ({}) AND (c.effective_mode = 'incremental' OR c.frontier_snapshot IS NULL) ORDER BY c.id",
+            list.join(", ")
+        ))
+        .await?;
+    let mut found = Vec::new();
+    let mut looks = Vec::new();
+    for row in &rows {
+        let Some(id) = row.int(0) else { continue };
+        let (Some(snapshot), Some(xid), Some(seq)) = (
+            row.text(1),
+            row.text(2).and_then(|x| x.parse().ok()),
+            row.int(3),
+        ) else {
+            found.push(StreamTableId(id));
+            continue;
+        };
+        if let Some(buffer) = row.int(4) {
+            let frontier = Frontier {
+                snapshot: snapshot.to_owned(),
+                xid,
+                seq,
+                cluster: String::new(),
+            };
+            looks.push(format!(
+                "SELECT {id} WHERE EXISTS (SELECT FROM pgtrickle.changes_{buffer} WHERE {})",
+                frontier.after()
+            ));
+        }
+    }
+    if !looks.is_empty() {
+        let rows = c.query(&looks.join(" UNION ALL ")).await?;
+        found.extend(rows.iter().filter_map(|r| r.int(0)).map(StreamTableId));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Deletes the changes that all consumers have taken in, from the buffers of roles the caller is a member of, what dropped
+/// tables left behind, and old history. Runs transactions of its own; returns how many changes were deleted.
+///
+/// # Errors
+/// Those of the server; a buffer in use is left for the next time.
+pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
+    let orphans = c
+        .query(
+            "SELECT c.id FROM pgtrickle.catalog c WHERE c.relid IS NOT NULL AND pg_catalog.pg_has_role(c.owner, 'MEMBER')
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_class k WHERE k.oid = c.relid)",
+        )
+        .await?;
+    for id in orphans.iter().filter_map(|r| r.int(0)) {
+        c.batch(&[
+            "BEGIN".to_owned(),
+            "SET LOCAL lock_timeout = '100ms'".to_owned(),
+        ])
+        .await?;
+        let result = remove::drop(c, StreamTableId(id), false).await;
+        finish(c, result).await?;
+    }
+    c.query("DELETE FROM pgtrickle.history WHERE started_at < pg_catalog.now() - interval '1 day'")
+        .await?;
+    let buffers = c
+        .query("SELECT id FROM pgtrickle.buffer WHERE pg_catalog.pg_has_role(owner, 'MEMBER') ORDER BY id")
+        .await?;
+    let mut deleted = 0;
+    for id in buffers.iter().filter_map(|r| r.int(0)) {
+        let full = c
+            .query(&format!("SELECT 1 FROM pgtrickle.changes_{id} LIMIT 1"))
+            .await;
+        if full.is_ok_and(|rows| !rows.is_empty()) {
+            c.query("BEGIN").await?;
+            let result = clean(c, id).await;
+            deleted += *result.as_ref().unwrap_or(&0);
+            finish(c, result.map(|_| ())).await?;
+        }
+    }
+    Ok(deleted)
+}
+
+/// Ends the transaction; what was only locked is for the next time.
+async fn finish<C: Conn>(c: &mut C, result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Ok(()) => c.query("COMMIT").await.map(|_| ()),
+        Err(error) => {
+            c.query("ROLLBACK").await?;
+            if error.is_transient() {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn clean<C: Conn>(c: &mut C, id: i64) -> Result<u64, Error> {
+    c.batch(&[
+        "SET LOCAL lock_timeout = '50ms'".to_owned(),
+        "SET LOCAL synchronous_commit = off".to_owned(),
+        // Keeps refreshes out, which hold ROW EXCLUSIVE from before their snapshot until their commit: one that is under
+        // way may need rows that all committed frontiers have passed.
+        format!("LOCK TABLE pgtrickle.delta_{id} IN SHARE MODE"),
+        // Who does not take changes in must not hold them for ever.
+        format!(
+            "UPDATE pgtrickle.catalog c SET frontier_snapshot = NULL FROM pgtrickle.source s
+             WHERE s.stream_table = c.id AND s.buffer = {id} AND c.frontier_snapshot IS NOT NULL
+                AND (c.status IN ('suspended', 'error') OR c.schedule = 'manual')
+                AND (SELECT pg_catalog.count(*) FROM (SELECT FROM pgtrickle.changes_{id} LIMIT {HELD_FOR_IDLE} + 1) x)
+                    > {HELD_FOR_IDLE}"
+        ),
+    ])
+    .await?;
+    let rows = c
+        .query(&format!(
+            "WITH gone AS (DELETE FROM pgtrickle.changes_{id} WHERE xid < coalesce(
+                (SELECT pg_catalog.pg_snapshot_xmin(c.frontier_snapshot) FROM pgtrickle.catalog c
+                 JOIN pgtrickle.source s ON s.stream_table = c.id
+                 WHERE s.buffer = {id} AND c.frontier_snapshot IS NOT NULL
+                 ORDER BY pg_catalog.pg_snapshot_xmin(c.frontier_snapshot) LIMIT 1),
+                pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())) RETURNING 1)
+             SELECT pg_catalog.count(*) FROM gone"
+        ))
+        .await?;
+    Ok(rows
+        .first()
+        .and_then(|r| r.int(0))
+        .unwrap_or_default()
+        .unsigned_abs())
+}

@@ -1,3 +1,215 @@
-use super::{Definition, StreamTableId};
+//! CREATE STREAM TABLE, first step: everything but the data.
+
+use pg_query::NodeEnum;
+use pgcat::plugins::ErrorFields;
+
+use super::{Definition, Mode, StreamTableId, fingerprint, settings};
+use crate::capture;
+use crate::catalog;
 use crate::conn::{Conn, Error};
-pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<StreamTableId, Error> { let _ = (c, definition); todo!() }
+use crate::delta;
+use crate::plan::{Body, Plan, analyse, literal, quote};
+
+/// Checks and analyses the query, makes its view, capture and catalog row (status `creating`), in the caller's transaction.
+///
+/// # Errors
+/// PostgreSQL's own for a faulty query, with the position in the user's text; 42P07 if the name is taken; 0A000 for a query
+/// that cannot be a stream table; [`Error::LockNotAvailable`] where a source's lock was not to be had in `lock_timeout`.
+pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<StreamTableId, Error> {
+    catalog::bootstrap(c).await?;
+    check_statement(&definition.query)?;
+    let schema = free_name(c, definition).await?;
+    let id = catalog::next_id(c).await?;
+    let view = create_view(c, id, definition).await?;
+    let (saved, settings) = settings::pin(c, None).await?;
+    let full = definition.refresh_mode == Mode::Full;
+    let mut plan = analyse::analyse(c, id, view, settings, full).await?;
+    refuse_full(definition.refresh_mode, &plan)?;
+    make_tables(c, id, &plan).await?;
+    c.query(&format!(
+        "INSERT INTO pgtrickle.catalog (id, owner, target_schema, target_name, def_view, schedule, refresh_mode,
+            effective_mode, status, with_data, plan, fingerprint)
+         VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {}, {}, {view}, {}, {}, '', 'creating', {}, '', '')",
+        literal(&schema),
+        literal(&definition.name),
+        literal(&definition.schedule),
+        literal(definition.refresh_mode.as_str()),
+        definition.with_data
+    ))
+    .await?;
+    // Last, as it takes the locks on the sources.
+    capture::attach(c, &mut plan).await?;
+    save_plan(c, StreamTableId(id), view, &plan).await?;
+    saved.restore(c).await?;
+    Ok(StreamTableId(id))
+}
+
+/// One SELECT, and nothing that is no query. What pg_query does not understand PostgreSQL itself shall judge.
+fn check_statement(query: &str) -> Result<(), Error> {
+    let Ok(parsed) = pg_query::parse(query, pg_query::ParserOptions::default()) else {
+        return Ok(());
+    };
+    let mut statements = parsed
+        .protobuf
+        .stmts
+        .iter()
+        .filter_map(|s| s.stmt.as_ref().and_then(|s| s.node.as_ref()));
+    match (statements.next(), statements.next()) {
+        (Some(NodeEnum::SelectStmt(select)), None) if select.into_clause.is_none() => Ok(()),
+        (Some(NodeEnum::SelectStmt(_)), None) => Err(Error::refused(
+            "42601",
+            "the query of a stream table must not contain SELECT INTO",
+        )),
+        _ => Err(Error::refused(
+            "42601",
+            "a stream table is defined by one SELECT, VALUES or TABLE statement",
+        )),
+    }
+}
+
+/// The schema the table goes to; the name must be free there.
+async fn free_name<C: Conn>(c: &mut C, definition: &Definition) -> Result<String, Error> {
+    let schema = definition
+        .schema
+        .as_ref()
+        .map_or_else(|| "pg_catalog.current_schema()".to_owned(), |s| literal(s));
+    let rows = c
+        .query(&format!(
+            "SELECT s.name, n.oid IS NOT NULL, coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE'), false),
+                EXISTS (SELECT FROM pg_catalog.pg_class k WHERE k.relnamespace = n.oid AND k.relname = {0})
+                OR EXISTS (SELECT FROM pgtrickle.catalog c WHERE c.relid IS NULL AND c.target_schema = s.name
+                    AND c.target_name = {0}), current_user
+             FROM (SELECT {schema}::text) s(name) LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = s.name",
+            literal(&definition.name)
+        ))
+        .await?;
+    let row = rows
+        .first()
+        .ok_or_else(|| Error::Internal("no row about the schema".to_owned()))?;
+    let Some(name) = row.text(0) else {
+        return Err(Error::refused(
+            "3F000",
+            "no schema has been selected to create in",
+        ));
+    };
+    if !row.is_true(1) {
+        return Err(Error::refused(
+            "3F000",
+            format!("schema \"{name}\" does not exist"),
+        ));
+    }
+    if !row.is_true(2) {
+        return Err(Error::refused(
+            "42501",
+            format!("permission denied for schema {name}"),
+        ));
+    }
+    if row.is_true(3) {
+        return Err(Error::refused(
+            "42P07",
+            format!("relation \"{}\" already exists", definition.name),
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+async fn create_view<C: Conn>(c: &mut C, id: i64, definition: &Definition) -> Result<u32, Error> {
+    let columns = if definition.columns.is_empty() {
+        String::new()
+    } else {
+        format!(
+            " ({})",
+            definition
+                .columns
+                .iter()
+                .map(|c| quote(c))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
+    };
+    let prefix = format!("CREATE VIEW pgtrickle.def_{id}{columns} AS ");
+    let made = c.query(&format!("{prefix}{}", definition.query)).await;
+    made.map_err(|error| explain(error, prefix.chars().count(), definition))?;
+    catalog::regclass(c, &format!("pgtrickle.def_{id}")).await
+}
+
+/// Translates an error about the view into one about the user's statement.
+fn explain(error: Error, prefix: usize, definition: &Definition) -> Error {
+    let Error::Server(mut fields) = error else {
+        return error;
+    };
+    fields.position = fields.position.and_then(|position| {
+        let within = (position as usize).checked_sub(prefix)?;
+        u32::try_from(within + definition.query_offset).ok()
+    });
+    let message = match (fields.code.as_str(), fields.message.as_str()) {
+        ("42P16", m) if m.contains("temporary") => "stream tables must not use temporary tables",
+        ("0A000", m) if m.contains("data-modifying") => {
+            "stream tables must not use data-modifying statements in WITH"
+        }
+        ("42501", m) if m.contains("schema pgtrickle") => {
+            return Error::Refused(Box::new(
+                ErrorFields::error(
+                    "42501",
+                    "permission denied to create stream tables in this database",
+                )
+                .hint("A database administrator runs: GRANT CREATE ON SCHEMA pgtrickle TO <role>;"),
+            ));
+        }
+        _ => return Error::Server(fields),
+    };
+    message.clone_into(&mut fields.message);
+    "0A000".clone_into(&mut fields.code);
+    Error::Refused(fields)
+}
+
+/// `refresh_mode = 'incremental'` is a demand.
+pub(super) fn refuse_full(mode: Mode, plan: &Plan) -> Result<(), Error> {
+    match plan.full_reason() {
+        Some(reason) if mode == Mode::Incremental => Err(Error::Refused(Box::new(
+            ErrorFields::error("0A000", "the query cannot be refreshed incrementally")
+                .detail(format!("It can only be recomputed as a whole: {reason}."))
+                .hint("Use refresh_mode 'auto' or 'full'."),
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the staging table of the result and the state of its groups.
+pub(super) async fn make_tables<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
+    let mut statements = vec![delta::apply::out_table(id, &plan.columns)];
+    if let Body::Keyed(keyed) = &plan.body {
+        statements.extend(delta::keyed::create(id, keyed));
+    }
+    c.batch(&statements).await.map(|_| ())
+}
+
+/// Writes the plan, its sources and its fingerprint to the catalog.
+pub(super) async fn save_plan<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    view: u32,
+    plan: &Plan,
+) -> Result<(), Error> {
+    let json = serde_json::to_string(plan)
+        .map_err(|e| Error::Internal(format!("cannot write a plan: {e}")))?;
+    let mut statements = vec![
+        format!("DELETE FROM pgtrickle.source WHERE stream_table = {id}"),
+        format!(
+            "UPDATE pgtrickle.catalog SET plan = {}, effective_mode = {}, reason = {}, fingerprint = {}, def_view = {view}
+             WHERE id = {id}",
+            literal(&json),
+            literal(if plan.is_full() { "full" } else { "incremental" }),
+            plan.full_reason().map_or_else(|| "NULL".to_owned(), literal),
+            fingerprint::expression(view, plan)
+        ),
+    ];
+    let views = plan.views.iter().map(|v| (*v, None));
+    for (relid, buffer) in plan.tables.iter().map(|t| (t.relid, t.buffer)).chain(views) {
+        statements.push(format!(
+            "INSERT INTO pgtrickle.source (stream_table, owner, relid, buffer) VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {relid}, {})",
+            buffer.map_or_else(|| "NULL".to_owned(), |b| b.to_string())
+        ));
+    }
+    c.batch(&statements).await.map(|_| ())
+}

@@ -1,5 +1,71 @@
+//! Have the sources changed since the plan was made, and whose sources are these.
+
+use super::record;
 use super::{Dependent, Drift, StreamTableId};
+use crate::capture::list;
 use crate::conn::{Conn, Error};
-pub async fn check<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Drift, Error> { let _ = (c, id); todo!() }
+
+/// Compares the sources with what the plan was made for.
+///
+/// # Errors
+/// 42704 if there is no such stream table.
+pub async fn check<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Drift, Error> {
+    let record = record::read(c, id).await?;
+    if record.relid.is_some() && record.target.is_none() {
+        return Ok(Drift::TableGone);
+    }
+    let rows = c
+        .query(&format!(
+            "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
+            record.fingerprint_now(),
+            record.view
+        ))
+        .await?;
+    let row = rows.first().cloned().unwrap_or_default();
+    if !row.is_true(1) {
+        return Ok(Drift::DefinitionGone);
+    }
+    let now = row.text(0).unwrap_or_default();
+    if now == record.fingerprint {
+        return Ok(Drift::None);
+    }
+    let what = if meaning(now) == meaning(&record.fingerprint) {
+        "a source was renamed"
+    } else {
+        "a source was altered"
+    };
+    Ok(Drift::Sources(what.to_owned()))
+}
+
+/// The half of a fingerprint that is not about names.
+pub(super) fn meaning(fingerprint: &str) -> &str {
+    fingerprint.split(':').nth(1).unwrap_or_default()
+}
+
 /// Stream tables whose defining query reads any of these relations (tables or views, at any depth).
-pub async fn dependents<C: Conn>(c: &mut C, relids: &[u32]) -> Result<Vec<Dependent>, Error> { let _ = (c, relids); todo!() }
+///
+/// # Errors
+/// Those of the server.
+pub async fn dependents<C: Conn>(c: &mut C, relids: &[u32]) -> Result<Vec<Dependent>, Error> {
+    let rows = c
+        .query(&format!(
+            "SELECT c.id, coalesce(n.nspname, c.target_schema), coalesce(k.relname, c.target_name), s.relid
+             FROM pgtrickle.source s JOIN pgtrickle.catalog c ON c.id = s.stream_table
+             LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
+             LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
+             WHERE s.relid IN ({}) ORDER BY c.id, s.relid",
+            list(relids)
+        ))
+        .await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| {
+            Some(Dependent {
+                id: StreamTableId(row.int(0)?),
+                schema: row.text(1)?.to_owned(),
+                name: row.text(2)?.to_owned(),
+                relid: u32::try_from(row.int(3)?).ok()?,
+            })
+        })
+        .collect())
+}

@@ -1,3 +1,99 @@
-use super::{Isolation, StreamTableId};
+//! CREATE STREAM TABLE, second step: the table and its data.
+
+use super::record::{self, Record};
+use super::{Isolation, StreamTableId, settings};
+use crate::catalog;
 use crate::conn::{Conn, Error};
-pub async fn load<C: Conn>(c: &mut C, id: StreamTableId, isolation: Isolation) -> Result<(), Error> { let _ = (c, id, isolation); todo!() }
+use crate::delta::apply::{self, Target};
+use crate::delta::keyed;
+use crate::plan::{Body, quote};
+
+/// Creates the user's table with its data, index and frontier, in the caller's transaction. Does nothing if that is done.
+///
+/// # Errors
+/// Those of the server, of the query too.
+pub async fn load<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    isolation: Isolation,
+) -> Result<(), Error> {
+    // Two sessions may want to finish one creation: the second finds it done.
+    c.query(&format!(
+        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
+    ))
+    .await?;
+    let record = record::read(c, id).await?;
+    if record.relid.is_some() {
+        return Ok(());
+    }
+    let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
+    c.batch(&record.locks()).await?;
+    let name = format!("{}.{}", quote(&record.schema), quote(&record.name));
+    c.query(&format!(
+        "CREATE TABLE {name} AS SELECT * FROM pgtrickle.def_{id} WITH NO DATA"
+    ))
+    .await?;
+    let relid = catalog::regclass(c, &name).await?;
+    let target = Target {
+        name,
+        columns: record.plan.columns.iter().map(|c| c.name.clone()).collect(),
+    };
+    let mut statements = Vec::new();
+    if record.with_data {
+        statements.push(fill(&record, &target, isolation));
+    }
+    let status = if record.with_data {
+        "active"
+    } else {
+        "suspended"
+    };
+    statements.push(format!(
+        "UPDATE pgtrickle.catalog SET relid = {relid}, status = '{status}',
+            last_refresh = CASE WHEN with_data THEN clock_timestamp() END WHERE id = {id}"
+    ));
+    statements.extend(apply::index(&record.plan, &target));
+    statements.push(format!("ANALYZE {}", target.name));
+    if let Body::Keyed(_) = record.plan.body {
+        statements.push(format!("ANALYZE pgtrickle.state_{id}"));
+    }
+    c.batch(&statements).await?;
+    saved.restore(c).await
+}
+
+/// One statement, so one snapshot also under READ COMMITTED: data, state and frontier.
+fn fill(record: &Record, target: &Target, isolation: Isolation) -> String {
+    let id = record.id;
+    let columns: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
+    let into = if columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", columns.join(", "))
+    };
+    let mut ctes = Vec::new();
+    let rows = match &record.plan.body {
+        Body::Keyed(keyed) => {
+            ctes.push(keyed::rebuild(id.0, keyed));
+            "SELECT * FROM result".to_owned()
+        }
+        _ => format!("SELECT * FROM pgtrickle.def_{id}"),
+    };
+    ctes.push(format!(
+        "data AS (INSERT INTO {}{into} {rows})",
+        target.name
+    ));
+    if isolation == Isolation::ReadCommitted {
+        ctes.push(frontier(record));
+    }
+    format!("WITH {} SELECT 1", ctes.join(", "))
+}
+
+/// The CTE that moves the frontier to the statement's own snapshot.
+pub(super) fn frontier(record: &Record) -> String {
+    format!(
+        "frontier AS (UPDATE pgtrickle.catalog SET frontier_snapshot = pg_current_snapshot(),
+            frontier_xid = pg_current_xact_id(), frontier_seq = nextval('pgtrickle.change_seq'), frontier_cluster = {}
+            WHERE id = {})",
+        record::cluster(&record.plan),
+        record.id
+    )
+}

@@ -14,25 +14,30 @@
 mod cleanup;
 mod define;
 mod drift;
+mod fingerprint;
 mod load;
 mod record;
 mod refresh;
 mod remove;
 mod replan;
+mod settings;
 
 pub use crate::catalog::bootstrap;
+#[cfg(doc)]
 use crate::conn::{Conn, Error};
 pub use cleanup::{cleanup_buffers, pending};
 pub use define::define;
 pub use drift::{check, dependents};
 pub use load::load;
-pub use record::{by_name, Summary};
+pub use record::{Summary, by_name};
 pub use refresh::{refresh, refresh_in_transaction};
 pub use remove::drop;
 pub use replan::{drop_definition_view, recreate_definition_view, replan};
 
 /// The identity of a stream table in `pgtrickle.catalog`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct StreamTableId(pub i64);
 
 impl std::fmt::Display for StreamTableId {

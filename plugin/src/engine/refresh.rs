@@ -1,4 +1,452 @@
-use super::{How, RefreshOutcome, StreamTableId};
-use crate::conn::{Conn, Error};
-pub async fn refresh<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<RefreshOutcome, Error> { let _ = (c, id, how); todo!() }
-pub async fn refresh_in_transaction<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<RefreshOutcome, Error> { let _ = (c, id, how); todo!() }
+//! REFRESH: one REPEATABLE READ transaction that reads changes and tables in the same snapshot and moves the frontier to it.
+
+use std::time::Instant;
+
+use super::record::{self, Record};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
+use crate::conn::{Conn, Error, Row};
+use crate::delta::stage::{Frontier, stage};
+use crate::delta::{apply, keyed};
+use crate::plan::{Body, Table, literal, terms};
+
+/// Brings a stream table up to date, in transactions of its own.
+///
+/// # Errors
+/// [`Error::Busy`] while another session does it, [`Error::Conflict`] and [`Error::LockNotAvailable`]: again a little later;
+/// those of the query itself.
+pub async fn refresh<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    how: How,
+) -> Result<RefreshOutcome, Error> {
+    let mut how = how;
+    // The second attempt is after a change of the sources was taken in or a rebuild was found necessary.
+    for _ in 0..3 {
+        let result = attempt(c, id, how).await;
+        match result {
+            Ok(Attempt::Done(outcome)) => return Ok(outcome),
+            Ok(Attempt::Rebuild) => {
+                rollback(c).await;
+                how = How::Full;
+            }
+            Err(Error::Drift(_)) => {
+                rollback(c).await;
+                in_transaction_replan(c, id).await?;
+            }
+            Err(error) => {
+                rollback(c).await;
+                return Err(error);
+            }
+        }
+    }
+    Err(Error::Drift("they keep changing".to_owned()))
+}
+
+enum Attempt {
+    Done(RefreshOutcome),
+    /// The user's table is not what we left, or changes were lost.
+    Rebuild,
+}
+
+async fn rollback<C: Conn>(c: &mut C) {
+    // A lost connection shows in the next statement.
+    let _ = c.query("ROLLBACK").await;
+}
+
+async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    c.batch(&[
+        "BEGIN".to_owned(),
+        "SET LOCAL lock_timeout = '500ms'".to_owned(),
+    ])
+    .await?;
+    let result = replan::replan(c, id).await;
+    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    c.query(end).await?;
+    result
+}
+
+async fn attempt<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<Attempt, Error> {
+    let started = Instant::now();
+    let record = record::read(c, id).await?;
+    if record.relid.is_none() {
+        c.query("BEGIN").await?;
+        load::load(c, id, Isolation::ReadCommitted).await?;
+        c.query("COMMIT").await?;
+        return Ok(Attempt::Done(RefreshOutcome {
+            mode: "full",
+            changed: true,
+            ..RefreshOutcome::default()
+        }));
+    }
+    record.target()?;
+    let buffers = match (&record.frontier, how) {
+        (Some(frontier), How::Auto) if !record.plan.is_full() => Some(frontier),
+        _ => None,
+    };
+    let mut statements = settings::begin(&record.plan.settings, record.plan.is_full());
+    statements.extend(record.locks());
+    statements.push(format!(
+        "SELECT pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id(),
+            pg_catalog.nextval('pgtrickle.change_seq'), frontier_snapshot, frontier_seq, {}, {} = fingerprint,
+            clock_timestamp()
+         FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED",
+        record::cluster(&record.plan),
+        record.fingerprint_now()
+    ));
+    let head = statements.len();
+    let mut staged: Vec<&Table> = Vec::new();
+    if let Some(frontier) = buffers {
+        for table in &record.plan.tables {
+            if let Some(buffer) = table.buffer {
+                statements.push(stage(buffer, frontier, &table.columns));
+                staged.push(table);
+            }
+        }
+    }
+    let results = c.batch(&statements).await.map_err(gone_is_drift)?;
+    let now = Now::read(&record, results.get(head - 1))?;
+    if !now.same_fingerprint {
+        return Err(Error::Drift("the fingerprint differs".to_owned()));
+    }
+    let Some(frontier) = buffers.filter(|f| f.cluster == now.frontier.cluster) else {
+        return rebuild(c, &record, &now, started, how).await;
+    };
+    if now.stored != Some((frontier.snapshot.clone(), frontier.seq)) {
+        // Somebody was faster between our read and our lock.
+        return Err(Error::Busy);
+    }
+    let rows: Vec<&Row> = results[head..].iter().filter_map(|r| r.first()).collect();
+    if rows.iter().any(|r| r.is_true(1)) {
+        return rebuild(c, &record, &now, started, how).await;
+    }
+    if rows.iter().all(|r| r.int(2) == Some(0)) {
+        c.query("ROLLBACK").await?;
+        return Ok(Attempt::Done(RefreshOutcome {
+            mode: "none",
+            ..RefreshOutcome::default()
+        }));
+    }
+    incremental(c, &record, &now, &staged, &rows, started).await
+}
+
+/// A table that vanished under its name was renamed or dropped.
+fn gone_is_drift(error: Error) -> Error {
+    match &error {
+        Error::Server(fields) if matches!(fields.code.as_str(), "42P01" | "3F000" | "42703") => {
+            Error::Drift(fields.message.clone())
+        }
+        _ => error,
+    }
+}
+
+/// What the locking statement of a refresh found.
+struct Now {
+    frontier: Frontier,
+    stored: Option<(String, i64)>,
+    same_fingerprint: bool,
+    started_at: String,
+}
+
+impl Now {
+    fn read(record: &Record, rows: Option<&Vec<Row>>) -> Result<Self, Error> {
+        let _ = record;
+        let row = rows.and_then(|r| r.first()).ok_or(Error::Busy)?;
+        let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
+        Ok(Self {
+            frontier: Frontier {
+                snapshot: text(0),
+                xid: text(1).parse().unwrap_or_default(),
+                seq: row.int(2).unwrap_or_default(),
+                cluster: text(5),
+            },
+            stored: row.text(3).map(str::to_owned).zip(row.int(4)),
+            same_fingerprint: row.is_true(6),
+            started_at: text(7),
+        })
+    }
+}
+
+/// ANALYZE where the staging table's size is far from what the planner last heard of.
+fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<String> {
+    let (rows, analysed) = (rows as f64, analysed.unwrap_or(-1.0));
+    let known = analysed >= 0.0
+        && rows <= 4.0 * analysed.max(25.0)
+        && (analysed <= 100.0 || rows * 20.0 >= analysed);
+    (rows > 0.0 && !known).then(|| format!("ANALYZE {table}"))
+}
+
+async fn incremental<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    now: &Now,
+    staged: &[&Table],
+    rows: &[&Row],
+    started: Instant,
+) -> Result<Attempt, Error> {
+    let id = record.id.0;
+    let plan = &record.plan;
+    let mut changed = Vec::new();
+    let mut statements = Vec::new();
+    for (table, row) in staged.iter().zip(rows) {
+        let count = row.int(0).unwrap_or_default();
+        let Some(buffer) = table.buffer.filter(|_| count > 0) else {
+            continue;
+        };
+        changed.push(table.relid);
+        let analysed = row.text(3).and_then(|n| n.parse().ok());
+        statements.extend(analyze(
+            &format!("pgtrickle.delta_{buffer}"),
+            count,
+            analysed,
+        ));
+    }
+    let delta = |body: &str| -> Result<String, Error> {
+        Ok(terms::delta(body, &plan.tables, |t| changed.contains(&t.relid))?.join(" UNION ALL "))
+    };
+    if !changed.is_empty() {
+        match &plan.body {
+            Body::Full { .. } => {
+                return Err(Error::Internal("a full plan has no delta".to_owned()));
+            }
+            Body::Linear { sql } => {
+                statements.push(apply::collect(id, &plan.columns, "", &delta(sql)?))
+            }
+            Body::Keyed(k) if k.by_weights => {
+                statements.push(keyed::by_weights(id, k, &plan.columns, &delta(&k.body)?));
+            }
+            Body::Keyed(k) => {
+                statements.push(keyed::affected(id, k, &delta(&k.body)?));
+                let results = c.batch(&std::mem::take(&mut statements)).await?;
+                let row = results
+                    .last()
+                    .and_then(|r| r.first())
+                    .cloned()
+                    .unwrap_or_default();
+                let count = row.int(0).unwrap_or_default();
+                if count > 0 {
+                    let analysed = row.text(2).and_then(|n| n.parse().ok());
+                    statements.extend(analyze(&format!("pgtrickle.keys_{id}"), count, analysed));
+                    statements.extend(keyed::recompute(id, k, &plan.columns, row.is_true(1)));
+                }
+            }
+        }
+    }
+    statements.extend(
+        staged
+            .iter()
+            .filter_map(|t| t.buffer)
+            .map(|b| format!("DELETE FROM pgtrickle.delta_{b}")),
+    );
+    finish(c, record, now, statements, "incremental", None, started).await
+}
+
+/// Recomputes the result, and writes what differs.
+async fn rebuild<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    now: &Now,
+    started: Instant,
+    how: How,
+) -> Result<Attempt, Error> {
+    let statements = rebuild_statements(record)?;
+    let reason = record.plan.full_reason().map(str::to_owned).or_else(|| {
+        let reason = if how == How::Full {
+            "a full refresh was asked for"
+        } else {
+            "the changes since the last refresh are not known"
+        };
+        Some(reason.to_owned())
+    });
+    finish(c, record, now, statements, "full", reason, started).await
+}
+
+/// The difference between query and table into the staging table, with state and frontier from the same snapshot.
+fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
+    let id = record.id.0;
+    let target = record.target()?;
+    let mut statements: Vec<_> = record
+        .plan
+        .tables
+        .iter()
+        .filter_map(|t| t.buffer)
+        .map(|b| format!("DELETE FROM pgtrickle.delta_{b}"))
+        .collect();
+    let mut ctes = Vec::new();
+    let new = match &record.plan.body {
+        Body::Keyed(k) => {
+            statements.push(format!("DELETE FROM pgtrickle.state_{id}"));
+            ctes.push(keyed::rebuild(id, k));
+            "SELECT * FROM result".to_owned()
+        }
+        _ => format!("SELECT * FROM pgtrickle.def_{id}"),
+    };
+    ctes.push(load::frontier(record));
+    let with = format!("WITH {}", ctes.join(", "));
+    statements.push(apply::collect(
+        id,
+        &record.plan.columns,
+        &with,
+        &apply::difference(target, &new),
+    ));
+    Ok(statements)
+}
+
+/// Applies what is staged, writes frontier and history, checks the fingerprint a last time, and commits.
+async fn finish<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    now: &Now,
+    mut statements: Vec<String>,
+    mode: &'static str,
+    reason: Option<String>,
+    started: Instant,
+) -> Result<Attempt, Error> {
+    let id = record.id;
+    let target = record.target()?;
+    let head = statements.len();
+    statements.extend(apply::apply(id.0, &record.plan, target));
+    statements.push(format!(
+        "UPDATE pgtrickle.catalog SET frontier_snapshot = {}, frontier_xid = '{}', frontier_seq = {}, frontier_cluster = {},
+            last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
+            status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END
+         WHERE id = {id} RETURNING {} = fingerprint",
+        literal(&now.frontier.snapshot),
+        now.frontier.xid,
+        now.frontier.seq,
+        literal(&now.frontier.cluster),
+        record.fingerprint_now()
+    ));
+    let results = c.batch(&statements).await?;
+    let number = |i: usize, column: usize| {
+        results
+            .get(head + i)
+            .and_then(|r| r.first())
+            .and_then(|r| r.int(column))
+            .unwrap_or_default()
+    };
+    let (deleted, due, inserted) = (number(0, 0), number(0, 1), number(1, 0));
+    if deleted != due {
+        return Ok(Attempt::Rebuild);
+    }
+    // Partitions and function bodies change in mid-snapshot.
+    if !results
+        .last()
+        .and_then(|r| r.first())
+        .is_some_and(|r| r.is_true(0))
+    {
+        return Err(Error::Drift(
+            "the sources changed during the refresh".to_owned(),
+        ));
+    }
+    let outcome = RefreshOutcome {
+        mode,
+        reason,
+        inserted: inserted.unsigned_abs(),
+        deleted: deleted.unsigned_abs(),
+        changed: inserted + deleted > 0,
+    };
+    c.batch(&[
+        history(id, &now.started_at, &outcome, started),
+        "COMMIT".to_owned(),
+    ])
+    .await?;
+    Ok(Attempt::Done(outcome))
+}
+
+fn history(
+    id: StreamTableId,
+    started_at: &str,
+    outcome: &RefreshOutcome,
+    started: Instant,
+) -> String {
+    format!(
+        "INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted, rows_deleted)
+         SELECT id, owner, {}, '{} microseconds', '{}', {}, {}, {} FROM pgtrickle.catalog WHERE id = {id}",
+        literal(started_at),
+        started.elapsed().as_micros(),
+        outcome.mode,
+        outcome.reason.as_deref().map_or_else(|| "NULL".to_owned(), literal),
+        outcome.inserted,
+        outcome.deleted
+    )
+}
+
+/// REFRESH inside the caller's transaction, of any isolation level: the full difference in one statement, so that result
+/// and frontier have one snapshot.
+///
+/// # Errors
+/// As [`refresh`]; the caller's transaction has failed then.
+pub async fn refresh_in_transaction<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    how: How,
+) -> Result<RefreshOutcome, Error> {
+    let _ = how;
+    let started = Instant::now();
+    let mut record = record::read(c, id).await?;
+    if record.relid.is_none() {
+        load::load(c, id, Isolation::ReadCommitted).await?;
+        return Ok(RefreshOutcome {
+            mode: "full",
+            changed: true,
+            ..RefreshOutcome::default()
+        });
+    }
+    c.query(&format!(
+        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
+    ))
+    .await?;
+    let rows = c
+        .query(&format!(
+            "SELECT {} = fingerprint, pg_catalog.current_setting('transaction_isolation') <> 'read committed',
+                clock_timestamp() FROM pgtrickle.catalog WHERE id = {id}",
+            record.fingerprint_now()
+        ))
+        .await?;
+    let row = rows.first().cloned().unwrap_or_default();
+    if !row.is_true(0) {
+        replan::replan(c, id).await?;
+        record = record::read(c, id).await?;
+    }
+    let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
+    c.batch(&record.locks()).await?;
+    let mut statements = rebuild_statements(&record)?;
+    let head = statements.len();
+    statements.extend(apply::apply(id.0, &record.plan, record.target()?));
+    // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
+    let forget = if row.is_true(1) {
+        ", frontier_snapshot = NULL"
+    } else {
+        ""
+    };
+    statements.push(format!(
+        "UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
+            status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{forget}
+         WHERE id = {id}"
+    ));
+    let results = c.batch(&statements).await?;
+    let number = |i: usize| {
+        results
+            .get(head + i)
+            .and_then(|r| r.first())
+            .and_then(|r| r.int(0))
+            .unwrap_or_default()
+            .unsigned_abs()
+    };
+    let outcome = RefreshOutcome {
+        mode: "full",
+        reason: Some("the refresh ran inside a transaction block".to_owned()),
+        deleted: number(0),
+        inserted: number(1),
+        changed: number(0) + number(1) > 0,
+    };
+    c.query(&history(
+        id,
+        row.text(2).unwrap_or_default(),
+        &outcome,
+        started,
+    ))
+    .await?;
+    saved.restore(c).await?;
+    Ok(outcome)
+}

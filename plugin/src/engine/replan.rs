@@ -1,5 +1,191 @@
-use super::StreamTableId;
+//! After a change of the sources: a new plan from the same definition.
+
+use pgcat::plugins::ErrorFields;
+
+use super::record::{self, Record};
+use super::{How, Mode, StreamTableId, define, drift, refresh, settings};
+use crate::capture;
+use crate::catalog;
 use crate::conn::{Conn, Error};
-pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> { let _ = (c, id); todo!() }
-pub async fn drop_definition_view<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> { let _ = (c, id); todo!() }
-pub async fn recreate_definition_view<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> { let _ = (c, id); todo!() }
+use crate::plan::{Plan, analyse, literal, quote};
+
+/// Makes the plan, capture and column types anew, in the caller's transaction. After mere renames the stream table goes on
+/// where it was; else its frontier is dropped, and the next refresh rebuilds it (at once, where a column's type changed).
+///
+/// # Errors
+/// 2BP01 if the definition is gone; 0A000 if it no longer allows what `refresh_mode` demands.
+pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    c.query(&format!(
+        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
+    ))
+    .await?;
+    let record = record::read(c, id).await?;
+    let rows = c
+        .query(&format!(
+            "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
+            record.fingerprint_now(),
+            record.view
+        ))
+        .await?;
+    let row = rows.first().cloned().unwrap_or_default();
+    if !row.is_true(1) {
+        return Err(gone(&record));
+    }
+    let now = row.text(0).unwrap_or_default();
+    if now == record.fingerprint {
+        return Ok(());
+    }
+    let renamed_only = drift::meaning(now) == drift::meaning(&record.fingerprint);
+    let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
+    let mode = match record.refresh_mode.as_str() {
+        "full" => Mode::Full,
+        "incremental" => Mode::Incremental,
+        _ => Mode::Auto,
+    };
+    let mut plan = analyse::analyse(
+        c,
+        id.0,
+        record.view,
+        record.plan.settings.clone(),
+        mode == Mode::Full,
+    )
+    .await?;
+    define::refuse_full(mode, &plan)?;
+    let mut retyped = false;
+    if !renamed_only {
+        c.batch(&[
+            format!(
+                "DROP TABLE IF EXISTS pgtrickle.out_{id}, pgtrickle.state_{id}, pgtrickle.keys_{id}"
+            ),
+            format!("UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"),
+        ])
+        .await?;
+        define::make_tables(c, id.0, &plan).await?;
+        retyped = retype(c, &record).await?;
+    }
+    capture::attach(c, &mut plan).await?;
+    define::save_plan(c, id, record.view, &plan).await?;
+    let used: Vec<_> = plan.tables.iter().filter_map(|t| t.buffer).collect();
+    let unused: Vec<_> = record
+        .plan
+        .tables
+        .iter()
+        .filter_map(|t| t.buffer)
+        .filter(|b| !used.contains(b))
+        .collect();
+    capture::detach(c, &unused).await?;
+    saved.restore(c).await?;
+    if retyped {
+        // Its old values are gone from sight with the type: nobody may see the table before the new ones are there.
+        // Boxed, as the two may call each other (never twice).
+        Box::pin(refresh::refresh_in_transaction(c, id, How::Full)).await?;
+    }
+    Ok(())
+}
+
+fn gone(record: &Record) -> Error {
+    Error::Refused(Box::new(
+        ErrorFields::error(
+            "2BP01",
+            format!(
+                "the definition of stream table \"{}\" was dropped",
+                record.name
+            ),
+        )
+        .detail("A source, or a column of one, was dropped with CASCADE.")
+        .hint("Drop the stream table and create it again."),
+    ))
+}
+
+/// Gives the user's table the types the definition has now. Returns whether there was anything to do.
+async fn retype<C: Conn>(c: &mut C, record: &Record) -> Result<bool, Error> {
+    let (Some(relid), Some(target)) = (record.relid, &record.target) else {
+        return Ok(false);
+    };
+    let types = |relid: u32| {
+        format!(
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+             WHERE attrelid = {relid} AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+        )
+    };
+    let wanted = c.query(&types(record.view)).await?;
+    let have = c.query(&types(relid)).await?;
+    let mut parts = Vec::new();
+    for ((column, wanted), have) in target.columns.iter().zip(&wanted).zip(&have) {
+        if let Some(wanted) = wanted.text(0).filter(|w| Some(*w) != have.text(0)) {
+            parts.push(format!(
+                "ALTER COLUMN {0} TYPE {wanted} USING NULL",
+                quote(column)
+            ));
+        }
+    }
+    if parts.is_empty() {
+        return Ok(false);
+    }
+    c.query(&format!("ALTER TABLE {} {}", target.name, parts.join(", ")))
+        .await?;
+    Ok(true)
+}
+
+/// Drops the definition view for a moment, as it would block the statement to come (ALTER COLUMN TYPE, DROP COLUMN).
+///
+/// # Errors
+/// Those of the server.
+pub async fn drop_definition_view<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    let record = record::read(c, id).await?;
+    let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
+    // By the names of this moment: a rename may not have been taken in yet.
+    let plan = Plan {
+        canonical: analyse::view_text(c, record.view).await?,
+        ..record.plan
+    };
+    let json = serde_json::to_string(&plan)
+        .map_err(|e| Error::Internal(format!("cannot write a plan: {e}")))?;
+    c.batch(&[
+        format!(
+            "UPDATE pgtrickle.catalog SET plan = {} WHERE id = {id}",
+            literal(&json)
+        ),
+        format!("DROP VIEW pgtrickle.def_{id}"),
+    ])
+    .await?;
+    saved.restore(c).await
+}
+
+/// Makes the definition view anew after [`drop_definition_view`]; [`replan`] has to follow.
+///
+/// # Errors
+/// 2BP01 if the definition does not fit the sources any more.
+pub async fn recreate_definition_view<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    let record = record::read(c, id).await?;
+    let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
+    let made = c
+        .query(&format!(
+            "CREATE VIEW pgtrickle.def_{id} AS {}",
+            record.plan.canonical
+        ))
+        .await;
+    if let Err(Error::Server(fields)) = made {
+        return Err(Error::Refused(Box::new(
+            ErrorFields::error(
+                "2BP01",
+                format!(
+                    "stream table \"{}\" depends on what this statement changes",
+                    record.name
+                ),
+            )
+            .detail(format!(
+                "Its defining query would fail: {}.",
+                fields.message
+            ))
+            .hint("Drop the stream table first."),
+        )));
+    }
+    made?;
+    let view = catalog::regclass(c, &format!("pgtrickle.def_{id}")).await?;
+    c.query(&format!(
+        "UPDATE pgtrickle.catalog SET def_view = {view} WHERE id = {id}"
+    ))
+    .await?;
+    saved.restore(c).await
+}

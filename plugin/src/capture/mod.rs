@@ -1,0 +1,204 @@
+//! Change capture: buffers, and the triggers that fill them.
+//!
+//! One buffer per source table and owner holds, of the columns that owner's stream tables use, the old rows with weight
+//! -1 and the new rows with weight +1. Columns are called by number, so a rename never touches the buffer, and have no
+//! length or scale, so a widened varchar still fits. A row of weight 0 says that changes were lost: rebuild.
+
+mod trigger;
+
+use std::collections::BTreeMap;
+
+use crate::catalog;
+use crate::conn::{Conn, Error};
+use crate::plan::{Column, Image, Plan, Table};
+
+/// OIDs as an SQL list; never empty, as `IN ()` is no SQL.
+pub(crate) fn list(oids: &[u32]) -> String {
+    if oids.is_empty() {
+        return "0".to_owned();
+    }
+    oids.iter()
+        .map(u32::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Sees to it that all tables of an incremental plan are captured, and notes their buffers in the plan. The locks on the
+/// sources (SHARE ROW EXCLUSIVE, by CREATE TRIGGER) are taken last of all work.
+///
+/// # Errors
+/// Those of the server.
+pub(crate) async fn attach<C: Conn>(c: &mut C, plan: &mut Plan) -> Result<(), Error> {
+    if plan.is_full() {
+        for table in &mut plan.tables {
+            table.buffer = None;
+        }
+        return Ok(());
+    }
+    let mut triggers = Vec::new();
+    // In the order of OIDs, as everybody does: no deadlocks between two of us.
+    for table in &mut plan.tables {
+        let (buffer, mut statements) = buffer(c, table).await?;
+        table.buffer = Some(buffer);
+        triggers.append(&mut statements);
+    }
+    c.batch(&triggers).await?;
+    Ok(())
+}
+
+/// Finds or makes the table's buffer, and the statements that are left to do under the source's lock.
+async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>), Error> {
+    let relid = table.relid;
+    let rows = c
+        .query(&format!(
+            "SELECT id FROM pgtrickle.buffer WHERE relid = {relid} AND owner = pg_catalog.quote_ident(current_user)::pg_catalog.regrole"
+        ))
+        .await?;
+    let found = rows.first().and_then(|r| r.int(0));
+    let id = match found {
+        Some(id) => id,
+        None => catalog::next_id(c).await?,
+    };
+    let mut columns: BTreeMap<i32, Column> = table
+        .columns
+        .iter()
+        .map(|c| (c.attnum, c.clone()))
+        .collect();
+    let mut statements = Vec::new();
+    if found.is_some() {
+        let have = existing(c, id).await?;
+        // Columns only others use keep being captured, as long as the source has them.
+        for column in crate::plan::source_columns(c, relid).await? {
+            if have.contains_key(&column.attnum) {
+                columns.entry(column.attnum).or_insert(column);
+            }
+        }
+        let changed: Vec<_> = columns
+            .values()
+            .filter(|column| {
+                have.get(&column.attnum)
+                    .is_none_or(|type_name| *type_name != column.type_name)
+            })
+            .collect();
+        let triggers = trigger::triggers(c, id, table).await?;
+        let state = c
+            .query(&format!(
+                "SELECT (SELECT count(*) FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgparentid = 0 AND t.tgenabled = 'O'),
+                    p.prosrc, has_table_privilege({relid}::oid, 'UPDATE, DELETE, TRUNCATE')
+                 FROM pg_proc p WHERE p.oid = to_regproc('pgtrickle.capture_{id}')"
+            ))
+            .await?;
+        let state = state.first().cloned().unwrap_or_default();
+        if state.int(0) != i64::try_from(triggers.len()).ok() {
+            statements.extend(triggers);
+        } else if !changed.is_empty() {
+            // Writers must be out: one that runs would leave rows without the new columns. A new trigger would take the
+            // same lock, but be a reason for all others on this source to rebuild.
+            if state.is_true(2) {
+                statements.push(format!(
+                    "LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE",
+                    table.qualified()
+                ));
+            } else {
+                statements.extend(triggers);
+            }
+        }
+        if !changed.is_empty() {
+            for kind in ["changes", "delta"] {
+                let parts: Vec<_> = changed
+                    .iter()
+                    .map(|column| {
+                        let n = column.attnum;
+                        format!(
+                            "DROP COLUMN IF EXISTS c{n}, ADD COLUMN c{n} {}{}",
+                            column.type_name, column.collate
+                        )
+                    })
+                    .collect();
+                statements.push(format!(
+                    "ALTER TABLE pgtrickle.{kind}_{id} {}",
+                    parts.join(", ")
+                ));
+            }
+        }
+        let code = trigger::code(id, table, &columns);
+        if state.text(1) != Some(&code) {
+            statements.push(trigger::function(id, &code));
+        }
+        return Ok((id, statements));
+    }
+    let typed: String = columns
+        .values()
+        .map(|column| {
+            format!(
+                ", c{} {}{}",
+                column.attnum, column.type_name, column.collate
+            )
+        })
+        .collect();
+    c.batch(&[
+        format!(
+            "CREATE TABLE pgtrickle.changes_{id} (
+                seq bigint NOT NULL DEFAULT nextval('pgtrickle.change_seq'),
+                xid xid8 NOT NULL DEFAULT pg_current_xact_id(), w bigint NOT NULL{typed})"
+        ),
+        // A publication FOR ALL TABLES needs it to let us delete.
+        format!("ALTER TABLE pgtrickle.changes_{id} REPLICA IDENTITY FULL"),
+        format!("CREATE INDEX ON pgtrickle.changes_{id} (xid)"),
+        // Filled and emptied within each refresh. Not logged: its rows never outlive a transaction.
+        format!("CREATE UNLOGGED TABLE pgtrickle.delta_{id} (w bigint NOT NULL{typed})"),
+        format!("INSERT INTO pgtrickle.buffer (id, owner, relid) VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {relid})"),
+        trigger::function(id, &trigger::code(id, table, &columns)),
+        format!("REVOKE ALL ON FUNCTION pgtrickle.capture_{id}() FROM PUBLIC"),
+    ])
+    .await?;
+    statements.extend(trigger::triggers(c, id, table).await?);
+    Ok((id, statements))
+}
+
+/// Column numbers and types a buffer has.
+async fn existing<C: Conn>(c: &mut C, id: i64) -> Result<BTreeMap<i32, String>, Error> {
+    let relid = catalog::regclass(c, &format!("pgtrickle.changes_{id}")).await?;
+    Ok(crate::plan::source_columns(c, relid)
+        .await?
+        .into_iter()
+        .filter_map(|column| {
+            Some((
+                column.name.strip_prefix('c')?.parse().ok()?,
+                column.type_name,
+            ))
+        })
+        .collect())
+}
+
+/// Takes down the buffers among `ids` that no stream table uses any more. Takes ACCESS EXCLUSIVE locks on the sources for
+/// a moment, so it comes last in a transaction.
+///
+/// # Errors
+/// Those of the server.
+pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error> {
+    for id in ids {
+        let used = c
+            .query(&format!(
+                "SELECT 1 FROM pgtrickle.source WHERE buffer = {id} LIMIT 1"
+            ))
+            .await?;
+        if !used.is_empty() {
+            continue;
+        }
+        c.batch(&[
+            // The triggers go with the function: a role with TRIGGER may make a trigger, but only the table's owner may
+            // drop it.
+            format!("DROP FUNCTION IF EXISTS pgtrickle.capture_{id}() CASCADE"),
+            format!("DROP TABLE IF EXISTS pgtrickle.changes_{id}, pgtrickle.delta_{id}"),
+            format!("DELETE FROM pgtrickle.buffer WHERE id = {id}"),
+        ])
+        .await?;
+    }
+    Ok(())
+}
+
+/// Whether values can be grouped by image without a look at their text.
+fn all_plain<'a>(mut columns: impl Iterator<Item = &'a Column>) -> bool {
+    columns.all(|column| column.image == Image::Plain)
+}

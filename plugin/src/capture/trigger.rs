@@ -1,0 +1,188 @@
+//! The trigger function of a buffer, and the triggers.
+//!
+//! User writes come first: after a rename or drop of a column on a connection we do not see, the function leaves a marker
+//! instead of raising. It is SECURITY DEFINER, so: a fixed search path with `pg_temp` last (else a temporary type `text`
+//! runs code as the owner), only qualified names, and a check of the table it fires for (else anyone attaches it to a table
+//! of his own and forges changes).
+
+use std::collections::BTreeMap;
+
+use super::all_plain;
+use crate::conn::{Conn, Error};
+use crate::plan::{Column, Table, literal, quote};
+
+/// The body of the trigger function of buffer `id`.
+pub(super) fn code(id: i64, table: &Table, columns: &BTreeMap<i32, Column>) -> String {
+    let target: String = columns.keys().map(|n| format!(", c{n}")).collect();
+    let source = |prefix: &str| -> String {
+        columns
+            .values()
+            .map(|c| format!(", {prefix}{}", quote(&c.name)))
+            .collect()
+    };
+    let relid = table.relid;
+    let lost = if columns.is_empty() {
+        String::new()
+    } else {
+        let numbers: Vec<_> = columns.keys().map(i32::to_string).collect();
+        let names: Vec<_> = columns.values().map(|c| literal(&c.name)).collect();
+        format!(
+            "IF (SELECT pg_catalog.array_agg(attname::pg_catalog.text ORDER BY attnum) FROM pg_catalog.pg_attribute
+                WHERE attrelid = {relid} AND attnum IN ({}) AND NOT attisdropped)
+                IS DISTINCT FROM ARRAY[{}]::pg_catalog.text[] THEN
+                INSERT INTO pgtrickle.changes_{id} (w) VALUES (0);
+                RETURN NULL;
+            END IF;",
+            numbers.join(", "),
+            names.join(", ")
+        )
+    };
+    let insert = format!("INSERT INTO pgtrickle.changes_{id} (w{target})");
+    let (guard, body) = if table.partitioned {
+        let unchanged = if columns.is_empty() {
+            "true".to_owned()
+        } else {
+            let (old, new) = (source("OLD."), source("NEW."));
+            format!(
+                "pg_catalog.record_image_eq(ROW({}), ROW({}))",
+                &old[2..],
+                &new[2..]
+            )
+        };
+        (
+            // Row triggers fire for the leaf.
+            format!(
+                "TG_RELID <> {relid} AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(TG_RELID) a
+                    WHERE a.relid = {relid})"
+            ),
+            format!(
+                "IF TG_OP = 'UPDATE' AND {unchanged} THEN
+                    RETURN NULL;
+                END IF;
+                IF TG_OP <> 'INSERT' THEN
+                    {insert} VALUES (-1{});
+                END IF;
+                IF TG_OP <> 'DELETE' THEN
+                    {insert} VALUES (1{});
+                END IF;",
+                source("OLD."),
+                source("NEW.")
+            ),
+        )
+    } else {
+        let both = format!(
+            "SELECT (-1)::pg_catalog.int8 AS w{0} FROM pgt_old UNION ALL SELECT 1{0} FROM pgt_new",
+            source("")
+        );
+        // Net, so that a change of a column nobody uses leaves nothing.
+        let update = if all_plain(columns.values()) {
+            let group = if columns.is_empty() {
+                String::new()
+            } else {
+                format!(" GROUP BY {}", &source("")[2..])
+            };
+            format!(
+                "{insert} SELECT pg_catalog.sum(w){} FROM ({both}) b{group} HAVING pg_catalog.sum(w) <> 0",
+                source("")
+            )
+        } else {
+            format!("{insert} {both}")
+        };
+        (
+            format!("TG_RELID <> {relid}"),
+            format!(
+                "IF TG_OP = 'INSERT' THEN
+                    {insert} SELECT 1{0} FROM pgt_new;
+                ELSIF TG_OP = 'DELETE' THEN
+                    {insert} SELECT -1{0} FROM pgt_old;
+                ELSE
+                    {update};
+                END IF;",
+                source("")
+            ),
+        )
+    };
+    format!(
+        "#variable_conflict use_column
+        BEGIN
+            IF {guard} THEN
+                RETURN NULL;
+            END IF;
+            IF TG_OP = 'TRUNCATE' THEN
+                INSERT INTO pgtrickle.changes_{id} (w) VALUES (0);
+                RETURN NULL;
+            END IF;
+            {lost}
+            {body}
+            RETURN NULL;
+        END"
+    )
+}
+
+/// `CREATE OR REPLACE FUNCTION` of buffer `id`.
+pub(super) fn function(id: i64, code: &str) -> String {
+    format!(
+        "CREATE OR REPLACE FUNCTION pgtrickle.capture_{id}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp AS {}",
+        literal(code)
+    )
+}
+
+/// The statements that attach the function. CREATE OR REPLACE TRIGGER takes the lock that keeps writers out also where the
+/// trigger is there already: widening a buffer needs that.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn triggers<C: Conn>(
+    c: &mut C,
+    id: i64,
+    table: &Table,
+) -> Result<Vec<String>, Error> {
+    let name = table.qualified();
+    let call = format!("EXECUTE FUNCTION pgtrickle.capture_{id}()");
+    let create = |operation: &str, on: &str, how: &str| {
+        format!(
+            "CREATE OR REPLACE TRIGGER pgtrickle_{id}_{} AFTER {operation} ON {on} {how} {call}",
+            operation
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_lowercase()
+        )
+    };
+    if !table.partitioned {
+        return Ok(vec![
+            create(
+                "INSERT",
+                &name,
+                "REFERENCING NEW TABLE AS pgt_new FOR EACH STATEMENT",
+            ),
+            create(
+                "UPDATE",
+                &name,
+                "REFERENCING OLD TABLE AS pgt_old NEW TABLE AS pgt_new FOR EACH STATEMENT",
+            ),
+            create(
+                "DELETE",
+                &name,
+                "REFERENCING OLD TABLE AS pgt_old FOR EACH STATEMENT",
+            ),
+            create("TRUNCATE", &name, "FOR EACH STATEMENT"),
+        ]);
+    }
+    let mut statements = vec![create("INSERT OR UPDATE OR DELETE", &name, "FOR EACH ROW")];
+    let rows = c
+        .query(&format!(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(k.relname)
+             FROM (SELECT relid FROM pg_partition_tree({0}) UNION SELECT {0}) t JOIN pg_class k ON k.oid = t.relid
+             JOIN pg_namespace n ON n.oid = k.relnamespace WHERE k.relkind IN ('r', 'p') ORDER BY k.oid",
+            table.relid
+        ))
+        .await?;
+    statements.extend(
+        rows.iter()
+            .filter_map(|r| r.text(0))
+            .map(|on| create("TRUNCATE", on, "FOR EACH STATEMENT")),
+    );
+    Ok(statements)
+}

@@ -1,0 +1,151 @@
+//! The net change of the result, and its application to the user's table.
+
+use super::{Cell, hash, net, numbered};
+use crate::plan::{Body, Column, Plan, quote};
+
+/// The user's table and its columns, by the names they have now.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// Qualified.
+    pub name: String,
+    pub columns: Vec<String>,
+}
+
+/// The columns of the result that find a row of it: the group keys where all are there, else all that can be hashed.
+pub(crate) fn identity(plan: &Plan) -> Vec<usize> {
+    if let Body::Keyed(keyed) = &plan.body
+        && keyed.grouped
+    {
+        let keys: Option<Vec<_>> = numbered("g.k", keyed.keys.len())
+            .iter()
+            .map(|key| keyed.output.iter().position(|o| o == key))
+            .collect();
+        if let Some(keys) = keys {
+            return keys;
+        }
+    }
+    plan.columns
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| c.hashable)
+        .map(|(i, _)| i)
+        .take(32)
+        .collect()
+}
+
+/// The CREATE INDEX on the user's table.
+pub(crate) fn index(plan: &Plan, target: &Target) -> Option<String> {
+    let columns: Vec<_> = identity(plan)
+        .into_iter()
+        .map(|i| quote(&target.columns[i]))
+        .collect();
+    Some(format!(
+        "CREATE INDEX ON {} ({})",
+        target.name,
+        hash(&columns)?
+    ))
+}
+
+/// The definition of the staging table of the result.
+pub(crate) fn out_table(id: i64, columns: &[Column]) -> String {
+    let typed: String = columns
+        .iter()
+        .enumerate()
+        .map(|(i, c)| format!(", o{} {}{}", i + 1, c.type_name, c.collate))
+        .collect();
+    format!("CREATE UNLOGGED TABLE pgtrickle.out_{id} (w bigint NOT NULL{typed})")
+}
+
+/// Cells `prefix.o1…` of the result.
+pub(crate) fn cells(columns: &[Column], prefix: &str) -> Vec<Cell> {
+    columns
+        .iter()
+        .enumerate()
+        .map(|(i, c)| Cell::new(format!("{prefix}o{}", i + 1), c))
+        .collect()
+}
+
+/// `INSERT INTO out` of the net of weighted rows. `rows` is a query whose columns are those of the result and then the
+/// weight; `with` goes before.
+pub(crate) fn collect(id: i64, columns: &[Column], with: &str, rows: &str) -> String {
+    let names = numbered("o", columns.len());
+    let mut aliases = names.clone();
+    aliases.push("w".to_owned());
+    let net = net(
+        "d.w",
+        &cells(columns, "d."),
+        &format!("({rows}) d({})", aliases.join(", ")),
+    );
+    format!(
+        "{with} INSERT INTO pgtrickle.out_{id} (w{}) {net}",
+        super::comma(&names)
+    )
+}
+
+/// A query for the difference between what `new` gives (columns of the result) and the user's table: weighted rows.
+pub(crate) fn difference(target: &Target, new: &str) -> String {
+    let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
+    let names = numbered("o", target.columns.len());
+    let list = if names.is_empty() {
+        String::new()
+    } else {
+        format!("({})", names.join(", "))
+    };
+    format!(
+        "SELECT n.*, 1::int8 FROM ({new}) n{list} UNION ALL SELECT {}(-1)::int8 FROM {} t",
+        quoted
+            .iter()
+            .map(|c| format!("t.{c}, "))
+            .collect::<String>(),
+        target.name
+    )
+}
+
+/// Applies what is staged. Returns one row: rows deleted, rows that should have been deleted, rows inserted.
+pub(crate) fn apply(id: i64, plan: &Plan, target: &Target) -> Vec<String> {
+    let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
+    let t: Vec<_> = quoted.iter().map(|c| format!("t.{c}")).collect();
+    let o: Vec<_> = numbered("o.o", quoted.len());
+    let identity = identity(plan);
+    let pick = |of: &[String]| identity.iter().map(|&i| of[i].clone()).collect::<Vec<_>>();
+    let mut conditions = Vec::new();
+    if let (Some(left), Some(right)) = (hash(&pick(&t)), hash(&pick(&o))) {
+        conditions.push(format!("{left} = {right}"));
+    }
+    if !t.is_empty() {
+        conditions.push(format!(
+            "record_image_eq(ROW({}), ROW({}))",
+            t.join(", "),
+            o.join(", ")
+        ));
+    }
+    let condition = if conditions.is_empty() {
+        "true".to_owned()
+    } else {
+        conditions.join(" AND ")
+    };
+    let inserted = if quoted.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", quoted.join(", "))
+    };
+    vec![
+        format!(
+            "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{id} o WHERE o.w < 0),
+             gone AS (DELETE FROM {table} t USING (
+                SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
+                    FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
+                WHERE t.ctid = d.tid RETURNING 1)
+             SELECT (SELECT count(*) FROM gone), (SELECT coalesce(sum(-w), 0) FROM due)",
+            table = target.name
+        ),
+        format!(
+            "WITH came AS (INSERT INTO {}{inserted} SELECT {} FROM pgtrickle.out_{id} o, generate_series(1, o.w)
+                WHERE o.w > 0 RETURNING 1)
+             SELECT count(*) FROM came",
+            target.name,
+            o.join(", ")
+        ),
+        format!("DELETE FROM pgtrickle.out_{id}"),
+    ]
+}

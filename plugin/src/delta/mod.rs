@@ -1,0 +1,76 @@
+//! The SQL of a refresh, from a plan.
+
+pub(crate) mod apply;
+pub(crate) mod keyed;
+pub(crate) mod stage;
+
+use crate::plan::{Column, Image};
+
+/// A column's place in SQL: an expression, and how its values are told apart.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    pub expr: String,
+    pub image: Image,
+    pub type_name: String,
+}
+
+impl Cell {
+    pub(crate) fn new(expr: impl Into<String>, column: &Column) -> Self {
+        Self {
+            expr: expr.into(),
+            image: column.image,
+            type_name: column.type_name.clone(),
+        }
+    }
+
+    /// The value of a group of rows of one image.
+    fn value(&self) -> String {
+        let expr = &self.expr;
+        match self.image {
+            Image::Plain => expr.clone(),
+            Image::Text => format!("(array_agg({expr}))[1]"),
+            // array_agg would make one array of more dimensions of them. The text form under the pinned settings is exact.
+            Image::TextArray => format!(
+                "min(CASE WHEN num_nulls({expr}) = 0 THEN format('%s', {expr}) END)::{}",
+                self.type_name
+            ),
+        }
+    }
+
+    fn group(&self) -> String {
+        match self.image {
+            Image::Plain => self.expr.clone(),
+            // %L tells NULL from the empty text.
+            _ => format!("format('%L', {})", self.expr),
+        }
+    }
+}
+
+/// `SELECT sum(w), values … FROM from GROUP BY images HAVING sum(w) <> 0`.
+pub(crate) fn net(weight: &str, cells: &[Cell], from: &str) -> String {
+    let values: String = cells.iter().map(|c| format!(", {}", c.value())).collect();
+    let group = if cells.is_empty() {
+        String::new()
+    } else {
+        format!(
+            " GROUP BY {}",
+            cells.iter().map(Cell::group).collect::<Vec<_>>().join(", ")
+        )
+    };
+    format!("SELECT sum({weight}){values} FROM {from}{group} HAVING sum({weight}) <> 0")
+}
+
+/// `prefix1, prefix2, …`
+pub(crate) fn numbered(prefix: &str, count: usize) -> Vec<String> {
+    (1..=count).map(|i| format!("{prefix}{i}")).collect()
+}
+
+/// An index-friendly hash of columns: of `None` if none of them can be hashed.
+pub(crate) fn hash(exprs: &[String]) -> Option<String> {
+    (!exprs.is_empty()).then(|| format!("hash_record_extended(ROW({}), 0)", exprs.join(", ")))
+}
+
+/// `, a, b` or nothing.
+pub(crate) fn comma(names: &[String]) -> String {
+    names.iter().map(|n| format!(", {n}")).collect()
+}

@@ -1,0 +1,125 @@
+//! The settings our SQL runs with: pinned where they would change its meaning or its text forms.
+
+use crate::conn::{Conn, Error};
+use crate::plan::{Settings, literal};
+
+/// Names and values that hold for all our work.
+const PINNED: [(&str, &str); 5] = [
+    // pg_temp last: else a temporary type or table shadows a name of pg_catalog.
+    ("search_path", "pg_catalog, pg_temp"),
+    ("DateStyle", "ISO, YMD"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "1"),
+    ("standard_conforming_strings", "on"),
+];
+
+/// The caller's settings, to be put back.
+#[derive(Debug)]
+pub(super) struct Saved(Vec<(String, String)>);
+
+/// Pins the settings for a while within the caller's transaction, and reads the creator's.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn pin<C: Conn>(
+    c: &mut C,
+    plan: Option<&Settings>,
+) -> Result<(Saved, Settings), Error> {
+    let rows = c
+        .query(
+            "SELECT current_setting('TimeZone'), current_setting('search_path'),
+                current_setting('default_text_search_config'), current_setting('DateStyle'),
+                current_setting('IntervalStyle'), current_setting('extra_float_digits'),
+                current_setting('standard_conforming_strings'),
+                has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')",
+        )
+        .await?;
+    let row = rows
+        .first()
+        .ok_or_else(|| Error::Internal("no settings".to_owned()))?;
+    let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
+    let settings = Settings {
+        time_zone: text(0),
+        search_path: text(1),
+        text_search_config: text(2),
+        knows_cluster: row.is_true(7),
+    };
+    let saved = Saved(vec![
+        ("search_path".to_owned(), text(1)),
+        ("TimeZone".to_owned(), text(0)),
+        ("default_text_search_config".to_owned(), text(2)),
+        ("DateStyle".to_owned(), text(3)),
+        ("IntervalStyle".to_owned(), text(4)),
+        ("extra_float_digits".to_owned(), text(5)),
+        ("standard_conforming_strings".to_owned(), text(6)),
+    ]);
+    let mut values: Vec<_> = PINNED
+        .iter()
+        .map(|&(n, v)| (n.to_owned(), v.to_owned()))
+        .collect();
+    if let Some(plan) = plan {
+        values.push(("TimeZone".to_owned(), plan.time_zone.clone()));
+        values.push((
+            "default_text_search_config".to_owned(),
+            plan.text_search_config.clone(),
+        ));
+    }
+    set(c, &values).await?;
+    Ok((saved, settings))
+}
+
+impl Saved {
+    /// Puts the caller's settings back.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub(super) async fn restore<C: Conn>(self, c: &mut C) -> Result<(), Error> {
+        set(c, &self.0).await
+    }
+}
+
+/// Sets local settings.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn set<C: Conn>(c: &mut C, values: &[(String, String)]) -> Result<(), Error> {
+    let calls: Vec<_> = values
+        .iter()
+        .map(|(name, value)| {
+            format!(
+                "pg_catalog.set_config({}, {}, true)",
+                literal(name),
+                literal(value)
+            )
+        })
+        .collect();
+    c.query(&format!("SELECT {}", calls.join(", ")))
+        .await
+        .map(|_| ())
+}
+
+/// The first statements of a refresh: none of them takes a snapshot.
+pub(super) fn begin(plan: &Settings, full: bool) -> Vec<String> {
+    let mut statements = vec!["BEGIN ISOLATION LEVEL REPEATABLE READ".to_owned()];
+    let mut set =
+        |name: &str, value: &str| statements.push(format!("SET LOCAL {name} = {}", literal(value)));
+    for (name, value) in PINNED.iter().skip(1) {
+        set(name, value);
+    }
+    set("TimeZone", &plan.time_zone);
+    set("default_text_search_config", &plan.text_search_config);
+    // Estimates over UNION ALL are huge; compiling costs a hundred times the run.
+    set("jit", "off");
+    // Below deadlock_timeout: against a user's DDL the refresh loses, not the user.
+    set("lock_timeout", "500ms");
+    // Data and frontier are lost together in a crash, and computed again.
+    set("synchronous_commit", "off");
+    // User functions that only a full recomputation calls may rely on the creator's path.
+    let path = if full && !plan.search_path.trim().is_empty() {
+        plan.search_path.as_str()
+    } else {
+        "pg_catalog, pg_temp"
+    };
+    statements.push(format!("SET LOCAL search_path = {path}"));
+    statements
+}

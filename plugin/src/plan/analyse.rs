@@ -1,0 +1,335 @@
+//! Makes the plan of a definition view.
+
+use std::collections::BTreeMap;
+
+use pg_query::protobuf::SelectStmt;
+
+use super::ast::{parse_select, select_text};
+use super::facts::{self, Relation};
+use super::functions::{self, Function, Tree};
+use super::keyed::{self, Pieces};
+use super::linear::{Names, Reason};
+use super::{
+    Aggregate, Body, Column, Image, Keyed, Plan, Settings, Table, WeightKind, Weights, probe, terms,
+};
+use crate::conn::{Conn, Error};
+
+/// Analyses view `view` of stream table `id`, with the pinned search path in force. The plan's buffers are not set yet.
+///
+/// # Errors
+/// [`Error::Refused`] for a query that cannot be a stream table at all.
+pub(crate) async fn analyse<C: Conn>(
+    c: &mut C,
+    id: i64,
+    view: u32,
+    settings: Settings,
+    full: bool,
+) -> Result<Plan, Error> {
+    let relations = facts::closure(c, view).await?;
+    refuse_relations(&relations)?;
+    let canonical = view_text(c, view).await?;
+    let mut views = vec![(view, canonical.clone())];
+    views.extend(
+        relations
+            .iter()
+            .filter_map(|r| Some((r.relid, r.view_text.clone()?))),
+    );
+    let mut trees = Vec::new();
+    for (view, _) in &views {
+        trees.push(functions::tree(c, *view).await?);
+    }
+    let called = functions::called(c, &trees).await?;
+    refuse_trees(&trees, &called)?;
+
+    let columns = facts::columns(c, view).await?;
+    let tables = tables(c, &views, &relations, trees.iter().any(|t| t.whole_row)).await?;
+    let mut plan = Plan {
+        canonical,
+        columns,
+        body: Body::Full {
+            reason: "refresh_mode is full".to_owned(),
+        },
+        tables,
+        views: relations
+            .iter()
+            .filter(|r| r.kind == 'v')
+            .map(|r| r.relid)
+            .collect(),
+        functions: called
+            .iter()
+            .filter(|f| !f.is_builtin())
+            .map(|f| f.oid)
+            .collect(),
+        settings,
+    };
+    if full {
+        return Ok(plan);
+    }
+    let body = match obstacle(&relations, &trees, &called).or(guard(c, id, &views, &trees).await?) {
+        Some(reason) => Err(reason),
+        None => body(c, id, &plan, &relations, &views, &called).await?,
+    };
+    plan.body = body.unwrap_or_else(|reason| Body::Full { reason });
+    Ok(plan)
+}
+
+/// The view's text under the search path in force.
+///
+/// # Errors
+/// Those of the server.
+pub(crate) async fn view_text<C: Conn>(c: &mut C, view: u32) -> Result<String, Error> {
+    let rows = c
+        .query(&format!("SELECT pg_get_viewdef({view}::oid)"))
+        .await?;
+    let text = rows
+        .first()
+        .and_then(|r| r.text(0))
+        .ok_or_else(|| Error::Drift("the definition is gone".to_owned()))?;
+    Ok(text.trim().trim_end_matches(';').to_owned())
+}
+
+fn refuse_relations(relations: &[Relation]) -> Result<(), Error> {
+    match relations.iter().find(|r| r.temporary) {
+        Some(r) => Err(Error::refused(
+            "0A000",
+            format!(
+                "stream tables must not use temporary tables: \"{}\"",
+                r.name
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn refuse_trees(trees: &[Tree], called: &[Function]) -> Result<(), Error> {
+    let what = if trees.iter().any(|t| t.system_column) {
+        "stream tables cannot use system columns".to_owned()
+    } else if trees.iter().any(|t| t.table_sample) {
+        "stream tables cannot use TABLESAMPLE".to_owned()
+    } else if trees.iter().any(|t| t.locking) {
+        "stream tables cannot use FOR UPDATE or FOR SHARE".to_owned()
+    } else if let Some(f) = called.iter().find(|f| f.volatility == 'v') {
+        format!(
+            "stream tables cannot use the volatile function {}()",
+            f.name
+        )
+    } else {
+        return Ok(());
+    };
+    let mut fields = pgcat::plugins::ErrorFields::error("0A000", what);
+    fields.detail =
+        Some("The result would not follow from the contents of the source tables.".to_owned());
+    Err(Error::Refused(Box::new(fields)))
+}
+
+/// Why nothing incremental can be done, whatever the shape of the query.
+fn obstacle(relations: &[Relation], trees: &[Tree], called: &[Function]) -> Option<Reason> {
+    for r in relations {
+        let what = match r.kind {
+            _ if r.is_catalog => "is a system catalog",
+            'm' => "is a materialized view",
+            'f' => "is a foreign table",
+            'v' => continue,
+            'r' | 'p' if r.row_security => "has row-level security that applies to the owner",
+            'r' | 'p' if !r.may_select => "is not readable as a whole by the owner",
+            'r' | 'p' if !r.may_trigger => "gives the owner no TRIGGER privilege",
+            'r' if r.has_children => "has inheritance children",
+            'r' | 'p' => continue,
+            _ => "is of a kind whose changes cannot be captured",
+        };
+        return Some(format!("\"{}\" {what}", r.name));
+    }
+    if trees.iter().any(|t| t.value_function) {
+        return Some("it uses the current date, time or user".to_owned());
+    }
+    if trees.iter().any(|t| t.whole_row) {
+        return Some("it refers to a whole row".to_owned());
+    }
+    called.iter().find_map(Function::unsteady)
+}
+
+/// Deparsed text that means something else when it is read back (by search path, or by a fault of the deparser) shows in
+/// the functions it resolves to.
+async fn guard<C: Conn>(
+    c: &mut C,
+    id: i64,
+    views: &[(u32, String)],
+    trees: &[Tree],
+) -> Result<Option<Reason>, Error> {
+    for ((_, text), tree) in views.iter().zip(trees) {
+        let Ok(select) = parse_select(text.trim().trim_end_matches(';')) else {
+            return Ok(Some("its text is not understood".to_owned()));
+        };
+        let copy = probe::create(c, id, &select_text(&select)?).await?;
+        let same = functions::tree(c, copy).await?.sequence == tree.sequence;
+        probe::drop(c, id).await?;
+        if !same {
+            return Ok(Some(
+                "its meaning depends on the search path in a way that cannot be written down"
+                    .to_owned(),
+            ));
+        }
+    }
+    Ok(None)
+}
+
+async fn tables<C: Conn>(
+    c: &mut C,
+    views: &[(u32, String)],
+    relations: &[Relation],
+    all: bool,
+) -> Result<Vec<Table>, Error> {
+    let view_oids: Vec<_> = views.iter().map(|v| v.0).collect();
+    let used = facts::used_columns(c, &view_oids).await?;
+    let mut tables = Vec::new();
+    for r in relations
+        .iter()
+        .filter(|r| matches!(r.kind, 'r' | 'p') && !r.is_catalog)
+    {
+        let columns = facts::columns(c, r.relid).await?;
+        tables.push(Table {
+            relid: r.relid,
+            schema: r.schema.clone(),
+            name: r.name.clone(),
+            partitioned: r.kind == 'p' || r.is_child,
+            buffer: None,
+            all_columns: columns.iter().map(|c| c.name.clone()).collect(),
+            columns: columns
+                .into_iter()
+                .filter(|c| all || used.contains(&(r.relid, c.attnum)))
+                .collect(),
+        });
+    }
+    Ok(tables)
+}
+
+async fn body<C: Conn>(
+    c: &mut C,
+    id: i64,
+    plan: &Plan,
+    relations: &[Relation],
+    views: &[(u32, String)],
+    called: &[Function],
+) -> Result<Result<Body, Reason>, Error> {
+    let mut names = Names::default();
+    for r in relations.iter().filter(|r| r.kind == 'v') {
+        if let Some((_, text)) = views.iter().find(|v| v.0 == r.relid) {
+            names.views.insert(
+                (r.schema.clone(), r.name.clone()),
+                text.trim().trim_end_matches(';').to_owned(),
+            );
+        }
+    }
+    for f in called.iter().filter(|f| f.is_aggregate) {
+        let schema = if f.is_builtin() {
+            String::new()
+        } else {
+            f.schema.clone()
+        };
+        names.aggregates.insert((schema, f.name.clone()));
+    }
+    if plan
+        .tables
+        .iter()
+        .flat_map(|t| &t.all_columns)
+        .chain(plan.columns.iter().map(|c| &c.name))
+        .any(|n| n == terms::WEIGHT)
+    {
+        return Ok(Err(format!("a column is called {}", terms::WEIGHT)));
+    }
+    let mut select: SelectStmt = parse_select(&plan.canonical)?;
+    if !keyed::is_keyed(&names, &select) {
+        return Ok(match names.linearise(&mut select) {
+            Ok(()) => Ok(Body::Linear {
+                sql: select_text(&select)?,
+            }),
+            Err(reason) => Err(reason),
+        });
+    }
+    match keyed::split(&names, select) {
+        Ok(pieces) => type_pieces(c, id, pieces).await,
+        Err(reason) => Ok(Err(reason)),
+    }
+}
+
+async fn type_pieces<C: Conn>(
+    c: &mut C,
+    id: i64,
+    pieces: Pieces,
+) -> Result<Result<Body, Reason>, Error> {
+    let mut columns = probe::columns(c, id, &pieces.body).await?;
+    let args = columns.split_off(pieces.keys);
+    let keys = columns;
+    if let Some(key) = keys.iter().find(|k| !k.hashable) {
+        return Ok(Err(format!(
+            "it groups by type {}, which has no hash function",
+            key.type_name
+        )));
+    }
+    let mut results = Vec::new();
+    if !pieces.calls.is_empty() {
+        let calls: Vec<_> = pieces
+            .calls
+            .iter()
+            .enumerate()
+            .map(|(i, a)| format!("{} AS g{}", a.text, i + 1))
+            .collect();
+        results = probe::columns(
+            c,
+            id,
+            &format!("SELECT {} FROM ({}) b", calls.join(", "), pieces.body),
+        )
+        .await?;
+    }
+    let aggregates: Vec<_> = pieces
+        .calls
+        .into_iter()
+        .zip(results)
+        .map(|(call, result)| {
+            let kind = weight_kind(call.simple.as_deref(), call.arg.map(|a| &args[a]));
+            Aggregate {
+                weights: kind.map(|kind| Weights {
+                    kind,
+                    arg: call.arg,
+                    filter: call.filter,
+                }),
+                call: call.text,
+                type_name: format!("{}{}", result.type_name, result.collate),
+            }
+        })
+        .collect();
+    let by_weights = aggregates.iter().all(|a| a.weights.is_some())
+        && keys.iter().all(|k| k.image == Image::Plain);
+    debug_assert_eq!(args.len(), pieces.args);
+    Ok(Ok(Body::Keyed(Box::new(Keyed {
+        body: pieces.body,
+        keys,
+        args,
+        aggregates,
+        grouped: pieces.grouped,
+        output: pieces.output,
+        having: pieces.having,
+        by_weights,
+    }))))
+}
+
+fn weight_kind(name: Option<&str>, arg: Option<&Column>) -> Option<WeightKind> {
+    let kinds = BTreeMap::from([
+        (("sum", "smallint"), WeightKind::SumInt),
+        (("sum", "integer"), WeightKind::SumInt),
+        (("sum", "bigint"), WeightKind::SumBig),
+        (("sum", "numeric"), WeightKind::SumNumeric),
+        (("avg", "smallint"), WeightKind::AvgInt),
+        (("avg", "integer"), WeightKind::AvgInt),
+        (("avg", "bigint"), WeightKind::AvgBig),
+        (("avg", "numeric"), WeightKind::AvgNumeric),
+    ]);
+    let name = name?;
+    if name == "count" {
+        return Some(WeightKind::Count);
+    }
+    let arg = arg?;
+    let kind = *kinds.get(&(name, arg.type_name.as_str()))?;
+    // Without a declared scale the display scale of a sum depends on which values are left.
+    (!kind.is_numeric() || arg.image == Image::Plain).then_some(kind)
+}

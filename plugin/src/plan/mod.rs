@@ -1,0 +1,186 @@
+//! From a defining query to a plan: what to capture, and which SQL computes a refresh.
+
+pub(crate) mod analyse;
+pub(crate) mod ast;
+mod facts;
+mod functions;
+mod keyed;
+mod linear;
+mod probe;
+pub(crate) mod terms;
+
+pub(crate) use facts::columns as source_columns;
+use serde::{Deserialize, Serialize};
+
+/// Everything a refresh needs, kept in the catalog as JSON. Names in it are those of the moment it was made; a
+/// fingerprint tells when they no longer hold.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The defining query, fully qualified, as PostgreSQL writes it.
+    pub canonical: String,
+    /// The columns of the result.
+    pub columns: Vec<Column>,
+    pub body: Body,
+    /// Base tables the query reads, directly or through views; those of a full plan too (they are locked).
+    pub tables: Vec<Table>,
+    /// Views the query reads.
+    pub views: Vec<u32>,
+    /// Functions, operators' functions and aggregates of users the query calls.
+    pub functions: Vec<u32>,
+    pub settings: Settings,
+}
+
+/// How a refresh computes the change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// Recompute, compare, write the difference.
+    Full { reason: String },
+    /// The change of the result is the linear image of the changes of the inputs.
+    Linear { sql: String },
+    /// A linear query under GROUP BY, aggregates or DISTINCT.
+    Keyed(Box<Keyed>),
+}
+
+/// A keyed operator over a linear body.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Keyed {
+    /// A linear query with columns `k1…` (keys) and `a1…` (arguments of aggregates).
+    pub body: String,
+    pub keys: Vec<Column>,
+    pub args: Vec<Column>,
+    pub aggregates: Vec<Aggregate>,
+    /// False: one row for the whole input, also when it is empty.
+    pub grouped: bool,
+    /// Expressions over `g.k1…` and `g.g1…`, one per column of the result.
+    pub output: Vec<String>,
+    /// HAVING, over the same.
+    pub having: Option<String>,
+    /// Whether all aggregates can be kept from the weights of the change alone.
+    pub by_weights: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Aggregate {
+    /// The call, over `b.a1…`.
+    pub call: String,
+    /// The type of its result.
+    pub type_name: String,
+    pub weights: Option<Weights>,
+}
+
+/// How an aggregate follows from weights.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Weights {
+    pub kind: WeightKind,
+    /// The argument's index in [`Keyed::args`]; `None`: `count(*)`.
+    pub arg: Option<usize>,
+    /// The FILTER condition's index in [`Keyed::args`].
+    pub filter: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WeightKind {
+    Count,
+    /// Sum of int2 or int4, result bigint.
+    SumInt,
+    /// Sum of int8, result numeric.
+    SumBig,
+    /// Sum of numeric of a declared scale.
+    SumNumeric,
+    /// The same for avg.
+    AvgInt,
+    AvgBig,
+    AvgNumeric,
+}
+
+impl WeightKind {
+    pub(crate) fn is_numeric(self) -> bool {
+        matches!(self, Self::SumNumeric | Self::AvgNumeric)
+    }
+}
+
+/// A column: of the result, of a source, of a state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Column {
+    pub attnum: i32,
+    /// As the catalog has it, not quoted.
+    pub name: String,
+    /// As SQL text, qualified, without a length or scale.
+    pub type_name: String,
+    /// ` COLLATE …` where it is not the type's own, else empty.
+    pub collate: String,
+    pub image: Image,
+    /// Whether the type can be hashed, and so indexed by `hash_record_extended`.
+    pub hashable: bool,
+}
+
+/// How values of a type are told apart by image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Image {
+    /// Equal values have equal images.
+    Plain,
+    /// By the text form.
+    Text,
+    /// By the text form, and `array_agg` would not keep a value in one piece.
+    TextArray,
+}
+
+/// A base table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Table {
+    pub relid: u32,
+    pub schema: String,
+    pub name: String,
+    pub partitioned: bool,
+    /// Where its changes are captured; `None` in a full plan.
+    pub buffer: Option<i64>,
+    /// The columns the query uses.
+    pub columns: Vec<Column>,
+    /// The names of all its columns, in order: positions of alias lists refer to them.
+    pub all_columns: Vec<String>,
+}
+
+impl Table {
+    /// The table's name as SQL text.
+    pub(crate) fn qualified(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+}
+
+/// Settings that give a query its meaning: the creator's, at CREATE.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub time_zone: String,
+    pub search_path: String,
+    pub text_search_config: String,
+    /// Whether the owner may call `pg_control_system()`.
+    pub knows_cluster: bool,
+}
+
+impl Plan {
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.body, Body::Full { .. })
+    }
+
+    /// Why the plan is full, if it is.
+    pub(crate) fn full_reason(&self) -> Option<&str> {
+        match &self.body {
+            Body::Full { reason } => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// An identifier as SQL text, always quoted.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string constant as SQL text.
+pub(crate) fn literal(text: &str) -> String {
+    if text.contains('\\') {
+        format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}

@@ -1,0 +1,73 @@
+//! One stream table of each kind through its life, on one connection.
+
+mod engine_support;
+
+use engine_support::{Database, create, differences, refresh};
+use stream_tables::conn::Conn;
+use tokio::task::LocalSet;
+
+const SCHEMA: &str = "
+    CREATE TABLE customers (id int PRIMARY KEY, region text, \"Full Name\" varchar(20));
+    CREATE TABLE orders (id serial PRIMARY KEY, customer_id int, amount numeric(10,2), quantity int, weight float8, note jsonb);
+    CREATE INDEX ON orders (customer_id);
+    INSERT INTO customers SELECT i, CASE WHEN i % 7 = 0 THEN NULL ELSE 'r' || i % 5 END, 'Name ' || i FROM generate_series(1, 50) i;
+    INSERT INTO orders (customer_id, amount, quantity, weight) SELECT i % 50 + 1, i * 1.5, i % 9, i / 3.0 FROM generate_series(1, 1000) i;";
+
+const WRITES: &[&str] = &[
+    "INSERT INTO orders (customer_id, amount, quantity, weight) VALUES (3, 9.99, 2, 1.5), (7, NULL, NULL, NULL), (7, 'NaN', 1, 0)",
+    "UPDATE orders SET amount = amount + 1 WHERE id % 100 = 3",
+    "UPDATE customers SET region = 'new' WHERE id IN (7, 8); DELETE FROM orders WHERE customer_id = 8",
+    "DELETE FROM orders WHERE amount = 'NaN'",
+    "UPDATE customers SET region = NULL WHERE id = 3; DELETE FROM customers WHERE id = 9",
+    "DELETE FROM orders WHERE customer_id IN (SELECT id FROM customers WHERE region = 'r1')",
+    "UPDATE orders SET note = '{\"a\": 1.0}' WHERE id < 5",
+    "UPDATE orders SET note = '{\"a\": 1.00}' WHERE id < 5",
+    "TRUNCATE orders",
+    "INSERT INTO orders (customer_id, amount, quantity) VALUES (3, 1, 1)",
+];
+
+const QUERIES: &[(&str, &str, &str)] = &[
+    ("by_region", "SELECT c.region, count(*) AS orders, sum(o.amount) AS revenue, avg(o.quantity) AS q
+        FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region", "incremental"),
+    ("flat", "SELECT o.id, c.\"Full Name\", o.amount * 2 AS double, o.note FROM orders o JOIN customers c ON c.id = o.customer_id
+        WHERE o.quantity > 1 OR o.note IS NOT NULL", "incremental"),
+    ("extremes", "SELECT c.region, min(o.amount), max(o.weight), string_agg(c.\"Full Name\", ',' ORDER BY o.id)
+        FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region HAVING count(*) > 2", "incremental"),
+    ("total", "SELECT count(*), sum(amount), sum(quantity) FILTER (WHERE quantity > 3) AS big FROM orders", "incremental"),
+    ("ranked", "SELECT id, rank() OVER (ORDER BY amount, id) FROM orders", "full"),
+    ("kinds", "SELECT DISTINCT quantity, weight > 2 AS heavy FROM orders", "incremental"),
+    ("pairs", "SELECT a.id, b.id AS other FROM orders a JOIN orders b ON a.quantity = b.quantity AND a.customer_id = b.customer_id
+        WHERE a.id < b.id", "incremental"),
+    ("everybody", "SELECT id, region AS x FROM customers UNION ALL SELECT customer_id, note::text FROM orders", "incremental"),
+];
+
+#[tokio::test(flavor = "current_thread")]
+async fn every_kind_follows_its_sources() {
+    LocalSet::new()
+        .run_until(async {
+            let database = Database::create("engine_smoke").await;
+            let mut c = database.connect().await;
+            c.batch_execute(SCHEMA).await.unwrap();
+            let mut ids = Vec::new();
+            for (name, query, mode) in QUERIES {
+                let id = create(&mut c, name, query).await.unwrap_or_else(|e| panic!("{name}: {e} {e:?}"));
+                let rows = Conn::query(&mut c, &format!("SELECT effective_mode, reason FROM pgtrickle.stream_tables WHERE name = '{name}'"))
+                    .await
+                    .unwrap();
+                assert_eq!(rows[0].text(0), Some(*mode), "{name}: {:?}", rows[0].text(1));
+                assert_eq!(differences(&mut c, name, query).await, 0, "{name} after its creation");
+                ids.push(id);
+            }
+            for write in WRITES {
+                c.batch_execute(write).await.unwrap();
+                for ((name, query, _), id) in QUERIES.iter().zip(&ids) {
+                    let outcome = refresh(&mut c, *id).await;
+                    assert_eq!(differences(&mut c, name, query).await, 0, "{name} after {write}: {outcome:?}");
+                    assert_eq!(refresh(&mut c, *id).await.changed, false, "{name}: nothing is left to do");
+                }
+            }
+            drop(c);
+            database.drop().await;
+        })
+        .await;
+}
