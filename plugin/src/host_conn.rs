@@ -1,6 +1,7 @@
 //! The pooler's side of [`Session`].
 
 use pgcat::plugins::{ErrorFields, ServerHandle, TransactionContext};
+use pgcat::wire::TransactionStatus;
 
 use crate::conn::{Conn, Error, Row};
 use crate::session::Session;
@@ -38,7 +39,7 @@ impl Session for HostConn<'_, '_> {
     }
 
     async fn begin(&mut self) -> Result<(), Error> {
-        Ok(self.server.begin("READ COMMITTED").await?)
+        Ok(self.server.begin("").await?)
     }
 
     async fn commit(&mut self) -> Result<(), Error> {
@@ -46,7 +47,11 @@ impl Session for HostConn<'_, '_> {
     }
 
     async fn rollback(&mut self) -> Result<(), Error> {
-        Ok(self.server.rollback().await?)
+        // Without a transaction the client would see the server's warning.
+        if self.server.status() != TransactionStatus::Idle {
+            self.server.rollback().await?;
+        }
+        Ok(())
     }
 
     async fn forward(&mut self, sql: &str) -> Result<String, Error> {
@@ -54,7 +59,7 @@ impl Session for HostConn<'_, '_> {
     }
 
     fn notice(&mut self, notice: ErrorFields) {
-        self.server.notice(notice);
+        self.server.notice(&notice);
     }
 }
 
@@ -67,7 +72,7 @@ impl From<Box<ErrorFields>> for Error {
 /// A statement of the engine's that begins or ends a transaction.
 #[derive(Debug, PartialEq, Eq)]
 enum TransactionCommand<'a> {
-    /// With the isolation level asked for.
+    /// With its characteristics, e.g. the isolation level.
     Begin(&'a str),
     Commit,
     Rollback,
@@ -79,7 +84,9 @@ impl<'a> TransactionCommand<'a> {
             "COMMIT" => Some(Self::Commit),
             "ROLLBACK" => Some(Self::Rollback),
             "BEGIN" => Some(Self::Begin("READ COMMITTED")),
-            begin => begin.strip_prefix("BEGIN ISOLATION LEVEL ").map(Self::Begin),
+            begin => begin
+                .strip_prefix("BEGIN ISOLATION LEVEL ")
+                .map(Self::Begin),
         }
     }
 }
@@ -92,7 +99,7 @@ mod tests {
     fn transaction_commands() {
         assert_eq!(
             Command::of("BEGIN ISOLATION LEVEL REPEATABLE READ"),
-            Some(Command::Begin("REPEATABLE READ"))
+            Some(Command::Begin("ISOLATION LEVEL REPEATABLE READ"))
         );
         assert_eq!(Command::of("COMMIT"), Some(Command::Commit));
         assert_eq!(Command::of("SELECT 1"), None);

@@ -34,7 +34,11 @@ pub(crate) async fn run(
         columns: create.columns.clone(),
         query: create.query.clone(),
         query_offset: create.query_offset as usize,
-        schedule: create.options.schedule.clone().unwrap_or_else(|| default_schedule.to_owned()),
+        schedule: create
+            .options
+            .schedule
+            .clone()
+            .unwrap_or_else(|| default_schedule.to_owned()),
         refresh_mode: match create.options.refresh_mode {
             None | Some(RefreshMode::Auto) => Mode::Auto,
             Some(RefreshMode::Incremental) => Mode::Incremental,
@@ -42,7 +46,9 @@ pub(crate) async fn run(
         },
         with_data: create.with_data,
     };
-    let Some(schema) = target(session, create).await? else { return Ok(()) };
+    let Some(schema) = target(session, create).await? else {
+        return Ok(());
+    };
     let definition = definition(schema);
     if session.transaction() != TransactionContext::None {
         engine::bootstrap(session).await?;
@@ -53,7 +59,9 @@ pub(crate) async fn run(
     let id = define_patiently(session, &definition).await?;
     let loaded = async {
         session.begin().await?;
-        engine::load(session, id, Isolation::ReadCommitted).await?;
+        if claim(session, id, "").await? {
+            engine::load(session, id, Isolation::ReadCommitted).await?;
+        }
         session.commit().await
     };
     match loaded.await {
@@ -63,6 +71,17 @@ pub(crate) async fn run(
             Err(error)
         }
     }
+}
+
+/// Locks a definition that waits for its data, so that only one session loads it: the client's, or a
+/// worker that takes it for abandoned. False: there is nothing to load any more.
+pub(crate) async fn claim(
+    conn: &mut impl Conn,
+    id: StreamTableId,
+    wait: &str,
+) -> Result<bool, Error> {
+    let sql = format!("SELECT status FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE {wait}");
+    Ok(conn.query(&sql).await?.first().and_then(|row| row.text(0)) == Some("creating"))
 }
 
 /// The schema to create in, as CREATE TABLE chooses it; `None` if the relation exists and
@@ -85,18 +104,28 @@ async fn target(session: &mut impl Session, create: &Create) -> Result<Option<St
     let row = rows.first();
     let column = |index| row.and_then(|row| row.text(index));
     let Some(schema) = column(0) else {
-        return Err(refused(ErrorFields::error("3F000", "no schema has been selected to create in")));
+        return Err(refused(ErrorFields::error(
+            "3F000",
+            "no schema has been selected to create in",
+        )));
     };
     if schema.starts_with("pg_temp") {
         let error = ErrorFields::error("42P16", "stream tables cannot be temporary");
-        return Err(refused(error.hint("Other sessions refresh it, and cannot see your temporary schema.")));
+        return Err(refused(error.hint(
+            "Other sessions refresh it, and cannot see your temporary schema.",
+        )));
     }
     if column(1) != Some("t") {
-        return Err(refused(ErrorFields::error("3F000", format!("schema \"{schema}\" does not exist"))));
+        return Err(refused(ErrorFields::error(
+            "3F000",
+            format!("schema \"{schema}\" does not exist"),
+        )));
     }
     if schema == "pgtrickle" {
         let error = ErrorFields::error("42501", "permission denied for schema pgtrickle");
-        return Err(refused(error.detail("The schema is reserved for the bookkeeping of stream tables.")));
+        return Err(refused(error.detail(
+            "The schema is reserved for the bookkeeping of stream tables.",
+        )));
     }
     if column(2) != Some("t") {
         let message = format!("permission denied for schema {schema}");
@@ -203,5 +232,9 @@ async fn undo(session: &mut impl Session, id: StreamTableId) {
 async fn isolation(conn: &mut impl Conn) -> Result<Isolation, Error> {
     let rows = conn.query("SHOW transaction_isolation").await?;
     let level = rows.first().and_then(|row| row.text(0)).unwrap_or_default();
-    Ok(if level.starts_with("read ") { Isolation::ReadCommitted } else { Isolation::SnapshotTooOld })
+    Ok(if level.starts_with("read ") {
+        Isolation::ReadCommitted
+    } else {
+        Isolation::SnapshotTooOld
+    })
 }

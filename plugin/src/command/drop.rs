@@ -69,11 +69,18 @@ pub(crate) async fn drop_in_order(
         let unnamed: Vec<String> = readers
             .iter()
             .filter(|reader| !named.contains(&reader.id))
-            .map(|reader| format!("stream table {} depends on stream table {}", reader.name, relation.name))
+            .map(|reader| {
+                format!(
+                    "stream table {} depends on stream table {}",
+                    reader.name, relation.name
+                )
+            })
             .collect();
         if !cascade && !unnamed.is_empty() {
-            let message =
-                format!("cannot drop stream table {} because other objects depend on it", relation.name);
+            let message = format!(
+                "cannot drop stream table {} because other objects depend on it",
+                relation.name
+            );
             return Err(wording::dependents(message, &unnamed));
         }
         for reader in readers {

@@ -33,7 +33,11 @@ impl Relation {
 /// Has this database a schema `pgtrickle` with its catalog? Without it there is no stream table.
 pub(crate) async fn installed(conn: &mut impl Conn) -> Result<bool, Error> {
     let sql = "SELECT pg_catalog.to_regclass('pgtrickle.catalog') IS NOT NULL";
-    Ok(conn.query(sql).await?.first().is_some_and(|row| row.is_true(0)))
+    Ok(conn
+        .query(sql)
+        .await?
+        .first()
+        .is_some_and(|row| row.is_true(0)))
 }
 
 /// The relation `name` stands for under the client's search_path. Only where [`installed`].
@@ -67,7 +71,11 @@ pub(crate) async fn stream_table(
     conn: &mut impl Conn,
     name: &QualifiedName,
 ) -> Result<(StreamTableId, Relation), Error> {
-    let found = if installed(conn).await? { find(conn, name).await? } else { None };
+    let found = if installed(conn).await? {
+        find(conn, name).await?
+    } else {
+        None
+    };
     match found {
         None if installed_elsewhere(conn, name).await? => Err(not_a_stream_table(name, 'r')),
         None => Err(unknown(name)),
@@ -80,13 +88,22 @@ pub(crate) async fn stream_table(
 
 /// Does the name stand for an ordinary relation in a database that has no stream tables?
 async fn installed_elsewhere(conn: &mut impl Conn, name: &QualifiedName) -> Result<bool, Error> {
-    let sql =
-        format!("SELECT pg_catalog.to_regclass({}) IS NOT NULL", literal(&name.sql()));
-    Ok(conn.query(&sql).await?.first().is_some_and(|row| row.is_true(0)))
+    let sql = format!(
+        "SELECT pg_catalog.to_regclass({}) IS NOT NULL",
+        literal(&name.sql())
+    );
+    Ok(conn
+        .query(&sql)
+        .await?
+        .first()
+        .is_some_and(|row| row.is_true(0)))
 }
 
 pub(crate) fn unknown(name: &QualifiedName) -> Error {
-    refused(ErrorFields::error("42P01", format!("stream table \"{name}\" does not exist")))
+    refused(ErrorFields::error(
+        "42P01",
+        format!("stream table \"{name}\" does not exist"),
+    ))
 }
 
 pub(crate) fn not_a_stream_table(name: &QualifiedName, kind: char) -> Error {
@@ -99,7 +116,10 @@ pub(crate) fn not_a_stream_table(name: &QualifiedName, kind: char) -> Error {
         'i' | 'I' => "index",
         _ => "table",
     };
-    refused(error.hint(format!("Use DROP {} to remove a {object}.", object.to_uppercase())))
+    refused(error.hint(format!(
+        "Use DROP {} to remove a {object}.",
+        object.to_uppercase()
+    )))
 }
 
 /// An error of ours, to be shown as it is.

@@ -26,7 +26,9 @@ pub(crate) async fn run(
     relation.require_owner()?;
     let how = if full { How::Full } else { How::Auto };
     if session.transaction() != TransactionContext::None {
-        return engine::refresh_in_transaction(session, id, how).await.map(|_| ());
+        return engine::refresh_in_transaction(session, id, how)
+            .await
+            .map(|_| ());
     }
     let started = Instant::now();
     let mut pause = Duration::from_millis(5);
@@ -35,7 +37,10 @@ pub(crate) async fn run(
         match engine::refresh(session, id, how).await {
             Ok(_) => return Ok(()),
             Err(Error::Busy) if late => {
-                let message = format!("could not obtain lock on stream table \"{}\"", relation.name);
+                let message = format!(
+                    "could not obtain lock on stream table \"{}\"",
+                    relation.name
+                );
                 let error = ErrorFields::error("55P03", message);
                 return Err(refused(error.detail("Another session is refreshing it.")));
             }

@@ -32,7 +32,14 @@ pub(crate) async fn run(conn: &mut impl Conn) -> Result<Vec<Vec<Option<String>>>
     if !installed(conn).await? {
         return Ok(Vec::new());
     }
-    let list = COLUMNS.map(|column| format!("{column}::pg_catalog.text")).join(", ");
+    let list = COLUMNS
+        .map(|column| format!("{column}::pg_catalog.text"))
+        .join(", ");
     let sql = format!("SELECT {list} FROM pgtrickle.stream_tables ORDER BY schema, name");
-    Ok(conn.query(&sql).await?.into_iter().map(|row| row.0).collect())
+    Ok(conn
+        .query(&sql)
+        .await?
+        .into_iter()
+        .map(|row| row.0)
+        .collect())
 }

@@ -10,9 +10,9 @@ use pgcat::plugins::TransactionContext;
 
 pub use parse::{DropRelations, Kind, SourceDdl, parse};
 
-use crate::command::{QualifiedName, literal};
 use crate::command::drop::drop_in_order;
 use crate::command::lookup::{Relation, find, installed};
+use crate::command::{QualifiedName, literal};
 use crate::conn::Error;
 use crate::engine::{self, Dependent, StreamTableId};
 use crate::session::Session;
@@ -27,7 +27,9 @@ struct Touched {
 
 impl Touched {
     fn own_tables(&self) -> impl Iterator<Item = (StreamTableId, &Relation)> {
-        self.relations.iter().filter_map(|(_, relation)| Some((relation.stream_table?, relation)))
+        self.relations
+            .iter()
+            .filter_map(|(_, relation)| Some((relation.stream_table?, relation)))
     }
 
     fn is_nothing(&self) -> bool {
@@ -54,7 +56,10 @@ pub(crate) async fn run(
 ) -> Result<Outcome, Error> {
     let touched = look_up(session, ddl).await?;
     let Some(touched) = touched.filter(|touched| !touched.is_nothing()) else {
-        return Ok(Outcome { tag: session.forward(sql).await?, touched: false });
+        return Ok(Outcome {
+            tag: session.forward(sql).await?,
+            touched: false,
+        });
     };
     let own_transaction = session.transaction() == TransactionContext::None;
     if own_transaction {
@@ -94,8 +99,11 @@ async fn look_up(session: &mut impl Session, ddl: &SourceDdl) -> Result<Option<T
         }
     }
     let oids: Vec<u32> = relations.iter().map(|(_, relation)| relation.oid).collect();
-    let mut readers =
-        if oids.is_empty() { Vec::new() } else { engine::dependents(session, &oids).await? };
+    let mut readers = if oids.is_empty() {
+        Vec::new()
+    } else {
+        engine::dependents(session, &oids).await?
+    };
     readers.sort_by_key(|reader| reader.id);
     readers.dedup_by_key(|reader| reader.id);
     Ok(Some(Touched { relations, readers }))
@@ -153,7 +161,9 @@ async fn drop_users_of_column(
     readers: &mut Vec<Dependent>,
     column: &str,
 ) -> Result<(), Error> {
-    let Some((_, table)) = touched.relations.first() else { return Ok(()) };
+    let Some((_, table)) = touched.relations.first() else {
+        return Ok(());
+    };
     let sql = format!(
         "WITH RECURSIVE user_of(oid) AS (\
          SELECT r.ev_class FROM pg_catalog.pg_attribute a \
@@ -171,7 +181,12 @@ async fn drop_users_of_column(
         table.oid,
         literal(column)
     );
-    let users: Vec<i64> = session.query(&sql).await?.iter().filter_map(|row| row.int(0)).collect();
+    let users: Vec<i64> = session
+        .query(&sql)
+        .await?
+        .iter()
+        .filter_map(|row| row.int(0))
+        .collect();
     for id in users.into_iter().map(StreamTableId) {
         if exists(session, id).await? {
             engine::drop(session, id, true).await?;
@@ -182,13 +197,10 @@ async fn drop_users_of_column(
 }
 
 /// The error for a change under which a stream table's query no longer works.
-fn still_needed(
-    error: Error,
-    touched: &Touched,
-    reader: &Dependent,
-    dropped: &[String],
-) -> Error {
-    let Error::Server(fields) = error else { return error };
+fn still_needed(error: Error, touched: &Touched, reader: &Dependent, dropped: &[String]) -> Error {
+    let Error::Server(fields) = error else {
+        return error;
+    };
     let table = touched
         .relations
         .iter()
@@ -201,16 +213,23 @@ fn still_needed(
             format!(
                 "cannot drop column {column} of table {table} because other objects depend on it"
             ),
-            &[format!("stream table {} depends on column {column} of table {table}", reader.name)],
+            &[format!(
+                "stream table {} depends on column {column} of table {table}",
+                reader.name
+            )],
         ),
         _ => {
             let mut refusal = *fields;
             let cause = std::mem::replace(
                 &mut refusal.message,
-                format!("cannot alter table {table} because stream table {} depends on it", reader.name),
+                format!(
+                    "cannot alter table {table} because stream table {} depends on it",
+                    reader.name
+                ),
             );
             refusal.detail = Some(format!("Its query would fail: {cause}"));
-            refusal.hint = Some("Drop the stream table first, and create it again afterwards.".to_owned());
+            refusal.hint =
+                Some("Drop the stream table first, and create it again afterwards.".to_owned());
             refusal.position = None;
             Error::Refused(Box::new(refusal))
         }
@@ -232,7 +251,12 @@ async fn drop_relations(
     let mut gone: Vec<StreamTableId> = own.iter().map(|(id, _)| *id).collect();
     drop_in_order(session, &own, drop.cascade, &gone.clone()).await?;
     if drop.cascade {
-        for reader in touched.readers.iter().rev().filter(|reader| !gone.contains(&reader.id)) {
+        for reader in touched
+            .readers
+            .iter()
+            .rev()
+            .filter(|reader| !gone.contains(&reader.id))
+        {
             // Dropping one may have taken those that read it along.
             if exists(session, reader.id).await? {
                 engine::drop(session, reader.id, true).await?;
@@ -244,10 +268,17 @@ async fn drop_relations(
         return session.forward(sql).await;
     }
     let own_names = |name: &QualifiedName| {
-        touched.relations.iter().any(|(known, r)| known == name && r.stream_table.is_some())
+        touched
+            .relations
+            .iter()
+            .any(|(known, r)| known == name && r.stream_table.is_some())
     };
-    let rest: Vec<QualifiedName> =
-        ddl.names.iter().filter(|name| !own_names(name)).cloned().collect();
+    let rest: Vec<QualifiedName> = ddl
+        .names
+        .iter()
+        .filter(|name| !own_names(name))
+        .cloned()
+        .collect();
     if rest.is_empty() {
         return Ok(format!("DROP {}", drop.object));
     }
@@ -265,7 +296,10 @@ fn refuse_own_tables(touched: &Touched) -> Result<(), Error> {
         Some((_, relation)) => Err(Error::Refused(Box::new(
             pgcat::plugins::ErrorFields::error(
                 "42809",
-                format!("cannot alter the columns of stream table \"{}\"", relation.name),
+                format!(
+                    "cannot alter the columns of stream table \"{}\"",
+                    relation.name
+                ),
             )
             .hint("Its columns are those of its query. Drop it and create it again."),
         ))),

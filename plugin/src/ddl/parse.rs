@@ -61,9 +61,14 @@ impl DropRelations {
 #[must_use]
 pub fn parse(sql: &str) -> Option<SourceDdl> {
     let parsed = pg_query::parse(sql, 0).ok()?;
-    let [statement] = parsed.protobuf.stmts.as_slice() else { return None };
+    let [statement] = parsed.protobuf.stmts.as_slice() else {
+        return None;
+    };
     let reconcile = |relation: Option<&RangeVar>, columns| {
-        Some(SourceDdl { kind: Kind::Reconcile { columns }, names: vec![name(relation?)?] })
+        Some(SourceDdl {
+            kind: Kind::Reconcile { columns },
+            names: vec![name(relation?)?],
+        })
     };
     match statement.stmt.as_ref()?.node.as_ref()? {
         NodeEnum::AlterTableStmt(alter) => alter_table(alter),
@@ -84,9 +89,12 @@ pub fn parse(sql: &str) -> Option<SourceDdl> {
 
 fn alter_table(alter: &AlterTableStmt) -> Option<SourceDdl> {
     let names = vec![name(alter.relation.as_ref()?)?];
-    let (mut columns, mut behind_views, mut cascade, mut dropped) = (false, false, false, Vec::new());
+    let (mut columns, mut behind_views, mut cascade, mut dropped) =
+        (false, false, false, Vec::new());
     for command in &alter.cmds {
-        let Some(NodeEnum::AlterTableCmd(command)) = &command.node else { continue };
+        let Some(NodeEnum::AlterTableCmd(command)) = &command.node else {
+            continue;
+        };
         match command.subtype() {
             AlterTableType::AtDropColumn => {
                 behind_views = true;
@@ -142,7 +150,10 @@ fn name(relation: &RangeVar) -> Option<QualifiedName> {
         return None;
     }
     let schema = Some(relation.schemaname.clone()).filter(|schema| !schema.is_empty());
-    Some(QualifiedName { schema, name: relation.relname.clone() })
+    Some(QualifiedName {
+        schema,
+        name: relation.relname.clone(),
+    })
 }
 
 #[cfg(test)]
@@ -170,11 +181,17 @@ mod tests {
         }
         assert_eq!(
             kind("alter table t add c int, drop b cascade"),
-            Some(Kind::BehindViews { cascade: true, dropped: vec!["b".to_owned()] })
+            Some(Kind::BehindViews {
+                cascade: true,
+                dropped: vec!["b".to_owned()]
+            })
         );
         assert_eq!(
             kind("alter table t alter a type bigint"),
-            Some(Kind::BehindViews { cascade: false, dropped: vec![] })
+            Some(Kind::BehindViews {
+                cascade: false,
+                dropped: vec![]
+            })
         );
         for sql in [
             "alter table t detach partition p concurrently",
@@ -192,7 +209,12 @@ mod tests {
     #[test]
     fn drops_can_be_written_again() {
         let ddl = parse("drop table if exists a, \"B\".c cascade").expect("ddl");
-        let Kind::Drop(drop) = ddl.kind else { panic!("{ddl:?}") };
-        assert_eq!(drop.sql(&ddl.names[1..]), "DROP TABLE IF EXISTS \"B\".\"c\" CASCADE");
+        let Kind::Drop(drop) = ddl.kind else {
+            panic!("{ddl:?}")
+        };
+        assert_eq!(
+            drop.sql(&ddl.names[1..]),
+            "DROP TABLE IF EXISTS \"B\".\"c\" CASCADE"
+        );
     }
 }

@@ -30,7 +30,11 @@ pub(crate) fn explain(error: Error, known: &[Dependent]) -> Error {
 }
 
 fn rename_lines(detail: &str, known: &[Dependent]) -> String {
-    detail.lines().map(|line| rename(line, known)).collect::<Vec<_>>().join("\n")
+    detail
+        .lines()
+        .map(|line| rename(line, known))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Replaces `view pgtrickle.def_7` by `stream table <name>`; a translated message keeps its own word
@@ -42,10 +46,15 @@ fn rename(text: &str, known: &[Dependent]) -> String {
     while let Some(at) = rest.find(VIEW) {
         let (before, view) = rest.split_at(at);
         let digits = &view[VIEW.len()..];
-        let length = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+        let length = digits
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(digits.len());
         let (number, after) = digits.split_at(length);
         let name = known.iter().find(|table| table.id.to_string() == number);
-        match (before.strip_suffix("rule _RETURN on view "), before.strip_suffix("view ")) {
+        match (
+            before.strip_suffix("rule _RETURN on view "),
+            before.strip_suffix("view "),
+        ) {
             (Some(start), _) | (None, Some(start)) => {
                 result.push_str(start);
                 result.push_str("stream table ");
@@ -76,9 +85,15 @@ mod tests {
             relid: 1,
         }];
         for (text, expected) in [
-            ("view pgtrickle.def_12 depends on table o", "stream table totals depends on table o"),
+            (
+                "view pgtrickle.def_12 depends on table o",
+                "stream table totals depends on table o",
+            ),
             ("Sicht pgtrickle.def_12 hängt ab", "Sicht totals hängt ab"),
-            ("view pgtrickle.def_1 depends on x", "stream table pgtrickle.def_1 depends on x"),
+            (
+                "view pgtrickle.def_1 depends on x",
+                "stream table pgtrickle.def_1 depends on x",
+            ),
             ("view v depends on table o", "view v depends on table o"),
         ] {
             assert_eq!(rename(text, &known), expected);

@@ -1,0 +1,120 @@
+//! The worker's connections: in-process clients of one pool, as many at a time as allowed.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+use std::time::Duration;
+
+use pgcat::plugins::PoolHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::{Client, NoTls};
+
+use super::role::WorkerConn;
+use crate::conn::Error;
+
+/// The pooler answers a login at once; if it does not, it is shutting down.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// In-process clients of a pool. Between transactions they hold no server connection, so they are kept.
+pub(super) struct Clients {
+    pool: PoolHandle,
+    idle: RefCell<Vec<Client>>,
+    permits: std::sync::Arc<Semaphore>,
+    max_connections: usize,
+}
+
+impl Clients {
+    pub(super) fn new(pool: PoolHandle, max_connections: usize) -> Rc<Self> {
+        let permits = std::sync::Arc::new(Semaphore::new(max_connections));
+        Rc::new(Self {
+            pool,
+            idle: RefCell::default(),
+            permits,
+            max_connections,
+        })
+    }
+
+    pub(super) fn user(&self) -> &str {
+        &self.pool.identity().user
+    }
+
+    pub(super) fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    /// Waits for its turn and borrows a connection that works as `role` in its transactions (`None`: as
+    /// the pool's own user).
+    pub(super) async fn lease(self: &Rc<Self>, role: Option<String>) -> Result<Lease, Error> {
+        let permit = std::sync::Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(|error| Error::Connection(error.to_string()))?;
+        let idle = self
+            .idle
+            .borrow_mut()
+            .pop()
+            .filter(|client| !client.is_closed());
+        let client = match idle {
+            Some(client) => client,
+            None => self.connect().await?,
+        };
+        Ok(Lease {
+            conn: Some(WorkerConn::new(client, role)),
+            clients: Rc::clone(self),
+            sound: false,
+            _permit: permit,
+        })
+    }
+
+    async fn connect(&self) -> Result<Client, Error> {
+        let identity = self.pool.identity();
+        let mut config = tokio_postgres::Config::new();
+        config.user(&identity.user).dbname(&identity.database);
+        let login = config.connect_raw(self.pool.connect(), NoTls);
+        let (client, connection) = tokio::time::timeout(LOGIN_TIMEOUT, login)
+            .await
+            .map_err(|_| Error::Connection("login timed out".to_owned()))??;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                log::debug!("stream tables: connection closed: {error}");
+            }
+        });
+        Ok(client)
+    }
+}
+
+/// A borrowed connection. It is given back only if it was [`Lease::returned`]: after an error nobody
+/// knows whether a transaction is still open on it, and a new one costs next to nothing.
+pub(super) struct Lease {
+    conn: Option<WorkerConn>,
+    clients: Rc<Clients>,
+    sound: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    /// Gives the connection back for the next.
+    pub(super) fn returned(mut self) {
+        self.sound = true;
+    }
+}
+
+impl Deref for Lease {
+    type Target = WorkerConn;
+
+    fn deref(&self) -> &WorkerConn {
+        self.conn.as_ref().expect("present until dropped")
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut WorkerConn {
+        self.conn.as_mut().expect("present until dropped")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let (true, Some(conn)) = (self.sound, self.conn.take()) {
+            self.clients.idle.borrow_mut().push(conn.into_client());
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! One owner's stream tables in a database: which of them have work waiting, and the housekeeping.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+
+use super::clients::{Clients, Lease};
+use super::database::Listed;
+use super::history::{self, Entry};
+use super::pace;
+use super::role::{WorkerConn, in_transaction};
+use super::signal::Signal;
+use super::table::{self, Table};
+use crate::command::Schedule;
+use crate::conn::Error;
+use crate::engine::{self, Drift, StreamTableId};
+
+/// How often history is written and dropped tables are cleared away.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often consumed changes are deleted while there are any.
+const CLEANUP: Duration = Duration::from_secs(5);
+
+/// An owner's part of the worker. Its tasks end when the handle that started it is dropped.
+pub(super) struct Lane {
+    clients: Rc<Clients>,
+    /// The role to work as, where the pool's user is another.
+    role: Option<String>,
+    signal: Arc<Signal>,
+    tables: RefCell<HashMap<StreamTableId, (Rc<Table>, Task)>>,
+    bell: Notify,
+    /// Somebody wrote something, maybe DDL beside the pooler.
+    suspicious: Cell<bool>,
+    history: RefCell<Vec<Entry>>,
+    /// Buffers may hold consumed changes.
+    consumed: Cell<bool>,
+    /// A user's table has been dropped beside the pooler.
+    leftovers: Cell<bool>,
+    /// Slow refreshes leave one connection to the others, if there is more than one.
+    pub(super) slow: Semaphore,
+}
+
+/// A task that ends with its owner.
+pub(super) struct Task(JoinHandle<()>);
+
+impl Task {
+    pub(super) fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
+        Self(tokio::task::spawn_local(work))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A running lane.
+pub(super) struct LaneHandle {
+    lane: Rc<Lane>,
+    _tasks: [Task; 2],
+}
+
+impl std::ops::Deref for LaneHandle {
+    type Target = Rc<Lane>;
+
+    fn deref(&self) -> &Rc<Lane> {
+        &self.lane
+    }
+}
+
+impl Drop for LaneHandle {
+    fn drop(&mut self) {
+        // The tables' tasks hold the lane.
+        self.lane.tables.borrow_mut().clear();
+    }
+}
+
+impl Lane {
+    pub(super) fn start(
+        clients: Rc<Clients>,
+        role: Option<String>,
+        signal: Arc<Signal>,
+    ) -> LaneHandle {
+        let slow = Semaphore::new(clients.max_connections().saturating_sub(1).max(1));
+        let lane = Rc::new(Self {
+            clients,
+            role,
+            signal,
+            tables: RefCell::default(),
+            bell: Notify::new(),
+            suspicious: Cell::new(false),
+            history: RefCell::default(),
+            consumed: Cell::new(true),
+            leftovers: Cell::new(false),
+            slow,
+        });
+        let tasks = [
+            Task::spawn(Rc::clone(&lane).rounds()),
+            Task::spawn(Rc::clone(&lane).housekeeping()),
+        ];
+        LaneHandle {
+            lane,
+            _tasks: tasks,
+        }
+    }
+
+    /// Takes over the catalog's list of the owner's stream tables.
+    pub(super) fn assign(self: &Rc<Self>, listed: Vec<Listed>) {
+        let mut tables = self.tables.borrow_mut();
+        tables.retain(|id, _| listed.iter().any(|listed| listed.id == *id));
+        for listed in listed {
+            if listed.gone {
+                self.leftovers.set(true);
+                tables.remove(&listed.id);
+                continue;
+            }
+            match tables.get(&listed.id) {
+                Some((table, _)) => table.update(listed),
+                None => {
+                    let table = Table::new(listed);
+                    let task = Task::spawn(table::serve(Rc::clone(&table), Rc::clone(self)));
+                    tables.insert(table.id, (table, task));
+                }
+            }
+        }
+    }
+
+    /// There may be changes: look for them soon.
+    pub(super) fn wake(&self) {
+        self.bell.notify_one();
+    }
+
+    /// Something was written in the database: changes beside the pooler, or DDL.
+    pub(super) fn written_somewhere(&self) {
+        self.suspicious.set(true);
+        self.bell.notify_one();
+    }
+
+    pub(super) fn record(&self, entry: Entry) {
+        self.history.borrow_mut().push(entry);
+    }
+
+    /// A refresh has read changes which are of no more use.
+    pub(super) fn consumed_changes(&self) {
+        self.consumed.set(true);
+    }
+
+    pub(super) async fn lease(&self) -> Result<Lease, Error> {
+        self.clients.lease(self.role.clone()).await
+    }
+
+    /// Runs `work` as the owner in a transaction of its own.
+    pub(super) async fn transaction<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut WorkerConn) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut lease = self.lease().await?;
+        let value = in_transaction(&mut lease, work).await?;
+        lease.returned();
+        Ok(value)
+    }
+
+    /// Runs one reading call as the owner; without a transaction where the connection is the owner's.
+    async fn read<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut WorkerConn) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.role.is_some() {
+            return self.transaction(work).await;
+        }
+        let mut lease = self.lease().await?;
+        let value = work(&mut lease).await?;
+        lease.returned();
+        Ok(value)
+    }
+
+    fn all(&self) -> Vec<Rc<Table>> {
+        self.tables
+            .borrow()
+            .values()
+            .map(|(table, _)| Rc::clone(table))
+            .collect()
+    }
+
+    async fn rounds(self: Rc<Self>) {
+        let mut failures = 0;
+        let mut checks_from = Instant::now();
+        loop {
+            self.bell.notified().await;
+            let started = Instant::now();
+            let mut looked = self.wake_pending().await;
+            if looked.is_ok() && self.suspicious.get() && started >= checks_from {
+                self.suspicious.set(false);
+                looked = self.check_definitions().await;
+                // A tenth of the time at most: DDL beside the pooler is rare.
+                checks_from = Instant::now() + started.elapsed() * 10;
+            }
+            let pause = match looked {
+                Ok(()) => {
+                    failures = 0;
+                    started
+                        .elapsed()
+                        .clamp(Duration::from_millis(1), Duration::from_secs(1))
+                }
+                Err(error) => {
+                    log::debug!("stream tables: cannot look for changes: {error}");
+                    failures += 1;
+                    self.bell.notify_one();
+                    pace::retry_after(failures)
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Wakes the live stream tables that have changes waiting.
+    async fn wake_pending(&self) -> Result<(), Error> {
+        let all = self.all();
+        if !all.iter().any(|table| table.schedule() == Schedule::Live) {
+            return Ok(());
+        }
+        // Before looking: what commits after the look must ring.
+        self.signal.arm();
+        let live: Vec<&Rc<Table>> = all.iter().filter(|table| table.awaits_changes()).collect();
+        if live.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<StreamTableId> = live.iter().map(|table| table.id).collect();
+        let pending = self
+            .read(async |conn| engine::pending(conn, &ids).await)
+            .await?;
+        for table in live.iter().filter(|table| pending.contains(&table.id)) {
+            table.wake();
+        }
+        Ok(())
+    }
+
+    /// Looks for DDL that nobody told us of. A refresh looks by itself, so this is for those at rest.
+    async fn check_definitions(&self) -> Result<(), Error> {
+        for table in self.all().iter().filter(|table| table.is_at_rest()) {
+            let drift = self
+                .read(async |conn| engine::check(conn, table.id).await)
+                .await;
+            match drift {
+                Ok(Drift::None) => {}
+                Ok(Drift::TableGone) => self.leftovers.set(true),
+                Ok(Drift::Sources(_) | Drift::DefinitionGone) => table.drifted(),
+                Err(error @ Error::Connection(_)) => return Err(error),
+                // Its own trouble, which its own refresh meets and reports.
+                Err(_) => table.drifted(),
+            }
+        }
+        Ok(())
+    }
+
+    async fn housekeeping(self: Rc<Self>) {
+        let mut cleanup_from = Instant::now() + CLEANUP;
+        loop {
+            tokio::time::sleep(HOUSEKEEPING).await;
+            let entries = self.history.take();
+            if !entries.is_empty()
+                && let Err(error) = self
+                    .transaction(async |conn| history::write(conn, &entries).await)
+                    .await
+            {
+                log::debug!("stream tables: history not written: {error}");
+            }
+            let due = self.consumed.get() && Instant::now() >= cleanup_from;
+            if due || self.leftovers.get() {
+                self.consumed.set(false);
+                self.leftovers.set(false);
+                cleanup_from = Instant::now() + CLEANUP;
+                if let Err(error) = self.cleanup().await {
+                    log::debug!("stream tables: consumed changes not deleted: {error}");
+                    self.consumed.set(true);
+                }
+            }
+        }
+    }
+
+    async fn cleanup(&self) -> Result<(), Error> {
+        let mut lease = self.lease().await?;
+        engine::cleanup_buffers(&mut *lease).await?;
+        lease.returned();
+        Ok(())
+    }
+}
