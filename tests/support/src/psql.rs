@@ -11,6 +11,7 @@ pub struct Psql {
     port: u16,
     user: String,
     database: String,
+    password: String,
     aligned: bool,
 }
 
@@ -29,8 +30,16 @@ impl Psql {
             port,
             user: user.to_owned(),
             database: database.to_owned(),
+            password: user.to_owned(),
             aligned: false,
         }
+    }
+
+    /// Another password than the user's name.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        password.clone_into(&mut self.password);
+        self
     }
 
     /// psql's own table layout, as a user sees it.
@@ -82,7 +91,7 @@ impl Psql {
             .env("PGHOST", &self.host)
             .env("PGPORT", self.port.to_string())
             .env("PGUSER", &self.user)
-            .env("PGPASSWORD", &self.user)
+            .env("PGPASSWORD", &self.password)
             .env("PGDATABASE", &self.database)
             .env("LC_ALL", "C.UTF-8")
             .stdin(Stdio::null());

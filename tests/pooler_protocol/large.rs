@@ -1,0 +1,185 @@
+//! Sizes: messages at the edges of buffers, and more than any buffer holds, in both directions.
+
+use std::io::Write as _;
+use std::thread;
+
+use test_support::wire::{Messages, tags};
+
+use crate::stage::{Stage, alone, peak_memory, same, same_after};
+
+/// A pooler's buffers are powers of two, less or more a few bytes.
+#[test]
+fn messages_at_buffer_sizes() {
+    same(|wire| {
+        for power in [9_u32, 10, 12, 13, 14, 15, 16, 17] {
+            for delta in -12_i32..=12 {
+                let size = usize::try_from(2_i32.pow(power) + delta).unwrap();
+                // A Query message of exactly this many bytes, with a row of about the same size.
+                let frame = "SELECT ''".len() + 6;
+                let query = format!("SELECT '{}'", "x".repeat(size - frame));
+                wire.send(Messages::new().query(&query));
+                wire.ready();
+            }
+        }
+    });
+}
+
+#[test]
+fn extended_messages_at_buffer_sizes() {
+    same(|wire| {
+        for power in [12_u32, 13, 14, 15, 16] {
+            for delta in -8_i32..=8 {
+                let value = "v".repeat(usize::try_from(2_i32.pow(power) + delta).unwrap());
+                wire.send(
+                    Messages::new()
+                        .parse("s", &format!("SELECT $1::text /* {value} */"))
+                        .bind("", "s", &[Some(&value)])
+                        .execute("")
+                        .close_statement("s")
+                        .sync(),
+                );
+                assert_eq!(tags(&wire.ready()), "12DC3Z");
+            }
+        }
+    });
+}
+
+#[test]
+fn many_small_rows_and_a_few_large_ones() {
+    same(|wire| {
+        wire.query("SELECT n, repeat('x', n % 100) FROM generate_series(1, 50000) n");
+        wire.query("SELECT repeat('x', 3000000), repeat('y', 70000) FROM generate_series(1, 3)");
+    });
+}
+
+/// The client reads nothing before it has sent everything, and the server answers meanwhile: a
+/// pooler that stops reading a server while it writes to it would wait for ever.
+#[test]
+fn ten_megabytes_each_way_at_once() {
+    let _alone = alone();
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    let mut pipeline = Messages::new().parse("s", "SELECT $1::text || $1::text");
+    let value = "v".repeat(10_000);
+    for _ in 0..1000 {
+        pipeline = pipeline.bind("", "s", &[Some(&value)]).execute("");
+    }
+    let pipeline = pipeline.sync();
+    let mut sender = client.sender();
+    let sending = thread::spawn(move || sender.write_all(pipeline.as_ref()).expect("send"));
+    let messages = client.ready();
+    sending.join().expect("the sender");
+    let rows = messages.iter().filter(|message| message.tag == b'D');
+    assert_eq!(
+        rows.map(|row| row.body.len()).sum::<usize>(),
+        1000 * (20_000 + 6)
+    );
+    drop(client);
+    stage.assert_clean();
+}
+
+/// As a driver without threads: send all, then read all. The kernel's buffers hold what the pooler
+/// cannot pass on.
+#[test]
+fn a_pipeline_that_is_read_only_at_its_end() {
+    same(|wire| {
+        let mut pipeline = Messages::new();
+        for n in 0..500 {
+            pipeline = pipeline.statement(&format!("SELECT {n}, '{}'", "x".repeat(500)));
+        }
+        wire.send(pipeline.sync());
+        wire.ready();
+    });
+}
+
+#[test]
+fn a_row_of_50_megabytes_passes_through_little_memory() {
+    let _alone = alone();
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    client.run("SELECT 1");
+    let before = peak_memory(&stage.pooler);
+    let messages = client.query("SELECT repeat('x', 50000000)");
+    assert_eq!(messages[1].body.len(), 50_000_006);
+    let grown = peak_memory(&stage.pooler) - before;
+    assert!(grown < 8_000, "{grown} kB for a row of 50 MB");
+    stage.assert_clean();
+}
+
+#[test]
+fn copies_of_50_megabytes_pass_through_little_memory() {
+    let _alone = alone();
+    crate::stage::direct()
+        .run("DROP TABLE IF EXISTS copied_much; CREATE UNLOGGED TABLE copied_much (a text)");
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    client.run("SELECT 1");
+    let before = peak_memory(&stage.pooler);
+    client.send(Messages::new().query("COPY copied_much FROM STDIN"));
+    client.until(b'G');
+    let line = format!("{}\n", "x".repeat(99_999));
+    for _ in 0..500 {
+        client.send(Messages::new().copy_data(line.as_bytes()));
+    }
+    client.send(Messages::new().copy_done());
+    assert_eq!(tags(&client.ready()), "CZ");
+    let out = client.query("COPY copied_much TO STDOUT");
+    assert_eq!(
+        out.iter().filter(|message| message.tag == b'd').count(),
+        500
+    );
+    let grown = peak_memory(&stage.pooler) - before;
+    assert!(grown < 8_000, "{grown} kB for a COPY of 50 MB");
+    client.run("DROP TABLE copied_much");
+}
+
+/// A slow reader is not served from the pooler's memory.
+#[test]
+fn a_client_that_does_not_read_is_not_buffered_for() {
+    let _alone = alone();
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    client.run("SELECT 1");
+    let before = peak_memory(&stage.pooler);
+    client.send(Messages::new().query("SELECT repeat('x', 10000) FROM generate_series(1, 10000)"));
+    thread::sleep(std::time::Duration::from_millis(1500));
+    let grown = peak_memory(&stage.pooler) - before;
+    assert!(grown < 8_000, "{grown} kB for a client that does not read");
+    let messages = client.ready();
+    assert_eq!(
+        messages
+            .iter()
+            .filter(|message| message.tag == b'D')
+            .count(),
+        10_000
+    );
+}
+
+#[test]
+fn large_messages_of_every_kind() {
+    let large = "l".repeat(2_000_000);
+    same_after(
+        "CREATE TABLE IF NOT EXISTS large (a text); TRUNCATE large",
+        |wire| {
+            wire.query(&format!("SELECT length('{large}')"));
+            wire.query(&format!("DO $$ BEGIN RAISE NOTICE '{large}'; END $$"));
+            wire.query(&format!("DO $$ BEGIN RAISE EXCEPTION '{large}'; END $$"));
+            wire.send(
+                Messages::new()
+                    .parse("s", &format!("SELECT length($1), length('{large}')"))
+                    .bind("", "s", &[Some(&large)])
+                    .execute("")
+                    .sync(),
+            );
+            assert_eq!(tags(&wire.ready()), "12DCZ");
+            wire.send(
+                Messages::new()
+                    .query("COPY large FROM STDIN")
+                    .copy_data(format!("{large}\n").as_bytes())
+                    .copy_done(),
+            );
+            wire.ready();
+            wire.query("COPY large TO STDOUT");
+        },
+    );
+}

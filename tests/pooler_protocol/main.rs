@@ -1,0 +1,18 @@
+//! The wire protocol, message by message. The oracle of most of these tests: what a client gets
+//! through the pooler is, byte for byte, what it gets from the server; and afterwards the server
+//! connection serves another client as a fresh one would.
+
+mod auth;
+mod cancel;
+mod copy;
+mod extended;
+mod failure;
+mod large;
+mod prepared;
+mod prepared_shared;
+mod settings;
+mod shutdown;
+mod simple;
+mod stage;
+mod startup;
+mod waiting;
