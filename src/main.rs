@@ -1,1 +1,58 @@
-fn main(){}
+//! `pgcat`: the pooler with its plugins.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use pgcat::config::{self, model::Config};
+use stream_tables::StreamTables;
+
+mod check;
+mod cli;
+mod logging;
+
+/// EX_CONFIG of sysexits.h, as PgCat exits when it cannot start.
+const CANNOT_START: u8 = 78;
+
+fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    let color = args.color(std::env::var_os("NO_COLOR").as_deref());
+    let filters = std::env::var("RUST_LOG").ok();
+    logging::init(args.log_level, args.log_format, color, filters.as_deref());
+
+    match serve(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // Also where it is seen when the log goes to a file.
+            eprintln!("pgcat: {message}");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}
+
+fn serve(args: &cli::Args) -> Result<(), String> {
+    log::info!("Welcome to pgcat (version {})", env!("CARGO_PKG_VERSION"));
+    let config =
+        load(args).inspect_err(|message| log::error!(target: "pgcat::config", "{message}"))?;
+    for (name, pool) in &config.pools {
+        let users: Vec<_> = pool
+            .users
+            .iter()
+            .map(|user| format!("{} ({})", user.username, user.pool_size))
+            .collect();
+        log::info!("Pool {name}: users (pool_size) {}", users.join(", "));
+    }
+    pgcat::run(config, vec![Arc::new(StreamTables::new())]).map_err(|error| {
+        log::error!("{error}");
+        error.to_string()
+    })
+}
+
+fn load(args: &cli::Args) -> Result<Config, String> {
+    let (config, warnings) = config::load(&args.config_file).map_err(|error| error.to_string())?;
+    for warning in warnings {
+        log::warn!(target: "pgcat::config", "{warning}");
+    }
+    check::stream_tables(&config)?;
+    Ok(config)
+}

@@ -104,6 +104,16 @@ impl<'t> Document<'t> {
             .collect()
     }
 
+    /// The line of a key, given by its path.
+    pub fn line_of(&self, table: &DeTable<'_>, keys: &[&str]) -> Option<usize> {
+        let (name, rest) = keys.split_first()?;
+        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+        if rest.is_empty() {
+            return Some(self.line(key.span().start));
+        }
+        self.line_of(value.get_ref().as_table()?, rest)
+    }
+
     fn line(&self, offset: usize) -> usize {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         memchr::memchr_iter(b'\n', before).count() + 1

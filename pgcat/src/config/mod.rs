@@ -78,3 +78,12 @@ pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigEr
     };
     Ok((config, document.into_warnings()))
 }
+
+/// The line of a key, from 1, in a configuration file that has been loaded: for what a plugin finds
+/// wrong in its own table.
+pub fn line_of(path: &Path, keys: &[&str]) -> Option<usize> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let document = Document::new(&text, path);
+    let tree = document.tree().ok()?;
+    document.line_of(tree.get_ref(), keys)
+}

@@ -78,8 +78,15 @@ pub(super) fn read(section: &Section<'_>) -> Result<Plugins, ConfigError> {
     }
     section.finish();
     for (name, value) in section.entries() {
-        // Also of a plugin unknown here, which may be known to the program around this library.
-        plugins.tables.insert(name, value.table()?);
+        let mut table = value.table()?;
+        // What is said to be ignored must not reach the plugin, which would refuse it. The table of
+        // a plugin unknown here is kept: the program around this library may know it.
+        if let Some(schema) = SCHEMAS.iter().find(|schema| schema.name == name) {
+            table.retain(|key, _| {
+                key == "enabled" || schema.keys.iter().any(|(name, _)| key == *name)
+            });
+        }
+        plugins.tables.insert(name, table);
     }
     Ok(plugins)
 }

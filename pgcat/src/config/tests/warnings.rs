@@ -47,6 +47,7 @@ fn unknown_keys_of_plugins_servers_and_the_top_level_are_warned_of_too() {
         ]
     );
     assert!(config.plugins.contains_key("steam_tables"));
+    assert!(!config.plugins["stream_tables"].contains_key("scheduel"));
 }
 
 #[test]
