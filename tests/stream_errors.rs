@@ -155,7 +155,7 @@ async fn queries_that_cannot_be_followed_are_refused_with_a_reason() {
         ("SELECT id, dice() AS r FROM t", "dice"),
         ("SELECT id FROM t TABLESAMPLE BERNOULLI (10)", "TABLESAMPLE"),
         ("SELECT id FROM t FOR UPDATE", "FOR UPDATE"),
-        ("SELECT ctid, id FROM t", "ctid"),
+        ("SELECT ctid, id FROM t", "system column"),
         ("SELECT nextval('t_seq') AS n FROM t", "nextval"),
     ];
     pooled

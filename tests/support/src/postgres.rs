@@ -325,8 +325,9 @@ impl Drop for Postgres {
     }
 }
 
-/// The last lines of a log, for the output of a failed test.
+/// The last lines of a log, for the output of a failed test. The server logs whole statements, of
+/// which the continuation lines (they begin with a tab) are left out.
 pub(crate) fn tail(log: &str, lines: usize) -> String {
-    let all: Vec<&str> = log.lines().collect();
+    let all: Vec<&str> = log.lines().filter(|line| !line.starts_with('\t')).collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

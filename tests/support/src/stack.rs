@@ -73,11 +73,12 @@ impl Stack {
 /// for every type, whatever its `=` says.
 pub async fn differences(client: &Client, left: &str, right: &str) -> Result<Vec<String>, Error> {
     let sql = format!(
-        "WITH l AS (SELECT compared::text AS image, count(*) AS n FROM ({left}) AS compared GROUP BY 1),
-              r AS (SELECT compared::text AS image, count(*) AS n FROM ({right}) AS compared GROUP BY 1)
-         SELECT coalesce(l.image, r.image), coalesce(l.n, 0), coalesce(r.n, 0)
-         FROM l FULL JOIN r ON l.image = r.image
-         WHERE l.n IS DISTINCT FROM r.n ORDER BY 1 LIMIT 20"
+        // Names that no test's query refers to.
+        "WITH stored__ AS (SELECT compared::text AS image, count(*) AS n FROM ({left}) AS compared GROUP BY 1),
+              defined__ AS (SELECT compared::text AS image, count(*) AS n FROM ({right}) AS compared GROUP BY 1)
+         SELECT coalesce(a.image, b.image), coalesce(a.n, 0), coalesce(b.n, 0)
+         FROM stored__ a FULL JOIN defined__ b ON a.image = b.image
+         WHERE a.n IS DISTINCT FROM b.n ORDER BY 1 LIMIT 20"
     );
     let rows = client.simple_query(&sql).await?;
     Ok(rows
