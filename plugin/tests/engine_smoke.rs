@@ -2,9 +2,9 @@
 
 mod engine_support;
 
-use engine_support::{Database, create, differences, refresh};
+use engine_support::{connect, create, differences, refresh};
 use stream_tables::conn::Conn;
-use tokio::task::LocalSet;
+use test_support::Postgres;
 
 const SCHEMA: &str = "
     CREATE TABLE customers (id int PRIMARY KEY, region text, \"Full Name\" varchar(20));
@@ -42,32 +42,51 @@ const QUERIES: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "current_thread")]
-async fn every_kind_follows_its_sources() {
-    LocalSet::new()
-        .run_until(async {
-            let database = Database::create("engine_smoke").await;
-            let mut c = database.connect().await;
-            c.batch_execute(SCHEMA).await.unwrap();
-            let mut ids = Vec::new();
-            for (name, query, mode) in QUERIES {
-                let id = create(&mut c, name, query).await.unwrap_or_else(|e| panic!("{name}: {e} {e:?}"));
-                let rows = Conn::query(&mut c, &format!("SELECT effective_mode, reason FROM pgtrickle.stream_tables WHERE name = '{name}'"))
-                    .await
-                    .unwrap();
-                assert_eq!(rows[0].text(0), Some(*mode), "{name}: {:?}", rows[0].text(1));
-                assert_eq!(differences(&mut c, name, query).await, 0, "{name} after its creation");
-                ids.push(id);
-            }
-            for write in WRITES {
-                c.batch_execute(write).await.unwrap();
-                for ((name, query, _), id) in QUERIES.iter().zip(&ids) {
-                    let outcome = refresh(&mut c, *id).await;
-                    assert_eq!(differences(&mut c, name, query).await, 0, "{name} after {write}: {outcome:?}");
-                    assert_eq!(refresh(&mut c, *id).await.changed, false, "{name}: nothing is left to do");
-                }
-            }
-            drop(c);
-            database.drop().await;
-        })
-        .await;
+async fn every_kind_follows_its_sources_on_every_major() {
+    for major in test_support::majors() {
+        follows(major).await;
+    }
+}
+
+async fn follows(major: u32) {
+    let server = Postgres::start(major);
+    let mut c = connect(&server).await;
+    c.batch_execute(SCHEMA).await.unwrap();
+    let mut ids = Vec::new();
+    for (name, query, mode) in QUERIES {
+        let id = create(&mut c, name, query)
+            .await
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let sql = format!(
+            "SELECT effective_mode, reason FROM pgtrickle.stream_tables WHERE name = '{name}'"
+        );
+        let rows = Conn::query(&mut c, &sql).await.unwrap();
+        assert_eq!(
+            rows[0].text(0),
+            Some(*mode),
+            "{name}: {:?}",
+            rows[0].text(1)
+        );
+        assert_eq!(
+            differences(&mut c, name, query).await,
+            0,
+            "{name} after its creation"
+        );
+        ids.push(id);
+    }
+    for write in WRITES {
+        c.batch_execute(write).await.unwrap();
+        for ((name, query, _), id) in QUERIES.iter().zip(&ids) {
+            let outcome = refresh(&mut c, *id).await;
+            assert_eq!(
+                differences(&mut c, name, query).await,
+                0,
+                "{name} on {major} after {write}: {outcome:?}"
+            );
+            assert!(
+                !refresh(&mut c, *id).await.changed,
+                "{name} on {major}: nothing is left to do"
+            );
+        }
+    }
 }

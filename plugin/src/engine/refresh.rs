@@ -19,15 +19,15 @@ pub async fn refresh<C: Conn>(
     id: StreamTableId,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
-    let mut how = how;
+    let mut demand = (how == How::Full).then_some("a full refresh was asked for");
     // The second attempt is after a change of the sources was taken in or a rebuild was found necessary.
     for _ in 0..3 {
-        let result = attempt(c, id, how).await;
+        let result = attempt(c, id, demand).await;
         match result {
             Ok(Attempt::Done(outcome)) => return Ok(outcome),
             Ok(Attempt::Rebuild) => {
                 rollback(c).await;
-                how = How::Full;
+                demand = Some("the table held other rows than the last refresh left");
             }
             Err(Error::Drift(_)) => {
                 rollback(c).await;
@@ -44,7 +44,7 @@ pub async fn refresh<C: Conn>(
 
 enum Attempt {
     Done(RefreshOutcome),
-    /// The user's table is not what we left, or changes were lost.
+    /// The user's table is not what we left.
     Rebuild,
 }
 
@@ -65,7 +65,11 @@ async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<
     result
 }
 
-async fn attempt<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<Attempt, Error> {
+async fn attempt<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    demand: Option<&str>,
+) -> Result<Attempt, Error> {
     let started = Instant::now();
     let record = record::read(c, id).await?;
     if record.relid.is_none() {
@@ -79,8 +83,8 @@ async fn attempt<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<Atte
         }));
     }
     record.target()?;
-    let buffers = match (&record.frontier, how) {
-        (Some(frontier), How::Auto) if !record.plan.is_full() => Some(frontier),
+    let buffers = match (&record.frontier, demand) {
+        (Some(frontier), None) if !record.plan.is_full() => Some(frontier),
         _ => None,
     };
     let mut statements = settings::begin(&record.plan.settings, record.plan.is_full());
@@ -109,7 +113,8 @@ async fn attempt<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<Atte
         return Err(Error::Drift("the fingerprint differs".to_owned()));
     }
     let Some(frontier) = buffers.filter(|f| f.cluster == now.frontier.cluster) else {
-        return rebuild(c, &record, &now, started, how).await;
+        let reason = demand.unwrap_or("the changes since the last refresh are not known");
+        return rebuild(c, &record, &now, started, reason).await;
     };
     if now.stored != Some((frontier.snapshot.clone(), frontier.seq)) {
         // Somebody was faster between our read and our lock.
@@ -117,7 +122,14 @@ async fn attempt<C: Conn>(c: &mut C, id: StreamTableId, how: How) -> Result<Atte
     }
     let rows: Vec<&Row> = results[head..].iter().filter_map(|r| r.first()).collect();
     if rows.iter().any(|r| r.is_true(1)) {
-        return rebuild(c, &record, &now, started, how).await;
+        return rebuild(
+            c,
+            &record,
+            &now,
+            started,
+            "a source was truncated, or changes of it were lost",
+        )
+        .await;
     }
     if rows.iter().all(|r| r.int(2) == Some(0)) {
         c.query("ROLLBACK").await?;
@@ -246,17 +258,10 @@ async fn rebuild<C: Conn>(
     record: &Record,
     now: &Now,
     started: Instant,
-    how: How,
+    reason: &str,
 ) -> Result<Attempt, Error> {
     let statements = rebuild_statements(record)?;
-    let reason = record.plan.full_reason().map(str::to_owned).or_else(|| {
-        let reason = if how == How::Full {
-            "a full refresh was asked for"
-        } else {
-            "the changes since the last refresh are not known"
-        };
-        Some(reason.to_owned())
-    });
+    let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
     finish(c, record, now, statements, "full", reason, started).await
 }
 

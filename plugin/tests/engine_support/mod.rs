@@ -1,52 +1,16 @@
-//! What the engine's tests share: a database of their own, and the comparison of a stream table with its query.
+//! What the engine's tests share: creation, refresh, and the comparison of a stream table with its query.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use stream_tables::conn::{Conn, Error};
 use stream_tables::engine::{
     self, Definition, How, Isolation, Mode, RefreshOutcome, StreamTableId,
 };
-use tokio_postgres::{Client, NoTls};
+use test_support::Postgres;
+use tokio_postgres::Client;
 
-/// A database that exists for one test.
-pub struct Database {
-    url: String,
-    pub name: String,
-}
-
-impl Database {
-    /// Creates it on the server of `ENGINE_TEST_URL` (`host=… port=… user=…`, a superuser).
-    pub async fn create(name: &str) -> Self {
-        let url = std::env::var("ENGINE_TEST_URL")
-            .expect("ENGINE_TEST_URL must name a PostgreSQL server, e.g. 'host=127.0.0.1 port=5432 user=postgres'");
-        let name = format!("{name}_{}", std::process::id());
-        let admin = connect(&format!("{url} dbname=postgres")).await;
-        admin
-            .batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-            .await
-            .unwrap();
-        admin
-            .batch_execute(&format!("CREATE DATABASE {name}"))
-            .await
-            .unwrap();
-        Self { url, name }
-    }
-
-    pub async fn connect(&self) -> Client {
-        connect(&format!("{} dbname={}", self.url, self.name)).await
-    }
-
-    pub async fn drop(self) {
-        let admin = connect(&format!("{} dbname=postgres", self.url)).await;
-        admin
-            .batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name))
-            .await
-            .unwrap();
-    }
-}
-
-pub async fn connect(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("connect");
-    tokio::task::spawn_local(connection);
-    client
+/// A connection whose driver runs on this thread's [`tokio::task::LocalSet`].
+pub async fn connect(server: &Postgres) -> Client {
+    server.client("postgres", "postgres").await
 }
 
 /// CREATE STREAM TABLE as outside a block.
