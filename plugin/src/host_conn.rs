@@ -23,7 +23,7 @@ impl Conn for HostConn<'_, '_> {
         match TransactionCommand::of(sql) {
             Some(TransactionCommand::Begin(isolation)) => self.server.begin(isolation).await?,
             Some(TransactionCommand::Commit) => self.server.commit().await?,
-            Some(TransactionCommand::Rollback) => self.server.rollback().await?,
+            Some(TransactionCommand::Rollback) => self.rollback().await?,
             None => {
                 let result = self.server.query(sql).await?;
                 return Ok(result.rows.into_iter().map(Row).collect());

@@ -1,22 +1,15 @@
 //! `CREATE STREAM TABLE`.
 
-use std::time::{Duration, Instant};
-
 use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
 use super::lookup::refused;
 use super::options::RefreshMode;
 use super::parse::Create;
+use super::patience::patiently;
 use super::syntax::{QualifiedName, identifier, literal};
 use crate::conn::{Conn, Error};
 use crate::engine::{self, Definition, Isolation, Mode, StreamTableId};
 use crate::session::Session;
-
-/// How long to try for the sources' locks before giving up.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries: long enough that waiting writers get through, short enough not to be noticed.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Creates the stream table. `default_schedule` is the configured one.
 ///
@@ -51,7 +44,6 @@ pub(crate) async fn run(
     };
     let definition = definition(schema);
     if session.transaction() != TransactionContext::None {
-        engine::bootstrap(session).await?;
         let id = engine::define(session, &definition).await?;
         let isolation = isolation(session).await?;
         return engine::load(session, id, isolation).await;
@@ -143,39 +135,17 @@ async fn target(session: &mut impl Session, create: &Create) -> Result<Option<St
     Ok(Some(schema.to_owned()))
 }
 
-/// The first transaction, tried again while somebody holds a source's lock: each try waits for it
-/// only briefly, so other writers never queue up behind us.
+/// The first transaction, in which the sources' locks are taken.
 async fn define_patiently(
     session: &mut impl Session,
     definition: &Definition,
 ) -> Result<StreamTableId, Error> {
-    let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
-    loop {
-        session.begin().await?;
-        let defined = async {
-            session.query("SET LOCAL lock_timeout = '100ms'").await?;
-            engine::bootstrap(session).await?;
-            engine::define(session, definition).await
-        };
-        match defined.await {
-            Ok(id) => {
-                session.commit().await?;
-                return Ok(id);
-            }
-            Err(Error::LockNotAvailable(error)) => {
-                session.rollback().await?;
-                if started.elapsed() > PATIENCE {
-                    return Err(name_holder(session, definition, *error).await);
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-            Err(error) => {
-                session.rollback().await?;
-                return Err(error);
-            }
-        }
+    let defined = patiently(session, async |session| {
+        engine::define(session, definition).await
+    });
+    match defined.await {
+        Err(Error::LockNotAvailable(error)) => Err(name_holder(session, definition, *error).await),
+        other => other,
     }
 }
 

@@ -4,6 +4,7 @@ use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
 use super::lookup::{Relation, find, installed, stream_table};
 use super::parse::Drop;
+use super::patience::patiently;
 use crate::conn::Error;
 use crate::ddl::wording;
 use crate::engine::{self, StreamTableId};
@@ -14,27 +15,25 @@ use crate::session::Session;
 /// # Errors
 /// 42P01, 42809, 42501, 2BP01 with the dependent objects.
 pub(crate) async fn run(session: &mut impl Session, drop: &Drop) -> Result<(), Error> {
-    let own_transaction = session.transaction() == TransactionContext::None;
-    if own_transaction {
-        session.begin().await?;
+    let notices = if session.transaction() == TransactionContext::None {
+        patiently(session, async |session| drop_all(session, drop).await).await?
+    } else {
+        drop_all(session, drop).await?
+    };
+    for notice in notices {
+        session.notice(notice);
     }
-    let dropped = drop_all(session, drop).await;
-    match dropped {
-        Ok(()) if own_transaction => session.commit().await,
-        Err(error) if own_transaction => {
-            session.rollback().await?;
-            Err(error)
-        }
-        other => other,
-    }
+    Ok(())
 }
 
-async fn drop_all(session: &mut impl Session, drop: &Drop) -> Result<(), Error> {
+/// Returns the notices to be sent once it is done.
+async fn drop_all(session: &mut impl Session, drop: &Drop) -> Result<Vec<ErrorFields>, Error> {
+    let mut notices = Vec::new();
     let mut found: Vec<(StreamTableId, Relation)> = Vec::new();
     for name in &drop.names {
         if drop.if_exists && (!installed(session).await? || find(session, name).await?.is_none()) {
             let message = format!("stream table \"{}\" does not exist, skipping", name.name);
-            session.notice(ErrorFields::new(Severity::Notice, "00000", message));
+            notices.push(ErrorFields::new(Severity::Notice, "00000", message));
             continue;
         }
         let (id, relation) = stream_table(session, name).await?;
@@ -44,7 +43,8 @@ async fn drop_all(session: &mut impl Session, drop: &Drop) -> Result<(), Error> 
         }
     }
     let ids: Vec<StreamTableId> = found.iter().map(|(id, _)| *id).collect();
-    drop_in_order(session, &found, drop.cascade, &ids).await
+    drop_in_order(session, &found, drop.cascade, &ids).await?;
+    Ok(notices)
 }
 
 /// Drops stream tables after those that read them, so that `DROP STREAM TABLE a, b` works whichever

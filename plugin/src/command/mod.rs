@@ -5,6 +5,7 @@ pub(crate) mod drop;
 pub(crate) mod lookup;
 mod options;
 mod parse;
+mod patience;
 pub(crate) mod refresh;
 mod run;
 pub(crate) mod show;

@@ -198,7 +198,7 @@ async fn drop_users_of_column(
 
 /// The error for a change under which a stream table's query no longer works.
 fn still_needed(error: Error, touched: &Touched, reader: &Dependent, dropped: &[String]) -> Error {
-    let Error::Server(fields) = error else {
+    let (Error::Server(fields) | Error::Refused(fields)) = error else {
         return error;
     };
     let table = touched
@@ -207,9 +207,8 @@ fn still_needed(error: Error, touched: &Touched, reader: &Dependent, dropped: &[
         .find(|(_, relation)| relation.oid == reader.relid)
         .or(touched.relations.first())
         .map_or("", |(_, relation)| relation.name.as_str());
-    let undefined = fields.code.starts_with("42703") || fields.code.starts_with("42P01");
-    match dropped {
-        [column] if undefined => wording::dependents(
+    if let ("2BP01", [column]) = (fields.code.as_str(), dropped) {
+        return wording::dependents(
             format!(
                 "cannot drop column {column} of table {table} because other objects depend on it"
             ),
@@ -217,23 +216,9 @@ fn still_needed(error: Error, touched: &Touched, reader: &Dependent, dropped: &[
                 "stream table {} depends on column {column} of table {table}",
                 reader.name
             )],
-        ),
-        _ => {
-            let mut refusal = *fields;
-            let cause = std::mem::replace(
-                &mut refusal.message,
-                format!(
-                    "cannot alter table {table} because stream table {} depends on it",
-                    reader.name
-                ),
-            );
-            refusal.detail = Some(format!("Its query would fail: {cause}"));
-            refusal.hint =
-                Some("Drop the stream table first, and create it again afterwards.".to_owned());
-            refusal.position = None;
-            Error::Refused(Box::new(refusal))
-        }
+        );
     }
+    Error::Refused(fields)
 }
 
 async fn drop_relations(

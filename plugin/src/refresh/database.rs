@@ -10,6 +10,7 @@ use pgcat::plugins::PoolHandle;
 
 use super::clients::Clients;
 use super::lane::{Lane, LaneHandle};
+use super::own_writes::OwnWrites;
 use super::signal::Signal;
 use crate::command::Schedule;
 use crate::conn::{Conn, Error, Row};
@@ -96,6 +97,10 @@ pub(super) struct Listed {
     pub stale: bool,
     /// Whether it has data, or is to have: not so after WITH NO DATA, until the first REFRESH.
     pub wanted: bool,
+    /// It can only be recomputed as a whole.
+    pub full: bool,
+    /// It has never had a frontier.
+    pub never_current: bool,
     /// The user's table has been dropped.
     pub gone: bool,
     pub failures: u32,
@@ -110,6 +115,7 @@ pub(super) async fn serve(pools: Pools, signal: Arc<Signal>) {
         signal,
         lanes: HashMap::new(),
         xmax: None,
+        own_writes: Rc::default(),
         reader: 0,
     };
     let mut watch_until = Instant::now();
@@ -163,7 +169,8 @@ struct Database {
     /// By owner.
     lanes: HashMap<String, LaneHandle>,
     /// The server's next transaction id when last looked.
-    xmax: Option<String>,
+    xmax: Option<u64>,
+    own_writes: Rc<OwnWrites>,
     /// Which of the possible readers of the catalog to use.
     reader: usize,
 }
@@ -182,10 +189,18 @@ impl Database {
         let mut conn = clients.lease(None).await?;
         let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, \
                    pg_catalog.to_regclass('pgtrickle.catalog') IS NOT NULL";
-        let rows = conn.query(sql).await?;
-        let row = rows.first().cloned().unwrap_or_default();
-        let xmax = row.text(0).map(str::to_owned);
-        if self.xmax == xmax {
+        let own = self.own_writes.look();
+        let looked = conn.query(sql).await;
+        self.own_writes.looked();
+        let row = looked?.first().cloned().unwrap_or_default();
+        let xmax = row.int(0).map(i64::cast_unsigned);
+        let moved = self
+            .xmax
+            .zip(xmax)
+            .map(|(before, now)| now.wrapping_sub(before));
+        self.xmax = None;
+        if moved.is_some_and(|moved| moved <= own) {
+            self.xmax = xmax;
             conn.returned();
             return Ok(());
         }
@@ -195,6 +210,7 @@ impl Database {
             Vec::new()
         };
         conn.returned();
+        // Only now that it has been acted on: after an error the next look finds it again.
         self.xmax = xmax;
         self.assign(listed);
         for lane in self.lanes.values() {
@@ -216,7 +232,12 @@ impl Database {
                     report_orphans(&owner, &tables);
                     continue;
                 };
-                let lane = Lane::start(clients, role, Arc::clone(&self.signal));
+                let lane = Lane::start(
+                    clients,
+                    role,
+                    Arc::clone(&self.signal),
+                    Rc::clone(&self.own_writes),
+                );
                 self.lanes.insert(owner.clone(), lane);
             }
             if let Some(lane) = self.lanes.get(&owner) {
@@ -249,7 +270,8 @@ async fn list(conn: &mut impl Conn) -> Result<Vec<Listed>, Error> {
         c.with_data OR c.last_refresh IS NOT NULL, \
         c.relid IS NOT NULL AND r.oid IS NULL, c.failures, \
         extract(epoch FROM pg_catalog.clock_timestamp() - c.last_refresh), \
-        extract(epoch FROM pg_catalog.clock_timestamp() - c.created_at) \
+        extract(epoch FROM pg_catalog.clock_timestamp() - c.created_at), \
+        c.effective_mode = 'full', c.frontier_xid IS NULL \
         FROM pgtrickle.catalog c \
         LEFT JOIN pg_catalog.pg_class r ON r.oid = c.relid \
         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace ORDER BY c.id";
@@ -274,5 +296,7 @@ fn listed(row: &Row) -> Option<Listed> {
         failures: row.int(8).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         since_refresh: seconds(9),
         age: seconds(10).unwrap_or_default(),
+        full: row.is_true(11),
+        never_current: row.is_true(12),
     })
 }

@@ -1,7 +1,7 @@
 //! One owner's stream tables in a database: which of them have work waiting, and the housekeeping.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 
 use super::clients::{Clients, Lease};
 use super::database::Listed;
-use super::history::{self, Entry};
+use super::history::{self, Failure};
+use super::own_writes::OwnWrites;
 use super::pace;
 use super::role::{WorkerConn, in_transaction};
 use super::signal::Signal;
@@ -35,9 +36,12 @@ pub(super) struct Lane {
     bell: Notify,
     /// Somebody wrote something, maybe DDL beside the pooler.
     suspicious: Cell<bool>,
-    history: RefCell<Vec<Entry>>,
-    /// Buffers may hold consumed changes.
-    consumed: Cell<bool>,
+    failures: RefCell<Vec<Failure>>,
+    /// Those refreshed since the last clean-up: their buffers hold consumed changes.
+    refreshed: RefCell<BTreeSet<StreamTableId>>,
+    /// There may be something to clean up.
+    dirty: Cell<bool>,
+    pub(super) own_writes: Rc<OwnWrites>,
     /// A user's table has been dropped beside the pooler.
     leftovers: Cell<bool>,
     /// Slow refreshes leave one connection to the others, if there is more than one.
@@ -85,6 +89,7 @@ impl Lane {
         clients: Rc<Clients>,
         role: Option<String>,
         signal: Arc<Signal>,
+        own_writes: Rc<OwnWrites>,
     ) -> LaneHandle {
         let slow = Semaphore::new(clients.max_connections().saturating_sub(1).max(1));
         let lane = Rc::new(Self {
@@ -94,8 +99,10 @@ impl Lane {
             tables: RefCell::default(),
             bell: Notify::new(),
             suspicious: Cell::new(false),
-            history: RefCell::default(),
-            consumed: Cell::new(true),
+            failures: RefCell::default(),
+            refreshed: RefCell::default(),
+            dirty: Cell::new(true),
+            own_writes,
             leftovers: Cell::new(false),
             slow,
         });
@@ -138,16 +145,20 @@ impl Lane {
     /// Something was written in the database: changes beside the pooler, or DDL.
     pub(super) fn written_somewhere(&self) {
         self.suspicious.set(true);
+        for (table, _) in self.tables.borrow().values() {
+            table.written();
+        }
         self.bell.notify_one();
     }
 
-    pub(super) fn record(&self, entry: Entry) {
-        self.history.borrow_mut().push(entry);
+    pub(super) fn record(&self, failure: Failure) {
+        self.failures.borrow_mut().push(failure);
     }
 
-    /// A refresh has read changes which are of no more use.
-    pub(super) fn consumed_changes(&self) {
-        self.consumed.set(true);
+    /// A stream table has been refreshed: the changes it has read are of no more use to it.
+    pub(super) fn refreshed(&self, id: StreamTableId) {
+        self.refreshed.borrow_mut().insert(id);
+        self.dirty.set(true);
     }
 
     pub(super) async fn lease(&self) -> Result<Lease, Error> {
@@ -262,28 +273,41 @@ impl Lane {
         let mut cleanup_from = Instant::now() + CLEANUP;
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
-            let entries = self.history.take();
-            if !entries.is_empty()
-                && let Err(error) = self
-                    .transaction(async |conn| history::write(conn, &entries).await)
-                    .await
-            {
-                log::debug!("stream tables: history not written: {error}");
+            if let Err(error) = self.write_failures().await {
+                log::debug!("stream tables: failures not written to the history: {error}");
             }
-            let due = self.consumed.get() && Instant::now() >= cleanup_from;
+            let due = self.dirty.get() && Instant::now() >= cleanup_from;
             if due || self.leftovers.get() {
-                self.consumed.set(false);
+                self.dirty.set(false);
                 self.leftovers.set(false);
                 cleanup_from = Instant::now() + CLEANUP;
                 if let Err(error) = self.cleanup().await {
                     log::debug!("stream tables: consumed changes not deleted: {error}");
-                    self.consumed.set(true);
+                    self.dirty.set(true);
                 }
             }
         }
     }
 
+    async fn write_failures(&self) -> Result<(), Error> {
+        let failures = self.failures.take();
+        if failures.is_empty() {
+            return Ok(());
+        }
+        self.refreshed
+            .borrow_mut()
+            .extend(failures.iter().map(Failure::table));
+        self.dirty.set(true);
+        self.transaction(async |conn| history::write(conn, &failures).await)
+            .await
+    }
+
     async fn cleanup(&self) -> Result<(), Error> {
+        let tables = self.refreshed.take();
+        if !tables.is_empty() {
+            self.transaction(async |conn| history::prune(conn, &tables).await)
+                .await?;
+        }
         let mut lease = self.lease().await?;
         engine::cleanup_buffers(&mut *lease).await?;
         lease.returned();

@@ -11,6 +11,7 @@ mod clients;
 mod database;
 mod history;
 mod lane;
+mod own_writes;
 mod pace;
 mod role;
 mod signal;

@@ -22,6 +22,16 @@ pub(super) fn gap_after(took: Duration) -> Duration {
     took.clamp(LEAST_GAP, LONGEST_GAP)
 }
 
+/// How long after one recomputation of a live stream table the next is due. With something written, soon,
+/// but it costs what the tables cost, so it gets at most a twentieth of the time; else only because what
+/// it reads may have changed without a write (a foreign table, the date).
+pub(super) fn recompute_after(took: Duration, written: bool) -> Duration {
+    const SOON: Duration = Duration::from_secs(1);
+    const ANYWAY: Duration = Duration::from_secs(60);
+    let bounded = took.saturating_mul(20);
+    bounded.max(if written { SOON } else { ANYWAY })
+}
+
 /// The wait before the retry after `failures` consecutive failures: doubling, then steady.
 pub(super) fn retry_after(failures: u32) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(1_u32 << failures.saturating_sub(1).min(10));

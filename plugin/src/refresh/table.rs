@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::database::Listed;
-use super::history::Entry;
+use super::history::Failure;
 use super::lane::Lane;
 use super::pace::{self, FAILURES_TO_ERROR};
 use crate::command::{Schedule, literal};
@@ -37,6 +37,8 @@ pub(super) struct Table {
     failures: Cell<u32>,
     conflicts: Cell<u32>,
     last_took: Cell<Duration>,
+    /// Somebody else wrote something since the last refresh began.
+    written: Cell<bool>,
 }
 
 impl Table {
@@ -53,6 +55,7 @@ impl Table {
             failures: Cell::new(0),
             conflicts: Cell::new(0),
             last_took: Cell::new(Duration::ZERO),
+            written: Cell::new(true),
             listed: RefCell::new(listed),
         };
         // After a start of the pooler nobody knows what has happened meanwhile.
@@ -84,6 +87,21 @@ impl Table {
         self.bell.notify_one();
     }
 
+    /// Something was written in the database. Of what a full refresh reads nothing is captured, so any
+    /// write may concern it.
+    pub(super) fn written(&self) {
+        self.written.set(true);
+        if self.is_recomputed() {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Is it a live one that can only be recomputed as a whole?
+    fn is_recomputed(&self) -> bool {
+        let listed = self.listed.borrow();
+        listed.schedule == Schedule::Live && listed.full
+    }
+
     pub(super) fn drifted(&self) {
         self.drifted.set(true);
         self.bell.notify_one();
@@ -93,6 +111,7 @@ impl Table {
     pub(super) fn awaits_changes(&self) -> bool {
         let listed = self.listed.borrow();
         listed.schedule == Schedule::Live
+            && (listed.stale || !listed.full)
             && listed.wanted
             && self.serves()
             && !self.running.get()
@@ -120,35 +139,35 @@ impl Table {
         if !listed.wanted {
             return false;
         }
-        // A rebuild that DDL or CREATE made necessary is done at once, whatever the schedule.
-        listed.stale
+        // A rebuild that DDL made necessary is done at once. A manual one waits for REFRESH, unless it has
+        // never been right: CREATE in a REPEATABLE READ block sees an old snapshot.
+        (listed.stale && (listed.schedule != Schedule::Manual || listed.never_current))
             || self.failures.get() > 0
             || self.due_in(listed.schedule).is_some_and(|d| d.is_zero())
     }
 
     fn due_in(&self, schedule: Schedule) -> Option<Duration> {
-        match schedule {
-            Schedule::Every(interval) => Some(
-                self.refreshed_at
-                    .get()
-                    .map_or(Duration::ZERO, |at| interval.saturating_sub(at.elapsed())),
-            ),
-            Schedule::Live | Schedule::Manual => None,
-        }
+        let interval = match schedule {
+            Schedule::Every(interval) => interval,
+            Schedule::Live if self.is_recomputed() => {
+                pace::recompute_after(self.last_took.get(), self.written.get())
+            }
+            Schedule::Live | Schedule::Manual => return None,
+        };
+        let since = self.refreshed_at.get().map(|at| at.elapsed());
+        Some(since.map_or(Duration::ZERO, |since| interval.saturating_sub(since)))
     }
 
     /// Waits until there is something to do.
     async fn wait(&self) {
         let timer = if self.failures.get() > 0 || self.conflicts.get() > 0 {
-            Some(
-                self.not_before
-                    .get()
-                    .saturating_duration_since(Instant::now()),
-            )
+            Some(self.gap())
         } else if self.listed.borrow().status == "creating" {
             Some(CREATION)
-        } else {
+        } else if self.serves() && self.listed.borrow().wanted {
             self.due_in(self.schedule())
+        } else {
+            None
         };
         match timer {
             Some(timer) => {
@@ -159,13 +178,16 @@ impl Table {
             }
             None => self.bell.notified().await,
         }
-        let gap = self
-            .not_before
-            .get()
-            .saturating_duration_since(Instant::now());
+        let gap = self.gap();
         if !gap.is_zero() {
             tokio::time::sleep(gap).await;
         }
+    }
+
+    fn gap(&self) -> Duration {
+        self.not_before
+            .get()
+            .saturating_duration_since(Instant::now())
     }
 }
 
@@ -179,7 +201,11 @@ pub(super) async fn serve(table: Rc<Table>, lane: Rc<Lane>) {
         table.running.set(false);
         let took = started.elapsed();
         let gap = match done {
-            Ok(None) => Duration::ZERO,
+            Ok(None) => {
+                table.failures.set(0);
+                table.conflicts.set(0);
+                Duration::ZERO
+            }
             Ok(Some(outcome)) => {
                 succeeded(&table, &lane, started, outcome).await;
                 // Changes that came meanwhile, and those it made for stream tables that read it.
@@ -218,7 +244,7 @@ async fn act(table: &Rc<Table>, lane: &Rc<Lane>) -> Result<Option<RefreshOutcome
         table.drifted.set(false);
         table.listed.borrow_mut().stale = true;
     }
-    if !wanted || !(live || table.is_due()) {
+    if !wanted || !(table.is_due() || live && !table.is_recomputed()) {
         return Ok(None);
     }
     let _turn = match table.last_took.get() > SLOW {
@@ -227,8 +253,12 @@ async fn act(table: &Rc<Table>, lane: &Rc<Lane>) -> Result<Option<RefreshOutcome
     };
     let mut lease = lane.lease().await?;
     let started = Instant::now();
+    let own = lane.own_writes.begin();
+    // Before it reads: what is written meanwhile counts for the next.
+    table.written.set(false);
     let outcome = engine::refresh(&mut *lease, table.id, How::Auto).await?;
     lease.returned();
+    own.end();
     table.last_took.set(started.elapsed());
     Ok(Some(outcome))
 }
@@ -239,8 +269,7 @@ async fn succeeded(table: &Table, lane: &Lane, started: Instant, outcome: Refres
     table.conflicts.set(0);
     table.listed.borrow_mut().stale = false;
     if outcome.mode != "none" {
-        lane.consumed_changes();
-        lane.record(Entry::new(table.id, started.elapsed(), outcome));
+        lane.refreshed(table.id);
     }
     if recovered {
         let sql = format!(
@@ -286,7 +315,7 @@ async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Dur
         log::debug!("stream tables: {}: {error}", table.listed.borrow().name);
     } else {
         let message = error.to_string();
-        lane.record(Entry::failed(table.id, took, message.clone()));
+        lane.record(Failure::new(table.id, took, message.clone()));
         if failures >= FAILURES_TO_ERROR {
             report(table, lane, failures, &message).await;
         }

@@ -1,0 +1,49 @@
+//! Transactions that need locks which others may hold.
+
+use std::time::{Duration, Instant};
+
+use crate::conn::Error;
+use crate::session::Session;
+
+/// How long to try before giving up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries: long enough that waiting writers get through, short enough not to be noticed.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs `work` in a transaction of its own, again and again while somebody holds a lock it needs. Each
+/// try waits for a lock only briefly, so that other writers never queue up behind us.
+///
+/// # Errors
+/// That of the work, after a rollback; [`Error::LockNotAvailable`] once the patience is spent.
+pub(super) async fn patiently<S: Session, T>(
+    session: &mut S,
+    mut work: impl AsyncFnMut(&mut S) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let started = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        session.begin().await?;
+        let done = async {
+            session.query("SET LOCAL lock_timeout = '100ms'").await?;
+            work(session).await
+        };
+        let error = match done.await {
+            Ok(value) => {
+                session.commit().await?;
+                return Ok(value);
+            }
+            Err(error) => error,
+        };
+        session.rollback().await?;
+        let again = matches!(
+            error,
+            Error::LockNotAvailable(_) | Error::Conflict(_) | Error::Busy
+        );
+        if !again || started.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
