@@ -25,7 +25,7 @@ impl Conn for HostConn<'_, '_> {
             Some(TransactionCommand::Commit) => self.server.commit().await?,
             Some(TransactionCommand::Rollback) => self.rollback().await?,
             None => {
-                let result = self.server.query(sql).await?;
+                let result = self.server.quiet_query(sql).await?;
                 return Ok(result.rows.into_iter().map(Row).collect());
             }
         }
@@ -83,10 +83,8 @@ impl<'a> TransactionCommand<'a> {
         match sql.trim() {
             "COMMIT" => Some(Self::Commit),
             "ROLLBACK" => Some(Self::Rollback),
-            "BEGIN" => Some(Self::Begin("READ COMMITTED")),
-            begin => begin
-                .strip_prefix("BEGIN ISOLATION LEVEL ")
-                .map(Self::Begin),
+            "BEGIN" => Some(Self::Begin("")),
+            begin => begin.strip_prefix("BEGIN ").map(Self::Begin),
         }
     }
 }

@@ -76,6 +76,19 @@ impl<'a> ServerHandle<'a> {
     /// rolled back to; in an extended batch ([`TransactionContext::Implicit`]) nothing more can be
     /// done.
     pub async fn query(&mut self, sql: &str) -> Result<QueryResult, Box<ErrorFields>> {
+        self.run(sql, true).await
+    }
+
+    /// The same for a statement of the plugin's own, of which the client has never heard: the server's
+    /// notices about it are dropped.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::query`].
+    pub async fn quiet_query(&mut self, sql: &str) -> Result<QueryResult, Box<ErrorFields>> {
+        self.run(sql, false).await
+    }
+
+    async fn run(&mut self, sql: &str, heard: bool) -> Result<QueryResult, Box<ErrorFields>> {
         if self.lost.is_some() {
             return Err(Box::new(ErrorFields::fatal(
                 "08006",
@@ -88,10 +101,12 @@ impl<'a> ServerHandle<'a> {
                 "current transaction is aborted, commands ignored until end of transaction block",
             )));
         }
+        let mut unheard = Vec::new();
+        let notices = if heard { &mut *self.notices } else { &mut unheard };
         let outcome = if self.batched {
-            self.server.batched_query(sql, self.notices).await
+            self.server.batched_query(sql, notices).await
         } else {
-            self.server.simple_query(sql, self.notices).await
+            self.server.simple_query(sql, notices).await
         };
         match outcome {
             Ok(result) => Ok(result),

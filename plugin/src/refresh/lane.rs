@@ -242,13 +242,33 @@ impl Lane {
             return Ok(());
         }
         let ids: Vec<StreamTableId> = live.iter().map(|table| table.id).collect();
-        let pending = self
-            .read(async |conn| engine::pending(conn, &ids).await)
-            .await?;
+        let pending = match self.pending(&ids).await {
+            Err(Error::Server(_)) if ids.len() > 1 => self.pending_one_by_one(&ids).await?,
+            found => found?,
+        };
         for table in live.iter().filter(|table| pending.contains(&table.id)) {
             table.wake();
         }
         Ok(())
+    }
+
+    async fn pending(&self, ids: &[StreamTableId]) -> Result<Vec<StreamTableId>, Error> {
+        self.read(async |conn| engine::pending(conn, ids).await)
+            .await
+    }
+
+    /// One of them has lost its buffer, say. It counts as pending: its own refresh meets the error and
+    /// reports it, and the others go on.
+    async fn pending_one_by_one(&self, ids: &[StreamTableId]) -> Result<Vec<StreamTableId>, Error> {
+        let mut pending = Vec::new();
+        for &id in ids {
+            match self.pending(&[id]).await {
+                Ok(found) => pending.extend(found),
+                Err(Error::Server(_)) => pending.push(id),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(pending)
     }
 
     /// Looks for DDL that nobody told us of. A refresh looks by itself, so this is for those at rest.
