@@ -71,19 +71,21 @@ pub(super) fn code(id: i64, table: &Table, columns: &BTreeMap<i32, Column>) -> S
         )
     } else {
         let both = format!(
-            "SELECT (-1)::pg_catalog.int8 AS w{0} FROM pgt_old UNION ALL SELECT 1{0} FROM pgt_new",
+            "SELECT (-1)::pg_catalog.int8{0} FROM pgt_old UNION ALL SELECT 1{0} FROM pgt_new",
             source("")
         );
         // Net, so that a change of a column nobody uses leaves nothing.
         let update = if all_plain(columns.values()) {
+            // By names of our own: a source may have a column called w.
+            let numbers: String = columns.keys().map(|n| format!(", b.c{n}")).collect();
             let group = if columns.is_empty() {
                 String::new()
             } else {
-                format!(" GROUP BY {}", &source("")[2..])
+                format!(" GROUP BY {}", &numbers[2..])
             };
             format!(
-                "{insert} SELECT pg_catalog.sum(w){} FROM ({both}) b{group} HAVING pg_catalog.sum(w) <> 0",
-                source("")
+                "{insert} SELECT pg_catalog.sum(b.w){numbers} FROM ({both}) b(w{}){group} HAVING pg_catalog.sum(b.w) <> 0",
+                numbers.replace("b.", "")
             )
         } else {
             format!("{insert} {both}")
