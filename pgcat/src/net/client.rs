@@ -323,7 +323,7 @@ async fn greeting(
     // The application's name is different in every other client, always valid, and known.
     let mut asked = settings.clone();
     asked.remove("application_name");
-    let mut parameters = match pool.greeting(&asked) {
+    let mut parameters = match pool.shared.greeting(&asked) {
         Some(known) => known,
         None => ask_greeting(thread, pool, asked).await?,
     };
@@ -371,6 +371,6 @@ async fn ask_greeting(
     }
     let parameters = server.parameters.clone();
     pool.release(thread, server);
-    pool.remember_greeting(settings, parameters.clone());
+    pool.shared.remember_greeting(settings, parameters.clone());
     Ok(parameters)
 }

@@ -8,11 +8,11 @@ use std::task::Context;
 
 use super::handled::HandledPortal;
 use super::session::{Body, ClientStatement, Event, Session, UnnamedStatement};
-use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::plugins::{Action, Statement};
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::prepared;
+use crate::session::traits::{Traits, custom_settings, deallocated_name};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr, take_cstr};
 use crate::wire::{HEADER, Header, TransactionStatus, backend, frontend};
@@ -162,9 +162,15 @@ impl Session {
     fn has_server(&mut self) -> bool {
         if self.server.is_none()
             && !self.thread.shutting_down.get()
+            && self.checked_out.is_none()
             && let Some(server) = self.pool.try_checkout(&self.thread)
         {
-            self.attach(server);
+            if server.settings.is_certain(&self.settings) {
+                self.attach(server);
+            } else {
+                // What may fail is not sent ahead of the client's statement.
+                self.checked_out = Some(server);
+            }
         }
         self.server.is_some()
     }
@@ -172,7 +178,7 @@ impl Session {
     fn process_request(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         match walk.header.tag {
             frontend::QUERY => self.query(walk),
-            frontend::TERMINATE => Ok(Step::Event(Event::Closed)),
+            frontend::TERMINATE => Ok(Step::Event(Event::Terminated)),
             frontend::SYNC => Ok(self.sync()),
             frontend::FLUSH => Ok(match &mut self.server {
                 Some(server) => {
@@ -232,8 +238,11 @@ impl Session {
         if !self.has_server() {
             return Ok(Step::NeedServer);
         }
-        if self.may_set(text) {
-            self.settings_changed = true;
+        self.note_traits(Traits::of(text), text);
+        if let Some(name) = deallocated(text)
+            && self.statements.remove(name.as_bytes()).is_some()
+        {
+            self.alias(walk, &name);
         }
         self.unnamed.statement = UnnamedStatement::None;
         if let Some(server) = &mut self.server {
@@ -246,10 +255,27 @@ impl Session {
         Ok(Step::Forward)
     }
 
-    /// Whether the text may change settings without a command tag that says so.
-    fn may_set(&self, text: &[u8]) -> bool {
-        self.pool.shared.user.pool_mode == PoolMode::Transaction
-            && memchr::memmem::find(text, b"set_config").is_some()
+    /// Takes account of what a statement that is about to run may leave behind.
+    fn note_traits(&mut self, traits: Traits, text: &[u8]) {
+        if traits == Traits::default() || self.internal || !self.is_pooled() {
+            return;
+        }
+        self.settings_changed |= traits.sets_config;
+        if traits.may_set
+            && let Ok(text) = std::str::from_utf8(text)
+        {
+            self.custom_settings.extend(custom_settings(text));
+        }
+        if let Some(server) = &mut self.server {
+            server.dirty |= traits.leaves_state;
+        }
+    }
+
+    /// Gives the server a statement by the client's own name, for it to be seen in SQL.
+    fn alias(&mut self, walk: &mut Walk<'_>, name: &str) {
+        self.inject_expecting(walk, Request::Parse, Undo::Nothing, |out| {
+            message::parse(out, name.as_bytes(), "");
+        });
     }
 
     pub(super) fn wanted_by_plugin(&self, text: &[u8]) -> bool {
@@ -324,9 +350,9 @@ impl Session {
         }
     }
 
-    fn synthesise(&mut self, reply: &[u8]) {
+    fn synthesise(&mut self, reply: &[u8], undo: Undo) {
         if let Some(server) = &mut self.server {
-            server.ledger.synthesise(reply, self.out.tail());
+            server.ledger.synthesise(reply, undo, self.out.tail());
         }
     }
 
@@ -347,12 +373,17 @@ impl Session {
                 Action::Handle(statement) => return Ok(self.parse_handled(name, statement)),
             }
         }
-        let sets = self.may_set(text);
+        let traits = Traits::of(text);
+        if let Some(deallocated) = deallocated(text)
+            && self.statements.remove(deallocated.as_bytes()).is_some()
+        {
+            self.alias(walk, &deallocated);
+        }
         let replaced = rewritten.is_some();
         let rest = rewritten.as_deref().unwrap_or(rest);
         let session = self.registration.id;
         if name.is_empty() {
-            self.settings_changed |= sets;
+            self.note_traits(traits, text);
             self.unnamed.version += 1;
             let version = self.unnamed.version;
             match &mut self.unnamed.statement {
@@ -383,13 +414,14 @@ impl Session {
             }
             return Ok(Step::Forward);
         }
-        let statement = self.thread.pooler.interner.intern(rest);
+        let search_path = self.settings.value("search_path").unwrap_or_default();
+        let statement = self.thread.pooler.interner.intern(rest, search_path);
         let Some(server) = &mut self.server else {
             return Ok(Step::NeedServer);
         };
         let known = server.statements.touch(statement.id);
         if known && server.status != TransactionStatus::Failed {
-            self.synthesise(PARSE_COMPLETE);
+            self.synthesise(PARSE_COMPLETE, Undo::Named(name.into()));
         } else if known {
             // In a failed transaction the server refuses a Parse, and must say so itself.
             self.expect(Request::Parse, Undo::Nothing);
@@ -407,7 +439,7 @@ impl Session {
             message::parse_raw(self.inject(walk), &statement.server_name, rest);
         }
         self.statements
-            .insert(name.into(), ClientStatement::Prepared { statement, sets });
+            .insert(name.into(), ClientStatement::Prepared { statement, traits });
         Ok(Step::Done)
     }
 
@@ -464,11 +496,11 @@ impl Session {
             }
             return None;
         }
-        let ClientStatement::Prepared { statement, sets } = self.statements.get(name)? else {
+        let ClientStatement::Prepared { statement, traits } = self.statements.get(name)? else {
             return None;
         };
-        let statement = statement.clone();
-        self.settings_changed |= *sets;
+        let (statement, traits) = (statement.clone(), *traits);
+        self.note_traits(traits, statement.text());
         if !self.server.as_mut()?.statements.touch(statement.id) {
             self.make_room(walk, statement.id);
             let undo = Undo::Parsed {
@@ -496,7 +528,7 @@ impl Session {
             let formats = result_formats(walk.body())?;
             self.portals
                 .insert(portal.into(), HandledPortal { statement, formats });
-            self.synthesise(BIND_COMPLETE);
+            self.synthesise(BIND_COMPLETE, Undo::Nothing);
             return Ok(Step::Done);
         }
         self.portals.remove(portal);
@@ -520,7 +552,7 @@ impl Session {
         if kind == b'P' {
             if let Some(portal) = self.portals.get(name) {
                 let reply = portal.description();
-                self.synthesise(&reply);
+                self.synthesise(&reply, Undo::Nothing);
                 return Ok(Step::Done);
             }
             self.expect(Request::DescribePortal, Undo::Nothing);
@@ -538,7 +570,7 @@ impl Session {
                 }
                 .description(),
             );
-            self.synthesise(&reply);
+            self.synthesise(&reply, Undo::Nothing);
             return Ok(Step::Done);
         }
         let server_name = self.provide(walk, name);
@@ -580,7 +612,7 @@ impl Session {
             _ => self.statements.remove(name).is_some(),
         };
         if known {
-            self.synthesise(CLOSE_COMPLETE);
+            self.synthesise(CLOSE_COMPLETE, Undo::Nothing);
             return Ok(Step::Done);
         }
         self.expect(Request::Close, Undo::Nothing);
@@ -608,7 +640,12 @@ impl Session {
             self.statements
                 .insert(name.into(), ClientStatement::Handled(statement));
         }
-        self.synthesise(PARSE_COMPLETE);
+        let undo = if name.is_empty() {
+            Undo::Nothing
+        } else {
+            Undo::Named(name.into())
+        };
+        self.synthesise(PARSE_COMPLETE, undo);
         Step::Done
     }
 
@@ -633,6 +670,15 @@ pub(super) fn in_failed_transaction() -> ErrorFields {
         "25P02",
         "current transaction is aborted, commands ignored until end of transaction block",
     )
+}
+
+/// The statement that a text deallocates by name. Most texts are told apart by their first letter.
+fn deallocated(text: &[u8]) -> Option<String> {
+    let first = text.trim_ascii_start().first()?;
+    if !matches!(first, b'd' | b'D' | b'/' | b'-') {
+        return None;
+    }
+    deallocated_name(std::str::from_utf8(text).ok()?)
 }
 
 fn string(body: &[u8]) -> Result<(&[u8], &[u8]), Error> {

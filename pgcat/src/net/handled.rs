@@ -191,8 +191,8 @@ impl Session {
             poll_fn(|cx| self.poll_drain(cx)).await?;
             match &self.server {
                 Some(server) => return Ok(!server.ledger.is_skipping()),
-                None => match self.pool.checkout(&self.thread).await {
-                    Ok(server) => self.attach(server),
+                None => match self.checkout().await {
+                    Ok(server) => self.attach_safely(server).await?,
                     Err(error) => {
                         self.hold = false;
                         let fields = ErrorFields::error(

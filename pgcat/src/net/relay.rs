@@ -7,12 +7,14 @@
 use std::io;
 use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::session::{Body, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::settings::CAPTURE;
+use crate::session::settings::capture;
 use crate::wire::error_fields::{ErrorFields, Severity};
 use crate::wire::message;
 use crate::wire::{HEADER, Header, TransactionStatus, backend};
@@ -82,30 +84,22 @@ impl Session {
 
     /// Waits until the server owes nothing (or skips to a Sync), relaying what comes.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        loop {
-            let owing = self
-                .server
-                .as_ref()
-                .is_some_and(|s| s.ledger.is_waiting() || !s.out.is_empty() || !s.input.is_empty());
-            if !owing {
-                return Poll::Ready(Ok(()));
-            }
-            match self.poll_relay(cx, false) {
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
-                Poll::Pending => {
-                    let owing = self
-                        .server
-                        .as_ref()
-                        .is_some_and(|s| s.ledger.is_waiting() || !s.out.is_empty());
-                    return if owing {
-                        Poll::Pending
-                    } else {
-                        Poll::Ready(Ok(()))
-                    };
-                }
-            }
+        if self.is_owed()
+            && let Poll::Ready(Err(error)) = self.poll_relay(cx, false)
+        {
+            return Poll::Ready(Err(error));
         }
+        if self.is_owed() {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn is_owed(&self) -> bool {
+        self.server
+            .as_ref()
+            .is_some_and(|s| s.ledger.is_waiting() || !s.out.is_empty() || !s.input.is_empty())
     }
 
     fn note_waker(&self, cx: &Context<'_>) {
@@ -332,10 +326,15 @@ impl Session {
         };
         server.status = TransactionStatus::from_byte(status);
         if fate == Fate::Capture {
-            let settings = std::sync::Arc::new(mem::take(&mut self.captured));
+            let captured = mem::take(&mut self.captured);
             self.settings_changed = false;
-            server.settings = settings.clone();
-            self.settings = settings;
+            // A setting of the startup message that was RESET is back at the message's value.
+            self.settings = Arc::new(captured.clone().over(&self.startup_settings));
+            server.settings = if captured == *self.settings {
+                self.settings.clone()
+            } else {
+                Arc::new(captured)
+            };
             return Ok(());
         }
         if fate == Fate::Swallow {
@@ -353,7 +352,7 @@ impl Session {
                 server
                     .ledger
                     .push(Request::Query, Fate::Capture, Undo::Nothing);
-                message::query(server.out.tail(), CAPTURE);
+                message::query(server.out.tail(), &capture(self.custom_settings.iter()));
                 server.unnamed = None;
             }
         } else if quiet {
@@ -378,22 +377,28 @@ impl Session {
         }
         let tag = body.strip_suffix(&[0]).unwrap_or(body);
         match tag {
-            b"SET" | b"RESET" => self.settings_changed = true,
+            // An in-process client sets LOCAL only.
+            b"SET" | b"RESET" => self.settings_changed = !self.internal,
             b"DISCARD ALL" => {
                 server.forget_session();
                 self.statements.clear();
                 self.settings_changed = true;
             }
-            b"DEALLOCATE ALL" | b"DISCARD PLANS" => {
-                if tag == b"DEALLOCATE ALL" {
-                    server.statements.clear();
-                    server.unnamed = None;
-                    self.statements.clear();
-                }
+            b"DEALLOCATE ALL" => {
+                server.statements.clear();
+                server.unnamed = None;
+                self.statements.clear();
             }
             // They leave something behind in the session.
             b"PREPARE" | b"LISTEN" | b"DECLARE CURSOR" | b"LOAD" => server.dirty = true,
             b"COMMIT" | b"BEGIN" | b"ROLLBACK" | b"SHOW" => (),
+            _ if tag.starts_with(b"ALTER") || tag.starts_with(b"DROP") => {
+                self.pool
+                    .shared
+                    .schema_version
+                    .fetch_add(1, Ordering::Relaxed);
+                self.wrote = true;
+            }
             _ if !tag.starts_with(b"SELECT") && !tag.starts_with(b"FETCH") => self.wrote = true,
             // SELECT: of a CTE that writes, or into a new table. Rare; found by the plugins' polling.
             _ => (),
@@ -408,6 +413,9 @@ impl Session {
             for undo in server.ledger.take_undone() {
                 match undo {
                     Undo::Closed(statement) => server.statements.put_back(statement),
+                    Undo::Named(name) => {
+                        self.statements.remove(&name);
+                    }
                     Undo::Nothing => (),
                     Undo::Parsed {
                         statement,
@@ -436,6 +444,11 @@ impl Session {
             return Err(Error::Refused(Box::new(fields)));
         }
         self.told_fatal = fields.severity >= Severity::Fatal;
+        let revalidation = (b'R', "RevalidateCachedQuery".to_owned());
+        if fields.code == "0A000" && fields.other.contains(&revalidation) {
+            // Its result type has changed: parsed anew, it will do.
+            server.dirty = true;
+        }
         Ok(())
     }
 

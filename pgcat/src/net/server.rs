@@ -39,6 +39,8 @@ pub struct Server {
     /// The session settings in force.
     pub settings: Arc<Settings>,
     pub parameters: Parameters,
+    /// The pool's [`PoolShared::schema_version`] that the statements were parsed under, or later.
+    pub schema_version: u64,
     /// Whose unnamed statement the server has: session and version.
     pub unnamed: Option<(u64, u64)>,
     pub key: Arc<ServerKey>,
@@ -97,6 +99,7 @@ impl Server {
             statements: ServerStatements::new(pool.settings.prepared_statements_cache_size),
             settings: Arc::default(),
             parameters: Parameters::new(),
+            schema_version: pool.schema_version.load(Ordering::Relaxed),
             unnamed: None,
             key: Arc::new(ServerKey {
                 address: pool.address.clone(),
@@ -331,6 +334,51 @@ impl Server {
             }
             self.input.extend_from_slice(&chunk[..n]);
         }
+    }
+
+    /// Reads and drops what the server still owes, to the end. `body` bytes of a message have yet to
+    /// come.
+    ///
+    /// # Errors
+    /// A failure of the connection, or of the protocol.
+    pub async fn drain(&mut self, mut body: usize) -> Result<(), Error> {
+        self.flush().await?;
+        while body > 0 {
+            let mut chunk = [0; 8192];
+            let n = if self.input.is_empty() {
+                poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+                    .await
+                    .map_err(Error::Server)?
+            } else {
+                let n = self.input.len().min(body);
+                self.input.drain(..n);
+                body -= n;
+                continue;
+            };
+            if n == 0 {
+                return Err(Error::Server(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.input.extend_from_slice(&chunk[..n]);
+        }
+        while self.ledger.is_waiting() {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                backend::PARAMETER_STATUS => self.note_parameter(&body),
+                backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => (),
+                _ => {
+                    self.ledger
+                        .reply(tag)
+                        .map_err(|_| Error::ServerProtocol("a reply to nothing that was asked"))?;
+                    self.ledger.take_due(&mut Vec::new());
+                }
+            }
+            if tag == backend::READY_FOR_QUERY {
+                self.status = TransactionStatus::from_byte(body.first().copied().unwrap_or(0));
+            }
+        }
+        // Settings may have been changed, statements closed, on the client's behalf: start afresh.
+        self.dirty = true;
+        Ok(())
     }
 
     /// Runs SQL by the simple protocol while nothing else is outstanding. Notices and other

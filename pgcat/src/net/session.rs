@@ -1,6 +1,6 @@
 //! A client's session after login: its state, and the slow paths around the relay.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crate::pool::local::LocalPool;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::prepared::PreparedStatement;
 use crate::session::settings::Settings;
-use crate::wire::error_fields::ErrorFields;
+use crate::session::traits::Traits;
+use crate::wire::error_fields::{ErrorFields, Severity};
 use crate::wire::{TransactionStatus, message};
 
 /// A client's session.
@@ -44,6 +45,14 @@ pub struct Session {
     /// The session's settings may have changed: ask the server before letting go of it.
     pub(super) settings_changed: bool,
     pub(super) captured: Settings,
+    /// Names with a dot that the client may have set.
+    pub(super) custom_settings: BTreeSet<String>,
+    /// The settings of the startup message: what RESET goes back to.
+    pub(super) startup_settings: Settings,
+    /// A connection taken from the pool whose settings are to be changed with care.
+    pub(super) checked_out: Option<Box<Server>>,
+    /// The client said Terminate.
+    terminated: bool,
     /// A command that may write has completed in the current transaction.
     pub(super) wrote: bool,
     /// The server's last words were FATAL, and the client has them.
@@ -68,7 +77,7 @@ pub(super) enum ClientStatement {
     Handled(Arc<dyn Statement>),
     Prepared {
         statement: Arc<PreparedStatement>,
-        sets: bool,
+        traits: Traits,
     },
 }
 
@@ -88,7 +97,7 @@ pub(super) enum UnnamedStatement {
 
 /// Why the relay stopped.
 pub(super) enum Event {
-    /// The client closed its connection, or said Terminate.
+    /// The client closed its connection.
     Closed,
     /// Execute of a statement that a plugin answers.
     Execute {
@@ -103,6 +112,8 @@ pub(super) enum Event {
     /// A Query with a statement that a plugin answers.
     Query(Vec<Piece>),
     Shutdown,
+    /// The client said Terminate: what it sent before is still to be done.
+    Terminated,
 }
 
 impl Session {
@@ -125,7 +136,11 @@ impl Session {
             out: OutBuffer::default(),
             server: None,
             server_body: Body::default(),
-            settings: Arc::new(settings),
+            settings: Arc::new(settings.clone()),
+            startup_settings: settings,
+            custom_settings: BTreeSet::new(),
+            checked_out: None,
+            terminated: false,
             statements: HashMap::new(),
             unnamed: Unnamed {
                 statement: UnnamedStatement::None,
@@ -161,17 +176,55 @@ impl Session {
         loop {
             match poll_fn(|cx| self.poll_relay(cx, true)).await? {
                 Event::Closed => return Ok(()),
+                Event::Terminated => {
+                    self.terminated = true;
+                    return Ok(());
+                }
                 Event::Execute { portal } => self.execute_handled(&portal).await?,
                 Event::FailBatch(error) => self.fail_batch(*error).await?,
                 Event::IdleInTransaction => self.idle_in_transaction().await?,
-                Event::NeedServer => match self.pool.checkout(&self.thread).await {
-                    Ok(server) => self.attach(server),
+                Event::NeedServer => match self.checkout().await {
+                    Ok(server) => self.attach_safely(server).await?,
                     Err(error) => self.no_server(&error).await?,
                 },
                 Event::Query(pieces) => self.query_handled(pieces).await?,
                 Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
             }
         }
+    }
+
+    /// The connection taken already, or one from the pool.
+    pub(super) async fn checkout(&mut self) -> Result<Box<Server>, Error> {
+        match self.checked_out.take() {
+            Some(server) => Ok(server),
+            None => self.pool.checkout(&self.thread).await,
+        }
+    }
+
+    /// Like [`Session::attach`], but settings that the server may refuse are set, and found to be,
+    /// before anything of the client's is sent: its statement must not run under others.
+    pub(super) async fn attach_safely(&mut self, mut server: Box<Server>) -> Result<(), Error> {
+        if !server.settings.is_certain(&self.settings) {
+            let sql = server.settings.transition(&self.settings);
+            match server.simple_query(&sql, &mut Vec::new()).await {
+                Ok(_) => {
+                    server.unnamed = None;
+                    server.settings = self.settings.clone();
+                }
+                Err(Error::ServerRefused(mut fields)) => {
+                    server.dirty = true;
+                    self.pool.release(&self.thread, server);
+                    fields.severity = Severity::Fatal;
+                    return Err(Error::Refused(fields));
+                }
+                Err(error) => {
+                    self.pool.close(server);
+                    return Err(error);
+                }
+            }
+        }
+        self.attach(server);
+        Ok(())
     }
 
     /// Takes a server connection into use. Where its session settings differ from the client's, the
@@ -188,6 +241,20 @@ impl Session {
                 server.unnamed = None;
             }
             server.settings = self.settings.clone();
+        }
+        let schema = self.pool.shared.schema_version.load(Ordering::Relaxed);
+        if server.schema_version != schema {
+            server.schema_version = schema;
+            if !server.statements.is_empty() {
+                // Parsed before a table was altered, they would fail with "cached plan must not change
+                // result type".
+                server.statements.clear();
+                server.unnamed = None;
+                server
+                    .ledger
+                    .push(Request::Query, Fate::Swallow, Undo::Nothing);
+                message::query(server.out.tail(), "DEALLOCATE ALL");
+            }
         }
         *self.registration.handle.server.borrow_mut() = Some(server.key.clone());
         self.server_body = Body::default();
@@ -219,6 +286,9 @@ impl Session {
 
     /// The client is gone or will be: the server connection must not be left as it is.
     fn leave_server(&mut self) {
+        if let Some(unused) = self.checked_out.take() {
+            self.pool.release(&self.thread, unused);
+        }
         let session_mode = self.pool.shared.user.pool_mode == PoolMode::Session;
         let Some(mut server) = self.detach() else {
             return;
@@ -235,7 +305,8 @@ impl Session {
             && self.client_body.left == 0
             && server.input.is_empty()
             && server.out.is_empty();
-        if !quiet {
+        let half_sent = self.client_body.left > 0 || server.ledger.is_copying_in();
+        if !quiet && (!self.terminated || half_sent || server.unsynced) {
             // Something is running, or half a message has been sent. A running statement is
             // cancelled, so that it does not go on for nobody; a COPY is aborted by the close.
             if server.ledger.is_waiting() && !server.key.secret.is_empty() {
@@ -246,14 +317,26 @@ impl Session {
             }
             return pool.close(server);
         }
+        let body = self.server_body.left;
         tokio::task::spawn_local(async move {
-            let limit = std::time::Duration::from_secs(15);
-            let rollback = tokio::time::timeout(limit, async {
-                server.simple_query("ROLLBACK", &mut Vec::new()).await
-            });
-            match rollback.await {
-                Ok(Ok(_)) => pool.release(&thread, server),
-                _ => pool.close(server),
+            // What the client sent before its Terminate is done, as by a server of its own; then a
+            // transaction that it left open is rolled back.
+            let mut ignored = Vec::new();
+            let finish = async {
+                server.drain(body).await?;
+                if server.status != TransactionStatus::Idle {
+                    let limit = std::time::Duration::from_secs(15);
+                    let rollback = server.simple_query("ROLLBACK", &mut ignored);
+                    return tokio::time::timeout(limit, rollback)
+                        .await
+                        .map_err(|_| Error::Timeout)?
+                        .map(drop);
+                }
+                Ok(())
+            };
+            match finish.await {
+                Ok(()) => pool.release(&thread, server),
+                Err(_) => pool.close(server),
             }
         });
     }

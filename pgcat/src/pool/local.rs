@@ -10,10 +10,9 @@ use tokio::time::timeout;
 
 use super::shared::{Grant, PoolShared};
 use crate::error::Error;
-use crate::net::server::{Parameters, Server};
+use crate::net::server::Server;
 use crate::net::threads::ThreadContext;
 use crate::plugins::Plugin;
-use crate::session::settings::Settings;
 
 /// See the module's text.
 pub struct LocalPool {
@@ -21,12 +20,7 @@ pub struct LocalPool {
     /// The plugins that look at this pool's statements.
     pub plugins: Vec<Arc<dyn Plugin>>,
     idle: RefCell<VecDeque<Box<Server>>>,
-    /// What a server reports to a session with these settings; asked once, then known.
-    greetings: RefCell<Vec<(Settings, Parameters)>>,
 }
-
-/// Distinct sets of startup settings whose greeting is remembered.
-const GREETINGS: usize = 64;
 
 impl LocalPool {
     pub fn new(shared: Arc<PoolShared>, plugins: Vec<Arc<dyn Plugin>>) -> Self {
@@ -34,26 +28,7 @@ impl LocalPool {
             shared,
             plugins,
             idle: RefCell::default(),
-            greetings: RefCell::default(),
         }
-    }
-
-    /// What to report to a client that starts with these settings, if it is known.
-    pub fn greeting(&self, settings: &Settings) -> Option<Parameters> {
-        let greetings = self.greetings.borrow();
-        greetings
-            .iter()
-            .find(|(known, _)| known == settings)
-            .map(|(_, p)| p.clone())
-    }
-
-    pub fn remember_greeting(&self, settings: Settings, parameters: Parameters) {
-        let mut greetings = self.greetings.borrow_mut();
-        greetings.retain(|(known, _)| *known != settings);
-        if greetings.len() >= GREETINGS {
-            greetings.remove(0);
-        }
-        greetings.push((settings, parameters));
     }
 
     /// An idle connection of this thread, unless others wait for one.

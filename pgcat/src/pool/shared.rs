@@ -4,16 +4,17 @@
 //! connections; the queue's lock is taken by those who wait, and by those who serve them.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::oneshot;
 
 use crate::config::model::{Pool, ServerAddress, User};
-use crate::net::server::{DetachedServer, Server};
+use crate::net::server::{DetachedServer, Parameters, Server};
 use crate::net::threads::ThreadHandle;
 use crate::plugins::PoolIdentity;
 use crate::session::auth::ScramSecret;
+use crate::session::settings::Settings;
 
 /// A pool: one user of one database.
 #[derive(Debug)]
@@ -33,6 +34,10 @@ pub struct PoolShared {
     queue: Mutex<VecDeque<Waiter>>,
     /// Idle connections, by thread.
     idle: Box<[IdleCount]>,
+    /// Counts the schema changes seen on this pool's connections.
+    pub schema_version: AtomicU64,
+    /// What a server reports to a session with these settings; asked once, then known.
+    greetings: Mutex<Vec<(Settings, Parameters)>>,
     /// Whether the last attempt to connect failed: log the first failure, not each.
     pub failing: AtomicBool,
     /// What clients are verified with by SCRAM; made at the first login. `None`: not possible.
@@ -74,6 +79,9 @@ impl Waiter {
     }
 }
 
+/// Distinct sets of startup settings whose greeting is remembered.
+const GREETINGS: usize = 64;
+
 /// A waiter this old (coarse milliseconds) is served before any younger one. Among younger ones a
 /// thread prefers its own, because moving a connection costs two system calls and a wake-up.
 const STRICT_ORDER_AFTER: u64 = 100;
@@ -113,9 +121,33 @@ impl PoolShared {
             waiting: AtomicUsize::new(0),
             queue: Mutex::default(),
             idle: (0..threads).map(|_| IdleCount::default()).collect(),
+            schema_version: AtomicU64::new(0),
+            greetings: Mutex::default(),
             failing: AtomicBool::new(false),
             scram_secret: OnceLock::new(),
         }
+    }
+
+    /// What to report to a client that starts with these settings, if it is known.
+    pub fn greeting(&self, settings: &Settings) -> Option<Parameters> {
+        let greetings = self
+            .greetings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let known = greetings.iter().find(|(known, _)| known == settings);
+        known.map(|(_, parameters)| parameters.clone())
+    }
+
+    pub fn remember_greeting(&self, settings: Settings, parameters: Parameters) {
+        let mut greetings = self
+            .greetings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        greetings.retain(|(known, _)| *known != settings);
+        if greetings.len() >= GREETINGS {
+            greetings.remove(0);
+        }
+        greetings.push((settings, parameters));
     }
 
     /// How many clients wait for a connection.

@@ -44,6 +44,8 @@ pub enum Fate {
 pub enum Undo {
     /// The statement was closed on the server: it is still there.
     Closed(u64),
+    /// The client's Parse was answered by the pooler: the client does not have the name after all.
+    Named(Box<[u8]>),
     Nothing,
     /// The statement was not parsed: neither the server nor (for the client's own Parse) the client
     /// has it.
@@ -62,8 +64,10 @@ enum Item {
         fate: Fate,
         undo: Undo,
     },
+    /// The client ended a COPY, perhaps before it could know that there is one.
+    CopyEnd,
     /// A reply made by the pooler, due when everything before it has been answered.
-    Synthetic(Box<[u8]>),
+    Synthetic { reply: Box<[u8]>, undo: Undo },
 }
 
 /// The server sent a message that answers nothing it was asked.
@@ -137,31 +141,41 @@ impl Ledger {
     }
 
     /// Notes a reply the pooler makes itself. It goes to `out` at once if nothing is due before it.
-    pub fn synthesise(&mut self, reply: &[u8], out: &mut Vec<u8>) {
-        if self.skipping {
-        } else if self.items.is_empty() {
+    pub fn synthesise(&mut self, reply: &[u8], undo: Undo, out: &mut Vec<u8>) {
+        if self.items.is_empty() {
             out.extend_from_slice(reply);
         } else {
-            self.items.push_back(Item::Synthetic(reply.into()));
+            let reply = reply.into();
+            self.items.push_back(Item::Synthetic { reply, undo });
         }
     }
 
     /// Whether a synthetic reply has become due.
     pub fn has_due(&self) -> bool {
-        matches!(self.items.front(), Some(Item::Synthetic(_)))
+        matches!(self.items.front(), Some(Item::Synthetic { .. }))
     }
 
     /// Appends the synthetic replies that have become due.
     pub fn take_due(&mut self, out: &mut Vec<u8>) {
-        while let Some(Item::Synthetic(reply)) = self.items.front() {
+        while let Some(Item::Synthetic { reply, .. }) = self.items.front() {
             out.extend_from_slice(reply);
             self.items.pop_front();
+            self.drop_copy_ends();
         }
     }
 
     /// The client ended a COPY it was sending (CopyDone or CopyFail).
     pub fn copy_in_ended(&mut self) {
-        self.copy_in = false;
+        if !std::mem::take(&mut self.copy_in) && !self.items.is_empty() {
+            self.items.push_back(Item::CopyEnd);
+        }
+    }
+
+    /// An end without a COPY is ignored by the server, and gets no reply.
+    fn drop_copy_ends(&mut self) {
+        while let Some(Item::CopyEnd) = self.items.front() {
+            self.items.pop_front();
+        }
     }
 
     /// From now on the server skips to the next Sync, because of an error the pooler provoked.
@@ -208,7 +222,7 @@ impl Ledger {
             }
             _ if request.ends_ready() => {
                 if tag == backend::COPY_IN_RESPONSE {
-                    self.copy_in = true;
+                    self.enter_copy_in();
                 }
                 false
             }
@@ -235,35 +249,42 @@ impl Ledger {
         };
         if complete {
             self.items.pop_front();
+            self.drop_copy_ends();
         }
         Ok(fate)
     }
 
     /// In copy-in mode the server ignores Sync. libpq sends one right behind Execute, before it can
-    /// know that the statement is a COPY, and another one after CopyDone.
+    /// know that the statement is a COPY, and another one after CopyDone; other drivers send all of it
+    /// in one go.
     fn enter_copy_in(&mut self) {
-        self.copy_in = true;
+        let end = self
+            .items
+            .iter()
+            .position(|item| matches!(item, Item::CopyEnd));
+        self.copy_in = end.is_none();
         let before = self.items.len();
+        let mut index = 0;
+        let end = end.unwrap_or(before);
         self.items.retain(|item| {
-            !matches!(
+            index += 1;
+            let ignored = matches!(
                 item,
                 Item::Expect {
                     request: Request::Sync,
                     ..
                 }
-            )
+            );
+            index - 1 > end || !(ignored || matches!(item, Item::CopyEnd))
         });
         // Should the COPY fail before the server has read that Sync, the Sync counts after all.
-        self.ambiguous |= self.items.len() != before;
+        self.ambiguous |= before - self.items.len() > usize::from(end < before);
     }
 
     fn failed(&mut self, request: Request) {
-        let copying = std::mem::take(&mut self.copy_in);
+        self.copy_in = false;
         if request.ends_ready() {
             return;
-        }
-        if !copying {
-            self.ambiguous = false;
         }
         self.skipping = true;
         while let Some(item) = self.items.front() {
@@ -277,12 +298,15 @@ impl Ledger {
                 self.skipping = false;
                 break;
             }
-            if let Some(Item::Expect { undo, .. }) = self.items.pop_front()
+            if let Some(Item::Expect { undo, .. } | Item::Synthetic { undo, .. }) =
+                self.items.pop_front()
                 && undo != Undo::Nothing
             {
                 self.undone.push(undo);
             }
         }
+        // Last done, first undone: a statement may have come and gone again in what was skipped.
+        self.undone.reverse();
     }
 
     /// A COPY ended well: the Sync in front of its data was ignored, as expected.
@@ -345,10 +369,10 @@ mod tests {
         use Request::{Bind, Sync};
         let mut out = Vec::new();
         let mut ledger = ledger(&[Bind]);
-        ledger.synthesise(b"a", &mut out);
+        ledger.synthesise(b"a", Undo::Nothing, &mut out);
         assert!(out.is_empty());
         ledger.push(Bind, Fate::Forward, Undo::Nothing);
-        ledger.synthesise(b"b", &mut out);
+        ledger.synthesise(b"b", Undo::Nothing, &mut out);
         ledger.push(Sync, Fate::Forward, Undo::Nothing);
         replies(&mut ledger, b"2");
         ledger.take_due(&mut out);
@@ -382,6 +406,24 @@ mod tests {
         ledger.push(Sync, Fate::Forward, Undo::Nothing);
         ledger.copy_in_ended();
         ledger.push(Sync, Fate::Forward, Undo::Nothing);
+        replies(&mut ledger, b"CZ");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_copy_may_be_sent_whole_before_the_server_asks_for_it() {
+        use Request::{Bind, Execute, Parse, Sync};
+        let mut ledger = ledger(&[Parse, Bind, Execute]);
+        ledger.copy_in_ended();
+        ledger.push(Sync, Fate::Forward, Undo::Nothing);
+        replies(&mut ledger, b"12GCZ");
+        assert!(ledger.is_empty() && !ledger.is_ambiguous());
+    }
+
+    #[test]
+    fn an_end_without_a_copy_leaves_nothing() {
+        let mut ledger = ledger(&[Request::Query]);
+        ledger.copy_in_ended();
         replies(&mut ledger, b"CZ");
         assert!(ledger.is_empty());
     }

@@ -4,3 +4,4 @@ pub mod auth;
 pub mod ledger;
 pub mod prepared;
 pub mod settings;
+pub mod traits;

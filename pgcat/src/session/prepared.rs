@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::wire::message::take_cstr;
+
 /// A statement as parsed by some client.
 #[derive(Debug)]
 pub struct PreparedStatement {
@@ -17,10 +19,25 @@ pub struct PreparedStatement {
     pub rest: Arc<[u8]>,
 }
 
+impl PreparedStatement {
+    /// The statement's SQL.
+    pub fn text(&self) -> &[u8] {
+        take_cstr(&self.rest).map_or(&*self.rest, |(text, _)| text)
+    }
+}
+
+/// What makes statements equal: the Parse body, and the search_path, because the same text means other
+/// tables under another one.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    rest: Arc<[u8]>,
+    search_path: Box<str>,
+}
+
 /// Gives equal statements the same number.
 #[derive(Debug, Default)]
 pub struct Interner {
-    statements: Mutex<HashMap<Arc<[u8]>, Arc<PreparedStatement>>>,
+    statements: Mutex<HashMap<Key, Arc<PreparedStatement>>>,
     next: AtomicU64,
 }
 
@@ -28,27 +45,31 @@ pub struct Interner {
 const PURGE_AT: usize = 4096;
 
 impl Interner {
-    /// The statement with this Parse body. Equality is by all of its bytes: types included, and no
-    /// hash in their place.
-    pub fn intern(&self, rest: &[u8]) -> Arc<PreparedStatement> {
+    /// The statement with this Parse body under this search_path. Equality is by all of its bytes:
+    /// types included, and no hash in their place.
+    pub fn intern(&self, rest: &[u8], search_path: &str) -> Arc<PreparedStatement> {
+        let key = Key {
+            rest: rest.into(),
+            search_path: search_path.into(),
+        };
         let mut statements = self
             .statements
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = statements.get(rest) {
+        if let Some(statement) = statements.get(&key) {
             return statement.clone();
         }
         if statements.len() >= PURGE_AT && statements.len().is_power_of_two() {
             statements.retain(|_, statement| Arc::strong_count(statement) > 1);
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let rest: Arc<[u8]> = rest.into();
+        let rest = key.rest.clone();
         let statement = Arc::new(PreparedStatement {
             id,
             server_name: format!("PGCAT_{id}").into_bytes().into(),
-            rest: rest.clone(),
+            rest,
         });
-        statements.insert(rest, statement.clone());
+        statements.insert(key, statement.clone());
         statement
     }
 }
@@ -110,6 +131,10 @@ impl ServerStatements {
         self.used.insert(id, 0);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.used.is_empty()
+    }
+
     pub fn clear(&mut self) {
         self.used.clear();
     }
@@ -129,10 +154,17 @@ mod tests {
         let interner = Interner::default();
         // Concatenated without separators these two would collide: LIMIT 1 with one type of OID 0,
         // and LIMIT 11 … without types.
-        let one = interner.intern(b"select 1\0\0\x01\0\0\0\0");
-        let two = interner.intern(b"select 1\0\0\0");
+        let one = interner.intern(b"select 1\0\0\x01\0\0\0\0", "");
+        let two = interner.intern(b"select 1\0\0\0", "");
         assert_ne!(one.id, two.id);
-        assert_eq!(one.id, interner.intern(b"select 1\0\0\x01\0\0\0\0").id);
+        assert_eq!(one.id, interner.intern(b"select 1\0\0\x01\0\0\0\0", "").id);
+    }
+
+    #[test]
+    fn one_text_under_two_search_paths_is_two_statements() {
+        let interner = Interner::default();
+        let one = interner.intern(b"select * from t\0\0\0", "a");
+        assert_ne!(one.id, interner.intern(b"select * from t\0\0\0", "b").id);
     }
 
     #[test]

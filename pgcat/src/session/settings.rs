@@ -11,12 +11,27 @@ pub struct Settings(BTreeMap<String, String>);
 /// Asks the server which settings the session has. Exact whatever set them (SET, set_config, a
 /// function, a statement that was rolled back), because it asks after the fact.
 /// `role` is not in pg_settings; the transaction's own properties are no session settings.
-pub const CAPTURE: &str = "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' \
+const CAPTURE: &str = "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' \
     AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable') \
     UNION ALL SELECT 'role', r FROM pg_catalog.current_setting('role') r WHERE r <> 'none' \
     UNION ALL SELECT 'session_authorization', s FROM pg_catalog.current_setting('session_authorization') s \
     WHERE s <> (SELECT u.usename FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a \
     JOIN pg_catalog.pg_user u ON u.usesysid = a.usesysid)";
+
+/// The query for all settings of the session; `custom` are names with a dot that may have been set:
+/// pg_settings does not show those that no extension has declared.
+pub fn capture<'a>(custom: impl Iterator<Item = &'a String>) -> String {
+    let mut sql = CAPTURE.to_owned();
+    for name in custom {
+        let name = literal(name);
+        let _ = write!(
+            sql,
+            " UNION ALL SELECT {name}, s FROM pg_catalog.current_setting({name}, true) s \
+             WHERE s IS NOT NULL"
+        );
+    }
+    sql
+}
 
 impl Settings {
     pub fn set(&mut self, name: &str, value: String) {
@@ -29,6 +44,43 @@ impl Settings {
 
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
+    }
+
+    /// These settings, and `defaults` where they have no value of their own.
+    pub fn over(mut self, defaults: &Self) -> Self {
+        for (name, value) in &defaults.0 {
+            self.0.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        self
+    }
+
+    /// Whether the server will take the transition to `wanted` for certain: values of these settings
+    /// were accepted before, and do not depend on anything that can be dropped.
+    pub fn is_certain(&self, wanted: &Self) -> bool {
+        let differs = |name: &&String| self.0.get(*name) != wanted.0.get(*name);
+        self.0
+            .keys()
+            .chain(wanted.0.keys())
+            .filter(differs)
+            .all(|name| {
+                matches!(
+                    name.as_str(),
+                    "application_name"
+                        | "bytea_output"
+                        | "client_encoding"
+                        | "client_min_messages"
+                        | "datestyle"
+                        | "extra_float_digits"
+                        | "idle_in_transaction_session_timeout"
+                        | "intervalstyle"
+                        | "lock_timeout"
+                        | "search_path"
+                        | "standard_conforming_strings"
+                        | "statement_timeout"
+                        | "timezone"
+                        | "work_mem"
+                )
+            })
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,167 @@
+//! What a statement's text says about the session state it may leave behind, as far as no command tag
+//! tells.
+
+use std::sync::LazyLock;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+
+use crate::router::lexer::{self, Kind, Token};
+
+/// Words that matter, in any case, anywhere in the text. Finding one in a string or a column's name
+/// costs a clean-up, not correctness.
+const WORDS: [&str; 6] = [
+    "set_config",
+    "advisory",
+    "temp",
+    "deallocate",
+    "discard",
+    "set",
+];
+
+static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+    AhoCorasick::builder()
+        .ascii_case_insensitive(true)
+        .match_kind(aho_corasick::MatchKind::LeftmostFirst)
+        .kind(Some(AhoCorasickKind::DFA))
+        .build(WORDS)
+        .ok()
+});
+
+/// See the module's text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// It may change settings although its tag is not SET.
+    pub sets_config: bool,
+    /// It may leave temporary objects or session locks, or drop prepared statements unseen.
+    pub leaves_state: bool,
+    /// It may set settings with a dot in their name; see [`custom_settings`].
+    pub may_set: bool,
+}
+
+impl Traits {
+    pub fn of(text: &[u8]) -> Self {
+        let Some(search) = &*SEARCH else {
+            return Self {
+                sets_config: true,
+                leaves_state: true,
+                may_set: true,
+            };
+        };
+        let mut traits = Self::default();
+        for found in search.find_iter(text) {
+            match found.pattern().as_usize() {
+                0 => {
+                    traits.sets_config = true;
+                    traits.may_set = true;
+                }
+                5 => traits.may_set |= memchr::memchr(b'.', &text[found.end()..]).is_some(),
+                _ => traits.leaves_state = true,
+            }
+        }
+        traits
+    }
+}
+
+/// The dotted names that the text may set: of `SET [SESSION | LOCAL] a.b` and `set_config('a.b', …)`.
+pub fn custom_settings(text: &str) -> Vec<String> {
+    let tokens: Vec<Token> = lexer::tokens(text).collect();
+    let mut names = Vec::new();
+    for (index, token) in tokens.iter().enumerate() {
+        let rest = &tokens[index + 1..];
+        if token.is_word(text, "set") {
+            let skipped = rest
+                .first()
+                .is_some_and(|t| t.is_word(text, "session") || t.is_word(text, "local"));
+            names.extend(dotted_name(text, &rest[usize::from(skipped)..]));
+        } else if token.is_word(text, "set_config") {
+            let argument = rest.iter().find(|t| t.kind == Kind::String);
+            let name = argument.map(|t| text[t.span.clone()].trim_matches('\''));
+            names.extend(
+                name.filter(|name| name.contains('.'))
+                    .map(str::to_ascii_lowercase),
+            );
+        }
+    }
+    names
+}
+
+fn dotted_name(text: &str, tokens: &[Token]) -> Option<String> {
+    let mut name = String::new();
+    for token in tokens {
+        let part = &text[token.span.clone()];
+        match token.kind {
+            Kind::Word if name.is_empty() || name.ends_with('.') => {
+                name.push_str(&part.to_ascii_lowercase());
+            }
+            Kind::QuotedIdentifier if name.is_empty() || name.ends_with('.') => {
+                name.push_str(part.trim_matches('"'));
+            }
+            Kind::Symbol(b'.') => name.push('.'),
+            _ => break,
+        }
+    }
+    (name.contains('.') && !name.ends_with('.')).then_some(name)
+}
+
+/// The prepared statement that a DEALLOCATE names; `None` for anything else, ALL included.
+pub fn deallocated_name(text: &str) -> Option<String> {
+    let mut tokens = lexer::tokens(text).peekable();
+    tokens
+        .next()
+        .filter(|token| token.is_word(text, "deallocate"))?;
+    let mut name = tokens.next()?;
+    if name.is_word(text, "prepare") && tokens.peek().is_some_and(|t| t.kind != Kind::Symbol(b';'))
+    {
+        name = tokens.next()?;
+    }
+    let part = &text[name.span.clone()];
+    match name.kind {
+        Kind::Word if name.is_word(text, "all") => None,
+        Kind::Word => Some(part.to_ascii_lowercase()),
+        Kind::QuotedIdentifier => Some(part.trim_matches('"').replace("\"\"", "\"")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_statements_have_none() {
+        assert_eq!(
+            Traits::of(b"SELECT abalance FROM pgbench_accounts"),
+            Traits::default()
+        );
+        assert_eq!(Traits::of(b"UPDATE t SET a = 1"), Traits::default());
+    }
+
+    #[test]
+    fn words_are_found_in_any_case() {
+        assert!(Traits::of(b"select SET_CONFIG('a.b', '1', false)").sets_config);
+        assert!(Traits::of(b"create TEMPORARY table t (a int)").leaves_state);
+        assert!(Traits::of(b"SELECT pg_try_advisory_lock(1)").leaves_state);
+        assert!(Traits::of(b"set my.x = 1").may_set);
+    }
+
+    #[test]
+    fn custom_settings_are_named() {
+        assert_eq!(custom_settings("BEGIN; SET LOCAL My.x TO 1"), ["my.x"]);
+        assert_eq!(
+            custom_settings("select set_config('a.B', '1', false)"),
+            ["a.b"]
+        );
+        assert!(custom_settings("SET search_path = a.b").is_empty());
+    }
+
+    #[test]
+    fn a_deallocate_names_its_statement() {
+        assert_eq!(
+            deallocated_name("DEALLOCATE PREPARE \"S\""),
+            Some("S".to_owned())
+        );
+        assert_eq!(deallocated_name(" deallocate Foo;"), Some("foo".to_owned()));
+        assert_eq!(deallocated_name("DEALLOCATE ALL"), None);
+        assert_eq!(deallocated_name("SELECT 1"), None);
+    }
+}
