@@ -1,13 +1,16 @@
 //! The worker's connections: in-process clients of one pool, as many at a time as allowed.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::time::Duration;
 
 use pgcat::plugins::PoolHandle;
+use tokio::io::DuplexStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 
 use super::role::WorkerConn;
 use crate::conn::Error;
@@ -72,12 +75,22 @@ impl Clients {
         let (client, connection) = tokio::time::timeout(LOGIN_TIMEOUT, login)
             .await
             .map_err(|_| Error::Connection("login timed out".to_owned()))??;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                log::debug!("stream tables: connection closed: {error}");
-            }
-        });
+        tokio::task::spawn_local(drive(connection));
         Ok(client)
+    }
+}
+
+/// Moves a connection's bytes until it ends. Its notices are about objects of ours, so they are not news.
+async fn drive(mut connection: Connection<DuplexStream, NoTlsStream>) {
+    while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+        match message {
+            Ok(AsyncMessage::Notice(notice)) => log::trace!("stream tables: {}", notice.message()),
+            Ok(_) => {}
+            Err(error) => {
+                log::debug!("stream tables: connection closed: {error}");
+                break;
+            }
+        }
     }
 }
 

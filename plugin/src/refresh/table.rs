@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use pgcat::plugins::ErrorFields;
 use tokio::sync::Notify;
 
 use super::database::Listed;
@@ -314,7 +315,7 @@ async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Dur
     if is_the_servers(&error) {
         log::debug!("stream tables: {}: {error}", table.listed.borrow().name);
     } else {
-        let message = error.to_string();
+        let message = Box::<ErrorFields>::from(error).message;
         lane.record(Failure::new(table.id, took, message.clone()));
         if failures >= FAILURES_TO_ERROR {
             report(table, lane, failures, &message).await;
