@@ -36,6 +36,8 @@ enum Step {
     /// Its first bytes have been replaced; the rest is passed on.
     ForwardAfter(usize),
     NeedServer,
+    /// Something has to be done first; then the message is looked at again.
+    Stop(Event),
     /// More of it is needed.
     Wait,
 }
@@ -120,6 +122,10 @@ impl Session {
                 }
                 Step::NeedServer => {
                     event = Some(Event::NeedServer);
+                    break;
+                }
+                Step::Stop(stop) => {
+                    event = Some(stop);
                     break;
                 }
                 Step::Wait => break,
@@ -404,6 +410,9 @@ impl Session {
             return Ok(Step::Forward);
         }
         if self.statements.contains_key(name) {
+            if self.is_in_doubt(name) {
+                return Ok(Step::Stop(Event::Settle));
+            }
             // The server is to say, in its own words and at the right place, that the name is taken.
             self.inject_expecting(walk, Request::Parse, Undo::Nothing, |out| {
                 message::parse(out, name, "");
@@ -416,31 +425,37 @@ impl Session {
         }
         let search_path = self.settings.value("search_path").unwrap_or_default();
         let statement = self.thread.pooler.interner.intern(rest, search_path);
-        let Some(server) = &mut self.server else {
-            return Ok(Step::NeedServer);
-        };
-        let known = server.statements.touch(statement.id);
-        if known && server.status != TransactionStatus::Failed {
-            self.synthesise(PARSE_COMPLETE, Undo::Named(name.into()));
-        } else if known {
-            // In a failed transaction the server refuses a Parse, and must say so itself.
-            self.expect(Request::Parse, Undo::Nothing);
-            message::parse_raw(self.inject(walk), &statement.server_name, rest);
-            return Ok(Step::Done);
+        let known = self
+            .server
+            .as_mut()
+            .is_some_and(|server| server.statements.touch(statement.id));
+        if known {
+            // Parsed anew, as it would be on a connection of the client's own: what the text means, or
+            // whether it means anything, may have changed since another client had it parsed.
+            self.inject_expecting(walk, Request::Close, Undo::Closed(statement.id), |out| {
+                message::close_statement(out, &statement.server_name);
+            });
         } else {
             self.make_room(walk, statement.id);
-            self.expect(
-                Request::Parse,
-                Undo::Parsed {
-                    statement: statement.id,
-                    client_name: Some(name.into()),
-                },
-            );
-            message::parse_raw(self.inject(walk), &statement.server_name, rest);
         }
+        self.expect(
+            Request::Parse,
+            Undo::Parsed {
+                statement: statement.id,
+                client_name: Some(name.into()),
+            },
+        );
+        message::parse_raw(self.inject(walk), &statement.server_name, rest);
         self.statements
             .insert(name.into(), ClientStatement::Prepared { statement, traits });
         Ok(Step::Done)
+    }
+
+    /// Whether the client's Parse of this name may yet turn out to have failed.
+    fn is_in_doubt(&self, name: &[u8]) -> bool {
+        self.server
+            .as_ref()
+            .is_some_and(|server| server.ledger.is_parsing(name))
     }
 
     /// Sends a message of the pooler's own, whose reply is swallowed.

@@ -181,14 +181,7 @@ impl Session {
     async fn hold_server(&mut self, simple: bool) -> Result<bool, Error> {
         self.hold = true;
         loop {
-            if let Some(server) = &mut self.server
-                && server.ledger.is_waiting()
-                && server.unsynced
-            {
-                // Replies to an unfinished batch come only when asked for.
-                message::flush(server.out.tail());
-            }
-            poll_fn(|cx| self.poll_drain(cx)).await?;
+            self.settle().await?;
             match &self.server {
                 Some(server) => return Ok(!server.ledger.is_skipping()),
                 None => match self.checkout().await {
@@ -211,6 +204,18 @@ impl Session {
                 },
             }
         }
+    }
+
+    /// Waits until the server owes nothing.
+    pub(super) async fn settle(&mut self) -> Result<(), Error> {
+        if let Some(server) = &mut self.server
+            && server.ledger.is_waiting()
+            && server.unsynced
+        {
+            // Replies to an unfinished batch come only when asked for.
+            message::flush(server.out.tail());
+        }
+        poll_fn(|cx| self.poll_drain(cx)).await
     }
 
     fn status(&self) -> TransactionStatus {

@@ -111,6 +111,8 @@ pub(super) enum Event {
     NeedServer,
     /// A Query with a statement that a plugin answers.
     Query(Vec<Piece>),
+    /// The next message depends on replies that are still to come.
+    Settle,
     Shutdown,
     /// The client said Terminate: what it sent before is still to be done.
     Terminated,
@@ -188,6 +190,7 @@ impl Session {
                     Err(error) => self.no_server(&error).await?,
                 },
                 Event::Query(pieces) => self.query_handled(pieces).await?,
+                Event::Settle => self.settle().await?,
                 Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
             }
         }

@@ -102,7 +102,11 @@ impl<'a> ServerHandle<'a> {
             )));
         }
         let mut unheard = Vec::new();
-        let notices = if heard { &mut *self.notices } else { &mut unheard };
+        let notices = if heard {
+            &mut *self.notices
+        } else {
+            &mut unheard
+        };
         let outcome = if self.batched {
             self.server.batched_query(sql, notices).await
         } else {

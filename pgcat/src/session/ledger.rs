@@ -150,6 +150,21 @@ impl Ledger {
         }
     }
 
+    /// Whether a Parse of this name of the client's is outstanding.
+    pub fn is_parsing(&self, name: &[u8]) -> bool {
+        self.items.iter().any(|item| match item {
+            Item::Expect { undo, .. } | Item::Synthetic { undo, .. } => match undo {
+                Undo::Parsed {
+                    client_name: Some(parsing),
+                    ..
+                }
+                | Undo::Named(parsing) => **parsing == *name,
+                _ => false,
+            },
+            Item::CopyEnd => false,
+        })
+    }
+
     /// Whether a synthetic reply has become due.
     pub fn has_due(&self) -> bool {
         matches!(self.items.front(), Some(Item::Synthetic { .. }))
