@@ -57,6 +57,7 @@ const QUERIES: &[(&str, &str, &str)] = &[
         sum(o.quantity) * 2 AS m FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY 1", "incremental"),
     ("loose", "SELECT p.free, count(*) AS n, sum(e.free) AS s, string_agg(e.kind, ',' ORDER BY e.kind, e.value) AS kinds
         FROM products p JOIN events e ON e.value = p.id GROUP BY p.free", "incremental"),
+    ("free", "SELECT kind, sum(free) AS s, avg(free) AS a, sum(value * 1.5) AS v FROM events GROUP BY kind", "incremental"),
     ("duplicates", "SELECT kind, span, free FROM events", "incremental"),
     ("tags", "SELECT t.tag, p.id, p.tags FROM products p, LATERAL unnest(p.tags) t(tag)", "incremental"),
     ("partitioned", "SELECT value, count(*) AS n, sum(bucket) AS b FROM parts GROUP BY value", "incremental"),
@@ -84,7 +85,17 @@ impl Random {
         let region = self.of(&["'r1'", "'r2'", "NULL", "'new'", "''"]);
         let kind = self.of(&["'a'", "'b'", "NULL", "'A'"]);
         let span = self.of(&["'1 month'", "'30 days'", "NULL", "'1 hour'"]);
-        let free = self.of(&["1", "1.0", "1.00", "NULL", "'NaN'", "0", "-2.50"]);
+        let free = self.of(&[
+            "1",
+            "1.0",
+            "1.00",
+            "NULL",
+            "'NaN'",
+            "0",
+            "-2.50",
+            "'Infinity'",
+            "3.14159",
+        ]);
         match self.below(26) {
             0..=3 => format!(
                 "INSERT INTO orders (customer_id, product_id, amount, quantity, weight) VALUES ({a}, {b}, {c}.25, {b} % 9, {b} / 2.0),

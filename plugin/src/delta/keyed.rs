@@ -59,6 +59,20 @@ fn parts(weights: &Weights) -> Vec<Part> {
                     type_name: "bigint",
                 });
             }
+            if kind.is_free() {
+                parts.push(Part {
+                    suffix: "p",
+                    type_name: "bigint",
+                });
+                parts.push(Part {
+                    suffix: "q",
+                    type_name: "bigint",
+                });
+                parts.push(Part {
+                    suffix: "h",
+                    type_name: "numeric",
+                });
+            }
             parts
         }
     }
@@ -135,13 +149,25 @@ fn sums(keyed: &Keyed, row: &str, w: &str) -> Vec<String> {
         match weights.kind {
             WeightKind::Count => {}
             kind if kind.is_numeric() => {
-                let nan = format!("{arg} = 'NaN'::numeric");
-                sums.push(format!(
-                    "coalesce(sum({w} * CASE WHEN {nan} THEN 0 ELSE {arg} END){filter}, 0)"
-                ));
-                sums.push(format!(
-                    "coalesce(sum({w} * CASE WHEN {nan} THEN 1 ELSE 0 END){filter}, 0)::bigint"
-                ));
+                let count = |value: &str| {
+                    format!(
+                        "coalesce(sum({w} * ({arg} = '{value}'::numeric)::int){filter}, 0)::bigint"
+                    )
+                };
+                let finite = format!(
+                    "CASE WHEN {arg} IN ('NaN', 'Infinity', '-Infinity') THEN 0 ELSE {arg} END"
+                );
+                sums.push(format!("coalesce(sum({w} * {finite}){filter}, 0)"));
+                sums.push(count("NaN"));
+                if kind.is_free() {
+                    sums.push(count("Infinity"));
+                    sums.push(count("-Infinity"));
+                    // How many values have each display scale, as the digits of one number: ten digits for a scale.
+                    let digit = format!(
+                        "('1e' || {SCALE_DIGITS} * least(scale({arg}), {MAX_SCALE}))::numeric"
+                    );
+                    sums.push(format!("coalesce(sum({w} * {digit}){filter}, 0)"));
+                }
             }
             _ => sums.push(format!("coalesce(sum({w} * {arg}::numeric){filter}, 0)")),
         }
@@ -160,11 +186,18 @@ fn value(
     let Some(weights) = aggregate.weights.as_ref().filter(|_| by_weights) else {
         return column(&format!("g{i}"));
     };
-    let (c, s, z) = (
-        column(&format!("g{i}_c")),
-        column(&format!("g{i}_s")),
-        column(&format!("g{i}_z")),
-    );
+    let part = |suffix: &str| column(&format!("g{i}_{suffix}"));
+    let (c, s, z) = (part("c"), part("s"), part("z"));
+    let special = |sum: &str| {
+        let (p, q) = (part("p"), part("q"));
+        format!(
+            "CASE WHEN {z} > 0 OR {p} > 0 AND {q} > 0 THEN 'NaN'::numeric WHEN {p} > 0 THEN 'Infinity'::numeric
+             WHEN {q} > 0 THEN '-Infinity'::numeric WHEN {c} > 0 THEN {sum} END"
+        )
+    };
+    // Rounding to the largest scale that is left: it takes away zeros only.
+    let scale = format!("(length(trunc({})::text) - 1) / {SCALE_DIGITS}", part("h"));
+    let free = format!("CASE WHEN {scale} < {MAX_SCALE} THEN round({s}, {scale}) ELSE {s} END");
     match weights.kind {
         WeightKind::Count => c,
         WeightKind::SumInt => format!("CASE WHEN {c} > 0 THEN ({s})::bigint END"),
@@ -176,8 +209,15 @@ fn value(
         WeightKind::AvgNumeric => {
             format!("CASE WHEN {z} > 0 THEN 'NaN'::numeric WHEN {c} > 0 THEN {s} / {c} END")
         }
+        WeightKind::SumFree => special(&free),
+        WeightKind::AvgFree => special(&format!("{free} / {c}")),
     }
 }
+
+/// Ten digits count ten thousand million values of one scale.
+const SCALE_DIGITS: u32 = 10;
+/// Scales above are not told apart: the number would outgrow numeric.
+const MAX_SCALE: u32 = 1000;
 
 /// The result's rows for states in `from` (which names its row `s`), as a query; `extra` is added as last columns.
 /// `column` maps a state column to where it is in `from`.

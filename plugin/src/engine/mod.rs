@@ -16,6 +16,7 @@ mod define;
 mod drift;
 mod fingerprint;
 mod load;
+mod rebuild;
 mod record;
 mod refresh;
 mod remove;
@@ -29,8 +30,9 @@ pub use cleanup::{cleanup_buffers, pending};
 pub use define::define;
 pub use drift::{check, dependents};
 pub use load::load;
+pub use rebuild::refresh_in_transaction;
 pub use record::{Summary, by_name};
-pub use refresh::{refresh, refresh_in_transaction};
+pub use refresh::refresh;
 pub use remove::drop;
 pub use replan::{drop_definition_view, recreate_definition_view, replan};
 

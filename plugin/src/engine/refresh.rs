@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::rebuild::rebuild;
 use super::record::{self, Record};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings};
 use crate::conn::{Conn, Error, Row};
 use crate::delta::stage::{Frontier, stage};
 use crate::delta::{apply, keyed};
@@ -42,7 +43,7 @@ pub async fn refresh<C: Conn>(
     Err(Error::Drift("they keep changing".to_owned()))
 }
 
-enum Attempt {
+pub(super) enum Attempt {
     Done(RefreshOutcome),
     /// The user's table is not what we left.
     Rebuild,
@@ -92,10 +93,11 @@ async fn attempt<C: Conn>(
     statements.push(format!(
         "SELECT pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id(),
             pg_catalog.nextval('pgtrickle.change_seq'), frontier_snapshot, frontier_seq, {}, {} = fingerprint,
-            clock_timestamp()
+            clock_timestamp(), {}
          FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED",
         record::cluster(&record.plan),
-        record.fingerprint_now()
+        record.fingerprint_now(),
+        beyond(&record)
     ));
     let head = statements.len();
     let mut staged: Vec<&Table> = Vec::new();
@@ -141,6 +143,11 @@ async fn attempt<C: Conn>(
     incremental(c, &record, &now, &staged, &rows, started).await
 }
 
+/// Partitions and function bodies change in mid-snapshot.
+fn beyond(record: &Record) -> String {
+    fingerprint::beyond_snapshot(&record.plan).unwrap_or_else(|| "NULL::text".to_owned())
+}
+
 /// A table that vanished under its name was renamed or dropped.
 fn gone_is_drift(error: Error) -> Error {
     match &error {
@@ -152,11 +159,13 @@ fn gone_is_drift(error: Error) -> Error {
 }
 
 /// What the locking statement of a refresh found.
-struct Now {
+pub(super) struct Now {
     frontier: Frontier,
     stored: Option<(String, i64)>,
     same_fingerprint: bool,
     started_at: String,
+    /// What a snapshot does not hold still.
+    beyond: Option<String>,
 }
 
 impl Now {
@@ -174,6 +183,7 @@ impl Now {
             stored: row.text(3).map(str::to_owned).zip(row.int(4)),
             same_fingerprint: row.is_true(6),
             started_at: text(7),
+            beyond: row.text(8).map(str::to_owned),
         })
     }
 }
@@ -198,6 +208,7 @@ async fn incremental<C: Conn>(
     let id = record.id.0;
     let plan = &record.plan;
     let mut changed = Vec::new();
+    let mut emptied = Vec::new();
     let mut statements = Vec::new();
     for (table, row) in staged.iter().zip(rows) {
         let count = row.int(0).unwrap_or_default();
@@ -205,6 +216,7 @@ async fn incremental<C: Conn>(
             continue;
         };
         changed.push(table.relid);
+        emptied.push(format!("DELETE FROM pgtrickle.delta_{buffer}"));
         let analysed = row.text(3).and_then(|n| n.parse().ok());
         statements.extend(analyze(
             &format!("pgtrickle.delta_{buffer}"),
@@ -243,61 +255,12 @@ async fn incremental<C: Conn>(
             }
         }
     }
-    statements.extend(
-        staged
-            .iter()
-            .filter_map(|t| t.buffer)
-            .map(|b| format!("DELETE FROM pgtrickle.delta_{b}")),
-    );
+    statements.extend(emptied);
     finish(c, record, now, statements, "incremental", None, started).await
 }
 
-/// Recomputes the result, and writes what differs.
-async fn rebuild<C: Conn>(
-    c: &mut C,
-    record: &Record,
-    now: &Now,
-    started: Instant,
-    reason: &str,
-) -> Result<Attempt, Error> {
-    let statements = rebuild_statements(record)?;
-    let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
-    finish(c, record, now, statements, "full", reason, started).await
-}
-
-/// The difference between query and table into the staging table, with state and frontier from the same snapshot.
-fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
-    let id = record.id.0;
-    let target = record.target()?;
-    let mut statements: Vec<_> = record
-        .plan
-        .tables
-        .iter()
-        .filter_map(|t| t.buffer)
-        .map(|b| format!("DELETE FROM pgtrickle.delta_{b}"))
-        .collect();
-    let mut ctes = Vec::new();
-    let new = match &record.plan.body {
-        Body::Keyed(k) => {
-            statements.push(format!("DELETE FROM pgtrickle.state_{id}"));
-            ctes.push(keyed::rebuild(id, k));
-            "SELECT * FROM result".to_owned()
-        }
-        _ => format!("SELECT * FROM pgtrickle.def_{id}"),
-    };
-    ctes.push(load::frontier(record));
-    let with = format!("WITH {}", ctes.join(", "));
-    statements.push(apply::collect(
-        id,
-        &record.plan.columns,
-        &with,
-        &apply::difference(target, &new),
-    ));
-    Ok(statements)
-}
-
 /// Applies what is staged, writes frontier and history, checks the fingerprint a last time, and commits.
-async fn finish<C: Conn>(
+pub(super) async fn finish<C: Conn>(
     c: &mut C,
     record: &Record,
     now: &Now,
@@ -314,12 +277,12 @@ async fn finish<C: Conn>(
         "UPDATE pgtrickle.catalog SET frontier_snapshot = {}, frontier_xid = '{}', frontier_seq = {}, frontier_cluster = {},
             last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
             status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END
-         WHERE id = {id} RETURNING {} = fingerprint",
+         WHERE id = {id} RETURNING {}",
         literal(&now.frontier.snapshot),
         now.frontier.xid,
         now.frontier.seq,
         literal(&now.frontier.cluster),
-        record.fingerprint_now()
+        beyond(record)
     ));
     let results = c.batch(&statements).await?;
     let number = |i: usize, column: usize| {
@@ -333,12 +296,11 @@ async fn finish<C: Conn>(
     if deleted != due {
         return Ok(Attempt::Rebuild);
     }
-    // Partitions and function bodies change in mid-snapshot.
-    if !results
+    let beyond = results
         .last()
         .and_then(|r| r.first())
-        .is_some_and(|r| r.is_true(0))
-    {
+        .and_then(|r| r.text(0));
+    if beyond != now.beyond.as_deref() {
         return Err(Error::Drift(
             "the sources changed during the refresh".to_owned(),
         ));
@@ -358,7 +320,7 @@ async fn finish<C: Conn>(
     Ok(Attempt::Done(outcome))
 }
 
-fn history(
+pub(super) fn history(
     id: StreamTableId,
     started_at: &str,
     outcome: &RefreshOutcome,
@@ -374,84 +336,4 @@ fn history(
         outcome.inserted,
         outcome.deleted
     )
-}
-
-/// REFRESH inside the caller's transaction, of any isolation level: the full difference in one statement, so that result
-/// and frontier have one snapshot.
-///
-/// # Errors
-/// As [`refresh`]; the caller's transaction has failed then.
-pub async fn refresh_in_transaction<C: Conn>(
-    c: &mut C,
-    id: StreamTableId,
-    how: How,
-) -> Result<RefreshOutcome, Error> {
-    let _ = how;
-    let started = Instant::now();
-    let mut record = record::read(c, id).await?;
-    if record.relid.is_none() {
-        load::load(c, id, Isolation::ReadCommitted).await?;
-        return Ok(RefreshOutcome {
-            mode: "full",
-            changed: true,
-            ..RefreshOutcome::default()
-        });
-    }
-    c.query(&format!(
-        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
-    ))
-    .await?;
-    let rows = c
-        .query(&format!(
-            "SELECT {} = fingerprint, pg_catalog.current_setting('transaction_isolation') <> 'read committed',
-                clock_timestamp() FROM pgtrickle.catalog WHERE id = {id}",
-            record.fingerprint_now()
-        ))
-        .await?;
-    let row = rows.first().cloned().unwrap_or_default();
-    if !row.is_true(0) {
-        replan::replan(c, id).await?;
-        record = record::read(c, id).await?;
-    }
-    let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
-    c.batch(&record.locks()).await?;
-    let mut statements = rebuild_statements(&record)?;
-    let head = statements.len();
-    statements.extend(apply::apply(id.0, &record.plan, record.target()?));
-    // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
-    let forget = if row.is_true(1) {
-        ", frontier_snapshot = NULL"
-    } else {
-        ""
-    };
-    statements.push(format!(
-        "UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
-            status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{forget}
-         WHERE id = {id}"
-    ));
-    let results = c.batch(&statements).await?;
-    let number = |i: usize| {
-        results
-            .get(head + i)
-            .and_then(|r| r.first())
-            .and_then(|r| r.int(0))
-            .unwrap_or_default()
-            .unsigned_abs()
-    };
-    let outcome = RefreshOutcome {
-        mode: "full",
-        reason: Some("the refresh ran inside a transaction block".to_owned()),
-        deleted: number(0),
-        inserted: number(1),
-        changed: number(0) + number(1) > 0,
-    };
-    c.query(&history(
-        id,
-        row.text(2).unwrap_or_default(),
-        &outcome,
-        started,
-    ))
-    .await?;
-    saved.restore(c).await?;
-    Ok(outcome)
 }

@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{How, Mode, StreamTableId, define, drift, refresh, settings};
+use super::{How, Mode, StreamTableId, define, drift, rebuild, settings};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
@@ -78,7 +78,7 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
     if retyped {
         // Its old values are gone from sight with the type: nobody may see the table before the new ones are there.
         // Boxed, as the two may call each other (never twice).
-        Box::pin(refresh::refresh_in_transaction(c, id, How::Full)).await?;
+        Box::pin(rebuild::refresh_in_transaction(c, id, How::Full)).await?;
     }
     Ok(())
 }

@@ -330,6 +330,10 @@ fn weight_kind(name: Option<&str>, arg: Option<&Column>) -> Option<WeightKind> {
     }
     let arg = arg?;
     let kind = *kinds.get(&(name, arg.type_name.as_str()))?;
-    // Without a declared scale the display scale of a sum depends on which values are left.
-    (!kind.is_numeric() || arg.image == Image::Plain).then_some(kind)
+    Some(match (kind, arg.image) {
+        (kind, Image::Plain) => kind,
+        (WeightKind::SumNumeric, _) => WeightKind::SumFree,
+        (WeightKind::AvgNumeric, _) => WeightKind::AvgFree,
+        (kind, _) => kind,
+    })
 }

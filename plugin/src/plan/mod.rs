@@ -91,11 +91,21 @@ pub(crate) enum WeightKind {
     AvgInt,
     AvgBig,
     AvgNumeric,
+    /// Sum of numeric of any scale: the result's display scale is the largest among the values that are left.
+    SumFree,
+    AvgFree,
 }
 
 impl WeightKind {
     pub(crate) fn is_numeric(self) -> bool {
-        matches!(self, Self::SumNumeric | Self::AvgNumeric)
+        matches!(
+            self,
+            Self::SumNumeric | Self::AvgNumeric | Self::SumFree | Self::AvgFree
+        )
+    }
+
+    pub(crate) fn is_free(self) -> bool {
+        matches!(self, Self::SumFree | Self::AvgFree)
     }
 }
 
