@@ -339,6 +339,7 @@ impl Wire {
             Ok(0) => None,
             Ok(_) => Some(byte[0]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.byte(),
             Err(error) => panic!("read: {error}"),
         }
     }
