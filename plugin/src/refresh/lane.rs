@@ -176,14 +176,11 @@ impl Lane {
         Ok(value)
     }
 
-    /// Runs one reading call as the owner; without a transaction where the connection is the owner's.
+    /// Runs one reading call as the owner.
     async fn read<T>(
         &self,
         work: impl AsyncFnOnce(&mut WorkerConn) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        if self.role.is_some() {
-            return self.transaction(work).await;
-        }
         let mut lease = self.lease().await?;
         let value = work(&mut lease).await?;
         lease.returned();
@@ -281,7 +278,7 @@ impl Lane {
                 Ok(Drift::None) => {}
                 Ok(Drift::TableGone) => self.leftovers.set(true),
                 Ok(Drift::Sources(_) | Drift::DefinitionGone) => table.drifted(),
-                Err(error @ Error::Connection(_)) => return Err(error),
+                Err(error) if table::is_the_servers(&error) => return Err(error),
                 // Its own trouble, which its own refresh meets and reports.
                 Err(_) => table.drifted(),
             }

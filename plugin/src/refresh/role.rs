@@ -4,41 +4,84 @@ use tokio_postgres::Client;
 
 use crate::conn::{Conn, Error, Row};
 
-/// A worker's connection. With a role, every transaction begun on it goes on as that role; `SET LOCAL`
-/// ends with the transaction, so it cannot leak to whoever gets the server connection next.
+/// A worker's connection. With a role, everything runs in transactions as that role; `SET LOCAL` ends with
+/// the transaction, so it cannot leak to whoever gets the server connection next.
 pub(super) struct WorkerConn {
     client: Client,
     set_role: Option<String>,
+    /// A transaction has been begun and not ended.
+    open: bool,
 }
 
 impl WorkerConn {
     pub(super) fn new(client: Client, role: Option<String>) -> Self {
         let set_role =
             role.map(|role| format!("SET LOCAL ROLE {}", crate::command::identifier(&role)));
-        Self { client, set_role }
+        Self {
+            client,
+            set_role,
+            open: false,
+        }
     }
 
     pub(super) fn into_client(self) -> Client {
         self.client
     }
+
+    /// One statement outside a transaction, as the role.
+    async fn query_as_role(&mut self, set_role: &str, sql: &str) -> Result<Vec<Row>, Error> {
+        let statements = ["BEGIN", set_role, sql, "COMMIT"].map(str::to_owned);
+        match self.client.batch(&statements).await {
+            Ok(mut results) if results.len() == statements.len() => Ok(results.swap_remove(2)),
+            Ok(_) => Ok(Vec::new()),
+            Err(error) => {
+                // If the connection is lost, the next statement says so.
+                let _ = Conn::query(&mut self.client, "ROLLBACK").await;
+                Err(error)
+            }
+        }
+    }
 }
 
 impl Conn for WorkerConn {
     async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
-        let rows = Conn::query(&mut self.client, sql).await?;
-        if let Some(set_role) = self.set_role.as_deref().filter(|_| begins(sql)) {
-            Conn::query(&mut self.client, set_role).await?;
+        if let Some(set_role) = self.set_role.clone()
+            && !self.open
+        {
+            if !starts_with(sql, "BEGIN") {
+                return self.query_as_role(&set_role, sql).await;
+            }
+            self.open = true;
+            return self
+                .client
+                .batch(&[sql.to_owned(), set_role])
+                .await
+                .map(|_| Vec::new());
         }
-        Ok(rows)
+        self.open &= !ends(sql);
+        Conn::query(&mut self.client, sql).await
     }
 
     async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
-        let begin = statements.iter().position(|statement| begins(statement));
-        let (Some(set_role), Some(begin)) = (&self.set_role, begin) else {
+        let Some(set_role) = self.set_role.clone() else {
+            return self.client.batch(statements).await;
+        };
+        let begin = statements
+            .iter()
+            .position(|statement| starts_with(statement, "BEGIN"));
+        if !self.open && begin != Some(0) {
+            let mut results = Vec::with_capacity(statements.len());
+            for statement in statements {
+                results.push(self.query(statement).await?);
+            }
+            return Ok(results);
+        }
+        self.open = !statements.last().is_some_and(|statement| ends(statement));
+        let Some(begin) = begin else {
             return self.client.batch(statements).await;
         };
         let mut with_role = statements.to_vec();
-        with_role.insert(begin + 1, set_role.clone());
+        with_role.insert(begin + 1, set_role);
         let mut results = self.client.batch(&with_role).await?;
         // The caller counts the results of its own statements.
         if results.len() > begin + 1 {
@@ -48,10 +91,14 @@ impl Conn for WorkerConn {
     }
 }
 
-fn begins(sql: &str) -> bool {
+fn starts_with(sql: &str, word: &str) -> bool {
     sql.trim_start()
-        .get(..5)
-        .is_some_and(|word| word.eq_ignore_ascii_case("begin"))
+        .get(..word.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(word))
+}
+
+fn ends(sql: &str) -> bool {
+    starts_with(sql, "COMMIT") || sql.trim().eq_ignore_ascii_case("ROLLBACK")
 }
 
 /// Runs `work` in one transaction, which ends with it.

@@ -143,7 +143,7 @@ impl Table {
         // A rebuild that DDL made necessary is done at once. A manual one waits for REFRESH, unless it has
         // never been right: CREATE in a REPEATABLE READ block sees an old snapshot.
         (listed.stale && (listed.schedule != Schedule::Manual || listed.never_current))
-            || self.failures.get() > 0
+            || (self.failures.get() > 0 && listed.schedule != Schedule::Manual)
             || self.due_in(listed.schedule).is_some_and(|d| d.is_zero())
     }
 
@@ -266,7 +266,8 @@ async fn act(table: &Rc<Table>, lane: &Rc<Lane>) -> Result<Option<RefreshOutcome
 
 async fn succeeded(table: &Table, lane: &Lane, started: Instant, outcome: RefreshOutcome) {
     table.refreshed_at.set(Some(started));
-    let recovered = table.failures.take() > 0 || table.listed.borrow().status == "error";
+    table.failures.set(0);
+    let recovered = table.listed.borrow().status == "error";
     table.conflicts.set(0);
     table.listed.borrow_mut().stale = false;
     if outcome.mode != "none" {
@@ -325,7 +326,7 @@ async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Dur
 }
 
 /// Is the failure one of the server or the pool as a whole, and says nothing about the stream table?
-fn is_the_servers(error: &Error) -> bool {
+pub(super) fn is_the_servers(error: &Error) -> bool {
     matches!(error, Error::Connection(_))
         || ["08", "53", "57P", "58"]
             .iter()
