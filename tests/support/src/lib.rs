@@ -18,6 +18,7 @@
 mod config;
 mod connect;
 mod install;
+mod pgbouncer;
 mod pooler;
 mod postgres;
 mod process;
@@ -29,6 +30,7 @@ pub mod workload;
 pub use config::PoolerConfig;
 pub use connect::{connect, try_connect};
 pub use install::{bin_dir, client_program, majors};
+pub use pgbouncer::PgBouncer;
 pub use pooler::Pooler;
 pub use postgres::{Auth, Postgres, Settings};
 pub use process::{cpu_time, free_port};

@@ -1,0 +1,40 @@
+//! `make bench`: what stream tables and the pooler cost, measured in one run.
+//!
+//! `BENCH_QUICK=1` takes about a minute instead of five, with fewer repetitions and no 4M-row source.
+//! `bench latency pooler` runs only the parts named.
+
+mod capture;
+mod latency;
+mod plan;
+mod pooler;
+mod refresh;
+mod report;
+mod stage;
+
+use plan::Plan;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let plan = Plan::from_environment();
+    let parts: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|given| given == part);
+
+    println!(
+        "PostgreSQL {}, {}; {} processors; everything on this machine, over TCP on loopback.",
+        stage::MAJOR,
+        stage::SETTINGS_SHOWN,
+        std::thread::available_parallelism().map_or(0, usize::from),
+    );
+    if wanted("latency") {
+        latency::run(&plan).await;
+    }
+    if wanted("refresh") {
+        refresh::run(&plan).await;
+    }
+    if wanted("capture") {
+        capture::run(&plan).await;
+    }
+    if wanted("pooler") {
+        pooler::run(&plan);
+    }
+}
