@@ -39,7 +39,7 @@ impl Touched {
 
 /// What has been done with a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     pub tag: String,
     /// Did it concern a stream table?
     pub touched: bool,
@@ -49,7 +49,7 @@ pub(crate) struct Outcome {
 ///
 /// # Errors
 /// The server's own, with stream tables named instead of internal views.
-pub(crate) async fn run(
+pub async fn run(
     session: &mut impl Session,
     sql: &str,
     ddl: &SourceDdl,
