@@ -15,11 +15,11 @@ const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 /// trigger may be made anew with another number, so numbers are blanked; counts stay.
 const OBJECTS: &str = "
     SELECT o FROM (
-        SELECT 'relation ' || relkind || ' ' || regexp_replace(relname, '\\d+', 'N', 'g') AS o
+        SELECT 'relation ' || relkind::text || ' ' || regexp_replace(relname, '\\d+', 'N', 'g') AS o
         FROM pg_class WHERE relnamespace = to_regnamespace('pgtrickle')
         UNION ALL SELECT 'function ' || regexp_replace(proname, '\\d+', 'N', 'g')
         FROM pg_proc WHERE pronamespace = to_regnamespace('pgtrickle')
-        UNION ALL SELECT 'type ' || typtype || ' ' || regexp_replace(typname, '\\d+', 'N', 'g')
+        UNION ALL SELECT 'type ' || typtype::text || ' ' || regexp_replace(typname, '\\d+', 'N', 'g')
         FROM pg_type WHERE typnamespace = to_regnamespace('pgtrickle')
         UNION ALL SELECT 'trigger on ' || tgrelid::regclass || ' ' || regexp_replace(tgname, '\\d+', 'N', 'g')
         FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid
