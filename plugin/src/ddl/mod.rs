@@ -49,11 +49,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// The server's own, with stream tables named instead of internal views.
-pub async fn run(
-    session: &mut impl Session,
-    sql: &str,
-    ddl: &SourceDdl,
-) -> Result<Outcome, Error> {
+pub async fn run(session: &mut impl Session, sql: &str, ddl: &SourceDdl) -> Result<Outcome, Error> {
     let touched = look_up(session, ddl).await?;
     let Some(touched) = touched.filter(|touched| !touched.is_nothing()) else {
         return Ok(Outcome {
@@ -133,6 +129,25 @@ async fn behind_views(
     dropped: &[String],
 ) -> Result<String, Error> {
     refuse_own_tables(touched)?;
+    // Sources before views, as refreshes lock them: the other way round each would wait for the other,
+    // and all writers for both. A role that may not take the lock may not alter the table either.
+    for (_, relation) in &touched.relations {
+        if !relation.owned {
+            return session.forward(sql).await;
+        }
+        // LOCK takes no foreign tables, which refreshes do not lock either.
+        if !matches!(relation.kind, 'r' | 'p') {
+            continue;
+        }
+        let name = session
+            .query(&format!("SELECT {}::pg_catalog.regclass", relation.oid))
+            .await?;
+        if let Some(name) = name.first().and_then(|row| row.text(0)) {
+            session
+                .query(&format!("LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"))
+                .await?;
+        }
+    }
     let mut readers = touched.readers.clone();
     if cascade {
         for column in dropped {
