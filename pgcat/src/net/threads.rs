@@ -389,6 +389,9 @@ async fn keep_time(thread: Rc<ThreadContext>) {
         thread
             .now
             .set(thread.pooler.began.elapsed().as_millis() as u64);
+        for pool in &thread.pooler.pools {
+            pool.expire(thread.now.get());
+        }
         if let Some(limit) = limit {
             thread.find_overdue(limit);
         }

@@ -67,11 +67,10 @@ impl LocalPool {
         if let Some(server) = self.try_checkout(thread) {
             return Ok(server);
         }
-        let limit = self.shared.user.connect_timeout;
         if self.shared.waiting() == 0 && self.shared.take_slot() {
             return self.open(thread).await;
         }
-        let mut ticket = self.shared.enqueue(thread.index, thread.now.get());
+        let granted = self.shared.enqueue(thread.index, thread.now.get());
         // From here on a connection that is given back sees the waiter. One that was given back, or
         // closed, just before is looked for now.
         if self.shared.take_slot() && !self.shared.grant_slot() {
@@ -80,14 +79,10 @@ impl LocalPool {
         self.serve_waiters(thread);
         self.shared
             .call_idle_threads(&thread.pooler.threads, thread.index);
-        let granted = timeout(limit, &mut ticket.granted).await;
-        match granted {
-            Ok(Ok(grant)) => self.redeem(thread, grant).await,
-            Ok(Err(_)) => Err(Error::Timeout),
-            Err(_) => match self.shared.leave(ticket) {
-                Some(grant) => self.redeem(thread, grant).await,
-                None => Err(Error::Timeout),
-            },
+        match granted.await {
+            Ok(grant) => self.redeem(thread, grant).await,
+            // Taken off the queue: see `PoolShared::expire`.
+            Err(_) => Err(Error::Timeout),
         }
     }
 

@@ -63,7 +63,6 @@ pub enum Grant {
 /// One who waits for a connection.
 #[derive(Debug)]
 pub struct Waiter {
-    ticket: u64,
     pub thread: usize,
     since: u64,
     grant: oneshot::Sender<Grant>,
@@ -85,13 +84,6 @@ const GREETINGS: usize = 64;
 /// A waiter this old (coarse milliseconds) is served before any younger one. Among younger ones a
 /// thread prefers its own, because moving a connection costs two system calls and a wake-up.
 const STRICT_ORDER_AFTER: u64 = 100;
-
-/// A place in the queue.
-#[derive(Debug)]
-pub struct Ticket {
-    number: u64,
-    pub granted: oneshot::Receiver<Grant>,
-}
 
 impl PoolShared {
     pub fn new(
@@ -215,30 +207,35 @@ impl PoolShared {
         waiter
     }
 
-    /// Joins the queue, at its end.
-    pub fn enqueue(&self, thread: usize, now: u64) -> Ticket {
+    /// Joins the queue, at its end. The channel is closed when the wait has been too long.
+    pub fn enqueue(&self, thread: usize, now: u64) -> oneshot::Receiver<Grant> {
         let (grant, granted) = oneshot::channel();
         let mut queue = self.lock();
-        let number = queue.back().map_or(0, |last| last.ticket + 1);
         queue.push_back(Waiter {
-            ticket: number,
             thread,
             since: now,
             grant,
         });
         self.waiting.store(queue.len(), Ordering::SeqCst);
-        drop(queue);
-        Ticket { number, granted }
+        granted
     }
 
-    /// Leaves the queue. What was granted in this very moment is returned.
-    pub fn leave(&self, mut ticket: Ticket) -> Option<Grant> {
+    /// Takes those off the queue who have waited for `connect_timeout`. Called now and then, instead of
+    /// setting a timer for each wait.
+    pub fn expire(&self, now: u64) {
+        if self.waiting() == 0 {
+            return;
+        }
+        let limit = self.user.connect_timeout.as_millis() as u64;
         let mut queue = self.lock();
-        ticket.granted.close();
-        queue.retain(|waiter| waiter.ticket != ticket.number || !waiter.grant.is_closed());
+        // The oldest come first. Time is coarse: nobody is to wait less than the limit.
+        while queue
+            .front()
+            .is_some_and(|first| now > first.since + limit + STRICT_ORDER_AFTER)
+        {
+            queue.pop_front();
+        }
         self.waiting.store(queue.len(), Ordering::SeqCst);
-        drop(queue);
-        ticket.granted.try_recv().ok()
     }
 
     /// `thread` has one more idle connection.
