@@ -57,6 +57,8 @@ const QUERIES: &[(&str, &str, &str)] = &[
         sum(o.quantity) * 2 AS m FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY 1", "incremental"),
     ("loose", "SELECT p.free, count(*) AS n, sum(e.free) AS s, string_agg(e.kind, ',' ORDER BY e.kind, e.value) AS kinds
         FROM products p JOIN events e ON e.value = p.id GROUP BY p.free", "incremental"),
+    ("peaks", "SELECT c.region, max(o.quantity) AS q, min(o.at) FILTER (WHERE o.quantity > 2) AS first, max(c.region) AS r, count(*) AS n
+        FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region", "incremental"),
     ("free", "SELECT kind, sum(free) AS s, avg(free) AS a, sum(value * 1.5) AS v FROM events GROUP BY kind", "incremental"),
     ("duplicates", "SELECT kind, span, free FROM events", "incremental"),
     ("tags", "SELECT t.tag, p.id, p.tags FROM products p, LATERAL unnest(p.tags) t(tag)", "incremental"),

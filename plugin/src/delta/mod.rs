@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod keyed;
 pub(crate) mod stage;
+pub(crate) mod state;
 
 use crate::plan::{Column, Image};
 

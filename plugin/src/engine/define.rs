@@ -18,9 +18,9 @@ use crate::plan::{Body, Plan, analyse, literal, quote};
 pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<StreamTableId, Error> {
     catalog::bootstrap(c).await?;
     check_statement(&definition.query)?;
-    let schema = free_name(c, definition).await?;
+    let (schema, role) = free_name(c, definition).await?;
     let id = catalog::next_id(c).await?;
-    let view = create_view(c, id, definition).await?;
+    let view = create_view(c, id, definition, &role).await?;
     let (saved, settings) = settings::pin(c, None).await?;
     let full = definition.refresh_mode == Mode::Full;
     let mut plan = analyse::analyse(c, id, view, settings, full).await?;
@@ -67,8 +67,8 @@ fn check_statement(query: &str) -> Result<(), Error> {
     }
 }
 
-/// The schema the table goes to; the name must be free there.
-async fn free_name<C: Conn>(c: &mut C, definition: &Definition) -> Result<String, Error> {
+/// The schema the table goes to, and the role; the name must be free there.
+async fn free_name<C: Conn>(c: &mut C, definition: &Definition) -> Result<(String, String), Error> {
     let schema = definition
         .schema
         .as_ref()
@@ -78,7 +78,7 @@ async fn free_name<C: Conn>(c: &mut C, definition: &Definition) -> Result<String
             "SELECT s.name, n.oid IS NOT NULL, coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE'), false),
                 EXISTS (SELECT FROM pg_catalog.pg_class k WHERE k.relnamespace = n.oid AND k.relname = {0})
                 OR EXISTS (SELECT FROM pgtrickle.catalog c WHERE c.relid IS NULL AND c.target_schema = s.name
-                    AND c.target_name = {0}), current_user
+                    AND c.target_name = {0}), pg_catalog.quote_ident(current_user)
              FROM (SELECT {schema}::text) s(name) LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = s.name",
             literal(&definition.name)
         ))
@@ -110,10 +110,15 @@ async fn free_name<C: Conn>(c: &mut C, definition: &Definition) -> Result<String
             format!("relation \"{}\" already exists", definition.name),
         ));
     }
-    Ok(name.to_owned())
+    Ok((name.to_owned(), row.text(4).unwrap_or("<role>").to_owned()))
 }
 
-async fn create_view<C: Conn>(c: &mut C, id: i64, definition: &Definition) -> Result<u32, Error> {
+async fn create_view<C: Conn>(
+    c: &mut C,
+    id: i64,
+    definition: &Definition,
+    role: &str,
+) -> Result<u32, Error> {
     let columns = if definition.columns.is_empty() {
         String::new()
     } else {
@@ -129,12 +134,12 @@ async fn create_view<C: Conn>(c: &mut C, id: i64, definition: &Definition) -> Re
     };
     let prefix = format!("CREATE VIEW pgtrickle.def_{id}{columns} AS ");
     let made = c.query(&format!("{prefix}{}", definition.query)).await;
-    made.map_err(|error| explain(error, prefix.chars().count(), definition))?;
+    made.map_err(|error| explain(error, prefix.chars().count(), definition, role))?;
     catalog::regclass(c, &format!("pgtrickle.def_{id}")).await
 }
 
 /// Translates an error about the view into one about the user's statement.
-fn explain(error: Error, prefix: usize, definition: &Definition) -> Error {
+fn explain(error: Error, prefix: usize, definition: &Definition, role: &str) -> Error {
     let Error::Server(mut fields) = error else {
         return error;
     };
@@ -153,7 +158,9 @@ fn explain(error: Error, prefix: usize, definition: &Definition) -> Error {
                     "42501",
                     "permission denied to create stream tables in this database",
                 )
-                .hint("A database administrator runs: GRANT CREATE ON SCHEMA pgtrickle TO <role>;"),
+                .hint(format!(
+                    "A database administrator runs: GRANT CREATE ON SCHEMA pgtrickle TO {role};"
+                )),
             ));
         }
         _ => return Error::Server(fields),
@@ -179,7 +186,7 @@ pub(super) fn refuse_full(mode: Mode, plan: &Plan) -> Result<(), Error> {
 pub(super) async fn make_tables<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
     let mut statements = vec![delta::apply::out_table(id, &plan.columns)];
     if let Body::Keyed(keyed) = &plan.body {
-        statements.extend(delta::keyed::create(id, keyed));
+        statements.extend(delta::state::create(id, keyed));
     }
     c.batch(&statements).await.map(|_| ())
 }

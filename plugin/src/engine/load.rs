@@ -5,7 +5,7 @@ use super::{Isolation, StreamTableId, settings};
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta::apply::{self, Target};
-use crate::delta::keyed;
+use crate::delta::state;
 use crate::plan::{Body, quote};
 
 /// Creates the user's table with its data, index and frontier, in the caller's transaction. Does nothing if that is done.
@@ -72,7 +72,7 @@ fn fill(record: &Record, target: &Target, isolation: Isolation) -> String {
     let mut ctes = Vec::new();
     let rows = match &record.plan.body {
         Body::Keyed(keyed) => {
-            ctes.push(keyed::rebuild(id.0, keyed));
+            ctes.push(state::rebuild(id.0, keyed));
             "SELECT * FROM result".to_owned()
         }
         _ => format!("SELECT * FROM pgtrickle.def_{id}"),

@@ -6,7 +6,7 @@ use super::record::{self, Record};
 use super::refresh::{Attempt, Now, finish, history};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
 use crate::conn::{Conn, Error};
-use crate::delta::{apply, keyed};
+use crate::delta::{apply, state};
 use crate::plan::Body;
 
 /// Recomputes the result, and writes what differs.
@@ -37,7 +37,7 @@ fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
     let new = match &record.plan.body {
         Body::Keyed(k) => {
             statements.push(format!("DELETE FROM pgtrickle.state_{id}"));
-            ctes.push(keyed::rebuild(id, k));
+            ctes.push(state::rebuild(id, k));
             "SELECT * FROM result".to_owned()
         }
         _ => format!("SELECT * FROM pgtrickle.def_{id}"),

@@ -235,22 +235,32 @@ async fn incremental<C: Conn>(
             Body::Linear { sql } => {
                 statements.push(apply::collect(id, &plan.columns, "", &delta(sql)?))
             }
-            Body::Keyed(k) if k.by_weights => {
-                statements.push(keyed::by_weights(id, k, &plan.columns, &delta(&k.body)?));
-            }
             Body::Keyed(k) => {
-                statements.push(keyed::affected(id, k, &delta(&k.body)?));
-                let results = c.batch(&std::mem::take(&mut statements)).await?;
-                let row = results
-                    .last()
-                    .and_then(|r| r.first())
-                    .cloned()
-                    .unwrap_or_default();
-                let count = row.int(0).unwrap_or_default();
-                if count > 0 {
-                    let analysed = row.text(2).and_then(|n| n.parse().ok());
-                    statements.extend(analyze(&format!("pgtrickle.keys_{id}"), count, analysed));
-                    statements.extend(keyed::recompute(id, k, &plan.columns, row.is_true(1)));
+                let delta = delta(&k.body)?;
+                let left = if k.by_weights {
+                    statements.push(keyed::by_weights(id, k, &plan.columns, &delta));
+                    keyed::left_over(id, k)
+                } else {
+                    Some(keyed::affected(id, k, &delta))
+                };
+                if let Some(left) = left {
+                    statements.push(left);
+                    let results = c.batch(&std::mem::take(&mut statements)).await?;
+                    let row = results
+                        .last()
+                        .and_then(|r| r.first())
+                        .cloned()
+                        .unwrap_or_default();
+                    let count = row.int(0).unwrap_or_default();
+                    if count > 0 {
+                        let analysed = row.text(2).and_then(|n| n.parse().ok());
+                        statements.extend(analyze(
+                            &format!("pgtrickle.keys_{id}"),
+                            count,
+                            analysed,
+                        ));
+                        statements.extend(keyed::recompute(id, k, &plan.columns, row.is_true(1)));
+                    }
                 }
             }
         }

@@ -10,7 +10,8 @@ use super::functions::{self, Function, Tree};
 use super::keyed::{self, Pieces};
 use super::linear::{Names, Reason};
 use super::{
-    Aggregate, Body, Column, Image, Keyed, Plan, Settings, Table, WeightKind, Weights, probe, terms,
+    Aggregate, Body, Column, Extreme, Image, Keyed, Plan, Settings, Table, WeightKind, Weights,
+    probe, terms,
 };
 use crate::conn::{Conn, Error};
 
@@ -286,19 +287,34 @@ async fn type_pieces<C: Conn>(
         .into_iter()
         .zip(results)
         .map(|(call, result)| {
-            let kind = weight_kind(call.simple.as_deref(), call.arg.map(|a| &args[a]));
+            let arg = call.arg.map(|a| &args[a]);
+            let kind = weight_kind(call.simple.as_deref(), arg);
+            // Among equal values of one image it does not matter which one stays.
+            let extreme = match (call.simple.as_deref(), call.arg) {
+                (Some(name @ ("min" | "max")), Some(i)) if args[i].image == Image::Plain => {
+                    Some(Extreme {
+                        largest: name == "max",
+                        arg: i,
+                        filter: call.filter,
+                    })
+                }
+                _ => None,
+            };
             Aggregate {
                 weights: kind.map(|kind| Weights {
                     kind,
                     arg: call.arg,
                     filter: call.filter,
                 }),
+                extreme,
                 call: call.text,
                 type_name: format!("{}{}", result.type_name, result.collate),
             }
         })
         .collect();
-    let by_weights = aggregates.iter().all(|a| a.weights.is_some())
+    let by_weights = aggregates
+        .iter()
+        .all(|a| a.weights.is_some() || a.extreme.is_some())
         && keys.iter().all(|k| k.image == Image::Plain);
     debug_assert_eq!(args.len(), pieces.args);
     Ok(Ok(Body::Keyed(Box::new(Keyed {

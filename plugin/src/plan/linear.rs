@@ -78,7 +78,7 @@ impl Names {
                 };
                 // Inlined where it is used; there it sees the CTEs before it, as here.
                 let mut node = super::ast::node(NodeEnum::RangeSubselect(subselect.into()));
-                self.from_item(&mut node, scope)?;
+                self.range_item(&mut node, scope)?;
                 scope.push((cte.ctename, node));
             }
         }
@@ -133,7 +133,7 @@ impl Names {
             }
         }
         for item in &mut select.from_clause {
-            self.from_item(item, scope)?;
+            self.range_item(item, scope)?;
         }
         if let Some(condition) = select.where_clause.as_deref_mut() {
             self.expr(condition)?;
@@ -141,13 +141,13 @@ impl Names {
         Ok(())
     }
 
-    fn from_item(&self, item: &mut Node, scope: &mut Scope) -> Result<(), Reason> {
+    fn range_item(&self, item: &mut Node, scope: &mut Scope) -> Result<(), Reason> {
         match item.node.as_mut() {
             Some(NodeEnum::RangeVar(relation)) => {
                 if let Some(mut inlined) = self.inline(relation, scope)? {
                     // A CTE is linearised where it is written, a view here, in a scope of its own.
                     if !relation.schemaname.is_empty() {
-                        self.from_item(&mut inlined, &mut Scope::new())?;
+                        self.range_item(&mut inlined, &mut Scope::new())?;
                     }
                     *item = inlined;
                 }
@@ -168,7 +168,7 @@ impl Names {
                     return Err("it has an alias on a JOIN".to_owned());
                 }
                 for side in [&mut join.larg, &mut join.rarg] {
-                    self.from_item(side.as_mut().ok_or("a JOIN has one side only")?, scope)?;
+                    self.range_item(side.as_mut().ok_or("a JOIN has one side only")?, scope)?;
                 }
                 join.quals
                     .as_deref_mut()

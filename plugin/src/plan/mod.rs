@@ -66,6 +66,18 @@ pub(crate) struct Aggregate {
     /// The type of its result.
     pub type_name: String,
     pub weights: Option<Weights>,
+    /// Set where it is a min or max that can be kept as long as the extreme is not deleted.
+    pub extreme: Option<Extreme>,
+}
+
+/// A min or max.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Extreme {
+    pub largest: bool,
+    /// The argument's index in [`Keyed::args`].
+    pub arg: usize,
+    /// The FILTER condition's.
+    pub filter: Option<usize>,
 }
 
 /// How an aggregate follows from weights.
@@ -106,6 +118,13 @@ impl WeightKind {
 
     pub(crate) fn is_free(self) -> bool {
         matches!(self, Self::SumFree | Self::AvgFree)
+    }
+}
+
+impl Keyed {
+    /// Whether a deleted extreme may make groups need a look at the sources.
+    pub(crate) fn has_extremes(&self) -> bool {
+        self.by_weights && self.aggregates.iter().any(|a| a.extreme.is_some())
     }
 }
 

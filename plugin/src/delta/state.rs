@@ -1,0 +1,293 @@
+//! The state of the groups: its table, how rows add up to it, and the result as a function of it.
+
+use super::{hash, numbered};
+use crate::plan::{Aggregate, Column, Extreme, Keyed, WeightKind, Weights};
+
+/// Name and type of the state's columns.
+fn state_columns(keyed: &Keyed) -> Vec<(String, String)> {
+    let typed = |c: &Column| format!("{}{}", c.type_name, c.collate);
+    let mut columns: Vec<_> = keyed
+        .keys
+        .iter()
+        .enumerate()
+        .map(|(i, c)| (format!("k{}", i + 1), typed(c)))
+        .collect();
+    if keyed.by_weights {
+        columns.push(("n".to_owned(), "bigint".to_owned()));
+    }
+    for (i, aggregate) in keyed.aggregates.iter().enumerate() {
+        let i = i + 1;
+        match &aggregate.weights {
+            Some(weights) if keyed.by_weights => {
+                for part in parts(weights) {
+                    columns.push((format!("g{i}_{}", part.suffix), part.type_name.to_owned()));
+                }
+            }
+            _ => columns.push((format!("g{i}"), aggregate.type_name.clone())),
+        }
+    }
+    columns
+}
+
+/// A number that a group keeps, and how a row adds to it.
+struct Part {
+    suffix: &'static str,
+    type_name: &'static str,
+}
+
+fn parts(weights: &Weights) -> Vec<Part> {
+    let count = Part {
+        suffix: "c",
+        type_name: "bigint",
+    };
+    match weights.kind {
+        WeightKind::Count => vec![count],
+        kind => {
+            let mut parts = vec![
+                count,
+                Part {
+                    suffix: "s",
+                    type_name: "numeric",
+                },
+            ];
+            if kind.is_numeric() {
+                parts.push(Part {
+                    suffix: "z",
+                    type_name: "bigint",
+                });
+            }
+            if kind.is_free() {
+                parts.push(Part {
+                    suffix: "p",
+                    type_name: "bigint",
+                });
+                parts.push(Part {
+                    suffix: "q",
+                    type_name: "bigint",
+                });
+                parts.push(Part {
+                    suffix: "h",
+                    type_name: "numeric",
+                });
+            }
+            parts
+        }
+    }
+}
+
+/// The statements that create the state of stream table `id`.
+pub(crate) fn create(id: i64, keyed: &Keyed) -> Vec<String> {
+    let columns: Vec<_> = state_columns(keyed)
+        .into_iter()
+        .map(|(name, t)| format!("{name} {t}"))
+        .collect();
+    let mut statements = vec![
+        format!("CREATE TABLE pgtrickle.state_{id} ({})", columns.join(", ")),
+        format!("ALTER TABLE pgtrickle.state_{id} REPLICA IDENTITY FULL"),
+    ];
+    let keys = numbered("k", keyed.keys.len());
+    if let Some(hash) = hash(&keys) {
+        statements.push(format!("CREATE INDEX ON pgtrickle.state_{id} ({hash})"));
+    }
+    if !keyed.by_weights || keyed.has_extremes() {
+        let keys: Vec<_> = keyed
+            .keys
+            .iter()
+            .enumerate()
+            .map(|(i, c)| format!("k{} {}{}", i + 1, c.type_name, c.collate))
+            .collect();
+        statements.push(format!(
+            "CREATE UNLOGGED TABLE pgtrickle.keys_{id} ({})",
+            keys.join(", ")
+        ));
+    }
+    statements
+}
+
+/// A query for the state of all groups, from the sources as they are. Its columns are those of the state, in order.
+pub(crate) fn full_state(keyed: &Keyed) -> String {
+    let keys = numbered("b.k", keyed.keys.len());
+    let group = if keyed.grouped {
+        format!(" GROUP BY {}", keys.join(", "))
+    } else {
+        String::new()
+    };
+    let mut columns = keys;
+    columns.extend(sums(keyed, "b", "1"));
+    // DISTINCT of no columns and the like: PostgreSQL has no empty GROUP BY list.
+    format!(
+        "SELECT {} FROM ({}) b{group}",
+        columns.join(", "),
+        keyed.body
+    )
+}
+
+/// The expressions that make a state after its keys, over rows `row` of the body with weight `w`. An extreme is that of
+/// the rows that come.
+pub(super) fn sums(keyed: &Keyed, row: &str, w: &str) -> Vec<String> {
+    if !keyed.by_weights {
+        return keyed.aggregates.iter().map(|a| a.call.clone()).collect();
+    }
+    let mut sums = vec![format!("coalesce(sum({w}), 0)::bigint")];
+    for aggregate in &keyed.aggregates {
+        if let Some(extreme) = &aggregate.extreme {
+            sums.push(of_sign(extreme, row, &format!("{w} > 0")));
+        }
+        let Some(weights) = &aggregate.weights else {
+            continue;
+        };
+        let filter = weights
+            .filter
+            .map(|f| format!(" FILTER (WHERE {row}.a{})", f + 1))
+            .unwrap_or_default();
+        let Some(arg) = weights.arg else {
+            sums.push(format!("coalesce(sum({w}){filter}, 0)::bigint"));
+            continue;
+        };
+        let arg = format!("{row}.a{}", arg + 1);
+        sums.push(format!(
+            "coalesce(sum({w} * num_nonnulls({arg})){filter}, 0)::bigint"
+        ));
+        match weights.kind {
+            WeightKind::Count => {}
+            kind if kind.is_numeric() => {
+                let count = |value: &str| {
+                    format!(
+                        "coalesce(sum({w} * ({arg} = '{value}'::numeric)::int){filter}, 0)::bigint"
+                    )
+                };
+                let finite = format!(
+                    "CASE WHEN {arg} IN ('NaN', 'Infinity', '-Infinity') THEN 0 ELSE {arg} END"
+                );
+                sums.push(format!("coalesce(sum({w} * {finite}){filter}, 0)"));
+                sums.push(count("NaN"));
+                if kind.is_free() {
+                    sums.push(count("Infinity"));
+                    sums.push(count("-Infinity"));
+                    // How many values have each display scale, as the digits of one number: ten digits for a scale.
+                    let digit = format!(
+                        "('1e' || {SCALE_DIGITS} * least(scale({arg}), {MAX_SCALE}))::numeric"
+                    );
+                    sums.push(format!("coalesce(sum({w} * {digit}){filter}, 0)"));
+                }
+            }
+            _ => sums.push(format!("coalesce(sum({w} * {arg}::numeric){filter}, 0)")),
+        }
+    }
+    sums
+}
+
+/// The extreme of the rows for which `condition` holds.
+pub(super) fn of_sign(extreme: &Extreme, row: &str, condition: &str) -> String {
+    let filter = extreme
+        .filter
+        .map(|f| format!(" AND {row}.a{}", f + 1))
+        .unwrap_or_default();
+    let function = if extreme.largest { "max" } else { "min" };
+    format!(
+        "{function}({row}.a{}) FILTER (WHERE {condition}{filter})",
+        extreme.arg + 1
+    )
+}
+
+/// The value of an aggregate from its state in row `s`.
+fn value(
+    index: usize,
+    aggregate: &Aggregate,
+    by_weights: bool,
+    column: impl Fn(&str) -> String,
+) -> String {
+    let i = index + 1;
+    let Some(weights) = aggregate.weights.as_ref().filter(|_| by_weights) else {
+        return column(&format!("g{i}"));
+    };
+    let part = |suffix: &str| column(&format!("g{i}_{suffix}"));
+    let (c, s, z) = (part("c"), part("s"), part("z"));
+    let special = |sum: &str| {
+        let (p, q) = (part("p"), part("q"));
+        format!(
+            "CASE WHEN {z} > 0 OR {p} > 0 AND {q} > 0 THEN 'NaN'::numeric WHEN {p} > 0 THEN 'Infinity'::numeric
+             WHEN {q} > 0 THEN '-Infinity'::numeric WHEN {c} > 0 THEN {sum} END"
+        )
+    };
+    // Rounding to the largest scale that is left: it takes away zeros only.
+    let scale = format!("(length(trunc({})::text) - 1) / {SCALE_DIGITS}", part("h"));
+    let free = format!("CASE WHEN {scale} < {MAX_SCALE} THEN round({s}, {scale}) ELSE {s} END");
+    match weights.kind {
+        WeightKind::Count => c,
+        WeightKind::SumInt => format!("CASE WHEN {c} > 0 THEN ({s})::bigint END"),
+        WeightKind::SumBig => format!("CASE WHEN {c} > 0 THEN {s} END"),
+        WeightKind::SumNumeric => {
+            format!("CASE WHEN {z} > 0 THEN 'NaN'::numeric WHEN {c} > 0 THEN {s} END")
+        }
+        WeightKind::AvgInt | WeightKind::AvgBig => format!("CASE WHEN {c} > 0 THEN {s} / {c} END"),
+        WeightKind::AvgNumeric => {
+            format!("CASE WHEN {z} > 0 THEN 'NaN'::numeric WHEN {c} > 0 THEN {s} / {c} END")
+        }
+        WeightKind::SumFree => special(&free),
+        WeightKind::AvgFree => special(&format!("{free} / {c}")),
+    }
+}
+
+/// Ten digits count ten thousand million values of one scale.
+const SCALE_DIGITS: u32 = 10;
+/// Scales above are not told apart: the number would outgrow numeric.
+const MAX_SCALE: u32 = 1000;
+
+/// The result's rows for states in `from` (which names its row `s`), as a query; `extra` is added as last columns.
+/// `column` maps a state column to where it is in `from`.
+pub(crate) fn output(
+    keyed: &Keyed,
+    from: &str,
+    extra: &str,
+    column: impl Fn(&str) -> String,
+) -> String {
+    let mut inner: Vec<_> = numbered("k", keyed.keys.len())
+        .iter()
+        .map(|k| format!("{} AS {k}", column(k)))
+        .collect();
+    for (i, aggregate) in keyed.aggregates.iter().enumerate() {
+        inner.push(format!(
+            "{} AS g{}",
+            value(i, aggregate, keyed.by_weights, &column),
+            i + 1
+        ));
+    }
+    let having = keyed
+        .having
+        .as_ref()
+        .map(|h| format!(" WHERE {h}"))
+        .unwrap_or_default();
+    let mut output = keyed.output.clone();
+    if !extra.is_empty() {
+        output.push(extra.to_owned());
+    }
+    format!(
+        "SELECT {} FROM (SELECT {} FROM {from}) g{having}",
+        output.join(", "),
+        inner.join(", ")
+    )
+}
+
+/// The state's columns, `s.`-qualified by the caller.
+pub(crate) fn state_names(keyed: &Keyed) -> Vec<String> {
+    state_columns(keyed)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// The statement that computes the state anew into an empty state table, with the result's rows in CTE `result`.
+pub(crate) fn rebuild(id: i64, keyed: &Keyed) -> String {
+    let list = state_names(keyed).join(", ");
+    let values = output(keyed, "state s", "", |c| format!("s.{c}"));
+    format!(
+        "state AS (INSERT INTO pgtrickle.state_{id} ({list}) {} RETURNING {list}), result{} AS ({values})",
+        full_state(keyed),
+        columns_of(keyed)
+    )
+}
+
+fn columns_of(keyed: &Keyed) -> String {
+    format!("({})", numbered("o", keyed.output.len()).join(", "))
+}
