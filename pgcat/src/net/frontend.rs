@@ -541,8 +541,14 @@ impl Session {
                 return Ok(Step::Wait);
             }
             let formats = result_formats(walk.body())?;
-            self.portals
-                .insert(portal.into(), HandledPortal { statement, formats });
+            self.portals.insert(
+                portal.into(),
+                HandledPortal {
+                    statement,
+                    formats,
+                    offset: 0,
+                },
+            );
             self.synthesise(BIND_COMPLETE, Undo::Nothing);
             return Ok(Step::Done);
         }
@@ -582,6 +588,7 @@ impl Session {
                 HandledPortal {
                     statement,
                     formats: Vec::new(),
+                    offset: 0,
                 }
                 .description(),
             );

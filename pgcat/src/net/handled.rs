@@ -16,7 +16,13 @@ use crate::wire::message::{self, build, put_cstr};
 use crate::wire::{Header, TransactionStatus, backend, frontend};
 
 /// A part of a Query that has a statement for a plugin in it.
-pub(super) enum Piece {
+pub(super) struct Piece {
+    what: What,
+    /// Characters of the Query before it: what positions in its errors are off by.
+    offset: u32,
+}
+
+enum What {
     Denied(Box<ErrorFields>),
     Handled(Arc<dyn Statement>),
     /// For the server: one or several statements.
@@ -28,6 +34,8 @@ pub(super) struct HandledPortal {
     pub statement: Arc<dyn Statement>,
     /// As in Bind: none (all text), one for all, or one per column.
     pub formats: Vec<u16>,
+    /// Characters of the Query before the statement.
+    pub offset: u32,
 }
 
 /// What a plain piece of a Query is to the transaction around it.
@@ -160,18 +168,19 @@ impl Session {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut all_plain = true;
         for range in statements::split(sql) {
+            let offset = sql[..range.start].chars().count() as u32;
             let text = &sql[range];
-            let piece = match self.inspect_statement(text.as_bytes()) {
-                Action::Allow => Piece::Plain(text.to_owned()),
-                Action::Deny(error) => Piece::Denied(error),
+            let what = match self.inspect_statement(text.as_bytes()) {
+                Action::Allow => What::Plain(text.to_owned()),
+                Action::Deny(error) => What::Denied(error),
                 Action::Rewrite(text) => {
                     all_plain = false;
-                    Piece::Plain(text)
+                    What::Plain(text)
                 }
-                Action::Handle(statement) => Piece::Handled(statement),
+                Action::Handle(statement) => What::Handled(statement),
             };
-            all_plain &= matches!(piece, Piece::Plain(_));
-            pieces.push(piece);
+            all_plain &= matches!(what, What::Plain(_));
+            pieces.push(Piece { what, offset });
         }
         (!all_plain).then_some(pieces)
     }
@@ -242,18 +251,18 @@ impl Session {
         let several = pieces.len() > 1;
         let mut implicit = false;
         let mut failed = false;
-        for piece in pieces {
+        for Piece { what, offset } in pieces {
             if several && !implicit && self.status() == TransactionStatus::Idle {
                 self.own_query("BEGIN").await?;
                 implicit = true;
             }
-            let done = match piece {
-                Piece::Denied(error) => self.refuse(*error).await?,
-                Piece::Handled(_) if self.status() == TransactionStatus::Failed => {
+            let done = match what {
+                What::Denied(error) => self.refuse(shifted(*error, offset)).await?,
+                What::Handled(_) if self.status() == TransactionStatus::Failed => {
                     in_failed_transaction().write(self.out.tail());
                     false
                 }
-                Piece::Handled(statement) => {
+                What::Handled(statement) => {
                     let context = match self.status() {
                         TransactionStatus::Idle => TransactionContext::None,
                         _ if implicit => TransactionContext::Implicit,
@@ -262,10 +271,11 @@ impl Session {
                     let portal = HandledPortal {
                         statement,
                         formats: Vec::new(),
+                        offset,
                     };
                     self.run_handled(&portal, context, false, true).await?
                 }
-                Piece::Plain(text) => match control(&text) {
+                What::Plain(text) => match control(&text) {
                     Control::Begin if implicit => {
                         implicit = false;
                         message::command_complete(self.out.tail(), "BEGIN");
@@ -275,7 +285,7 @@ impl Session {
                         if matches!(control, Control::End) {
                             implicit = false;
                         }
-                        self.run_plain(&text).await?
+                        self.run_plain(&text, offset).await?
                     }
                 },
             };
@@ -314,7 +324,7 @@ impl Session {
     }
 
     /// Runs a plain piece; its replies but for ReadyForQuery go to the client. False if it failed.
-    async fn run_plain(&mut self, sql: &str) -> Result<bool, Error> {
+    async fn run_plain(&mut self, sql: &str, offset: u32) -> Result<bool, Error> {
         let Some(server) = &mut self.server else {
             return Ok(false);
         };
@@ -334,7 +344,11 @@ impl Session {
                     return Ok(done);
                 }
                 backend::PARAMETER_STATUS => server.note_parameter(&body),
-                backend::ERROR_RESPONSE => done = false,
+                backend::ERROR_RESPONSE => {
+                    done = false;
+                    shifted(ErrorFields::read(&body), offset).write(self.out.tail());
+                    continue;
+                }
                 backend::COPY_IN_RESPONSE => {
                     build(server.out.tail(), frontend::COPY_FAIL, |out| {
                         put_cstr(
@@ -395,7 +409,7 @@ impl Session {
                 if context == TransactionContext::None && self.status() != TransactionStatus::Idle {
                     self.own_query("ROLLBACK").await?;
                 }
-                error.write(self.out.tail());
+                shifted(*error, portal.offset).write(self.out.tail());
                 if batched {
                     self.fail_server_batch(skipping).await?;
                 } else if context != TransactionContext::None {
@@ -462,6 +476,7 @@ impl Session {
         let portal = HandledPortal {
             statement: portal.statement.clone(),
             formats: portal.formats.clone(),
+            offset: 0,
         };
         let Some(server) = &self.server else {
             return Ok(());
@@ -536,6 +551,12 @@ impl Session {
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.flush_client().await
     }
+}
+
+/// The error of a piece, with its position in the whole Query.
+fn shifted(mut error: ErrorFields, offset: u32) -> ErrorFields {
+    error.position = error.position.map(|position| position + offset);
+    error
 }
 
 /// What a plain statement does to the transaction, by its words.

@@ -50,6 +50,7 @@ fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
         &with,
         &apply::difference(target, &new),
     ));
+    statements.push(format!("ANALYZE pgtrickle.out_{id}"));
     Ok(statements)
 }
 

@@ -85,6 +85,8 @@ pub(super) struct Record {
     pub plan: Plan,
     pub fingerprint: String,
     pub frontier: Option<Frontier>,
+    /// Rows of the result's staging table at its last ANALYZE.
+    pub out_rows: Option<f64>,
     /// The user's table as it is called now.
     pub target: Option<Target>,
 }
@@ -100,7 +102,9 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
                 c.fingerprint, c.frontier_snapshot, c.frontier_xid, c.frontier_seq, c.frontier_cluster,
                 pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.relname),
                 (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-                 WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped)
+                 WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped),
+                (SELECT o.reltuples FROM pg_catalog.pg_class o
+                 WHERE o.oid = pg_catalog.to_regclass('pgtrickle.out_' || c.id))
              FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE c.id = {id}"
         ))
@@ -153,6 +157,7 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
         plan,
         fingerprint: text(8),
         frontier,
+        out_rows: row.text(15).and_then(|n| n.parse().ok()),
         target,
     })
 }

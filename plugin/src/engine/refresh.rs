@@ -188,10 +188,11 @@ impl Now {
     }
 }
 
-/// ANALYZE where the staging table's size is far from what the planner last heard of.
-fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<String> {
+/// ANALYZE where the staging table's size is far from what the planner last heard of: it would scan whole tables for a few
+/// rows. A table analysed while empty counts as never analysed, as PostgreSQL takes it for ten pages then.
+pub(super) fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<String> {
     let (rows, analysed) = (rows as f64, analysed.unwrap_or(-1.0));
-    let known = analysed >= 0.0
+    let known = analysed > 0.0
         && rows <= 4.0 * analysed.max(25.0)
         && (analysed <= 100.0 || rows * 20.0 >= analysed);
     (rows > 0.0 && !known).then(|| format!("ANALYZE {table}"))
@@ -209,6 +210,7 @@ async fn incremental<C: Conn>(
     let plan = &record.plan;
     let mut changed = Vec::new();
     let mut emptied = Vec::new();
+    let mut total = 0;
     let mut statements = Vec::new();
     for (table, row) in staged.iter().zip(rows) {
         let count = row.int(0).unwrap_or_default();
@@ -216,6 +218,7 @@ async fn incremental<C: Conn>(
             continue;
         };
         changed.push(table.relid);
+        total += count;
         emptied.push(format!("DELETE FROM pgtrickle.delta_{buffer}"));
         let analysed = row.text(3).and_then(|n| n.parse().ok());
         statements.extend(analyze(
@@ -264,6 +267,9 @@ async fn incremental<C: Conn>(
                 }
             }
         }
+    }
+    if !changed.is_empty() {
+        statements.extend(analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows));
     }
     statements.extend(emptied);
     finish(c, record, now, statements, "incremental", None, started).await
