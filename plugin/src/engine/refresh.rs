@@ -269,7 +269,11 @@ async fn incremental<C: Conn>(
         }
     }
     if !changed.is_empty() {
-        statements.extend(analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows));
+        statements.extend(analyze(
+            &format!("pgtrickle.out_{id}"),
+            total,
+            record.out_rows,
+        ));
     }
     statements.extend(emptied);
     finish(c, record, now, statements, "incremental", None, started).await

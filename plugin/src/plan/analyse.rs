@@ -292,8 +292,10 @@ async fn type_pieces<C: Conn>(
             // Among equal values of one image it does not matter which one stays; of floats only 0 and -0 are equal
             // and differ, and PostgreSQL itself takes either.
             let extreme = match (call.simple.as_deref(), call.arg) {
-                (Some(name @ ("min" | "max")), Some(i)) if args[i].image == Image::Plain
-                        || matches!(args[i].type_name.as_str(), "real" | "double precision") => {
+                (Some(name @ ("min" | "max")), Some(i))
+                    if args[i].image == Image::Plain
+                        || matches!(args[i].type_name.as_str(), "real" | "double precision") =>
+                {
                     Some(Extreme {
                         largest: name == "max",
                         arg: i,
