@@ -90,3 +90,22 @@ async fn follows(major: u32) {
         }
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn virtual_columns_are_read_and_not_captured() {
+    if !test_support::majors().contains(&18) {
+        println!("majors are limited to those without virtual columns");
+        return;
+    }
+    let server = Postgres::start(18);
+    let mut c = connect(&server).await;
+    c.batch_execute("CREATE TABLE t (a int, b int GENERATED ALWAYS AS (a * 2) VIRTUAL)")
+        .await
+        .unwrap();
+    let id = create(&mut c, "st", "SELECT a, b FROM t").await.unwrap();
+    c.batch_execute("INSERT INTO t VALUES (1), (2)")
+        .await
+        .unwrap();
+    assert_eq!(refresh(&mut c, id).await.mode, "full");
+    assert_eq!(differences(&mut c, "st", "SELECT a, b FROM t").await, 0);
+}

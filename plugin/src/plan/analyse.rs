@@ -66,7 +66,13 @@ pub(crate) async fn analyse<C: Conn>(
     if full {
         return Ok(plan);
     }
-    let body = match obstacle(&relations, &trees, &called).or(guard(c, id, &views, &trees).await?) {
+    let virtual_column = facts::virtual_column(c, &plan.tables)
+        .await?
+        .map(|name| format!("it uses the virtual generated column \"{name}\""));
+    let body = match obstacle(&relations, &trees, &called)
+        .or(virtual_column)
+        .or(guard(c, id, &views, &trees).await?)
+    {
         Some(reason) => Err(reason),
         None => body(c, id, &plan, &relations, &views, &called).await?,
     };

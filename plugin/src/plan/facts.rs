@@ -122,6 +122,34 @@ pub(crate) async fn columns<C: Conn>(c: &mut C, relid: u32) -> Result<Vec<Column
         .collect())
 }
 
+/// A used column that is generated when it is read (PostgreSQL 18): it is NULL in what triggers see.
+///
+/// # Errors
+/// Those of the server.
+pub(crate) async fn virtual_column<C: Conn>(
+    c: &mut C,
+    tables: &[super::Table],
+) -> Result<Option<String>, Error> {
+    let used: Vec<_> = tables
+        .iter()
+        .flat_map(|t| {
+            t.columns
+                .iter()
+                .map(|c| format!("({}, {})", t.relid, c.attnum))
+        })
+        .collect();
+    if used.is_empty() {
+        return Ok(None);
+    }
+    let rows = c
+        .query(&format!(
+            "SELECT attname FROM pg_attribute WHERE (attrelid, attnum) IN ({}) AND attgenerated = 'v' LIMIT 1",
+            used.join(", ")
+        ))
+        .await?;
+    Ok(rows.first().and_then(|r| r.text(0)).map(str::to_owned))
+}
+
 /// bool, bytea, "char", name, int8, int2, int4, oid, xid, macaddr, date, time, timestamp, timestamptz, uuid, pg_lsn,
 /// xid8: types whose `=` is equality of images.
 const PLAIN: &str =
