@@ -76,13 +76,15 @@ fn churn(
                     "DROP STREAM TABLE churn_rows",
                     "BEGIN; CREATE STREAM TABLE churn_rows AS SELECT id FROM accounts; COMMIT",
                 ] {
-                    match client.batch_execute(statement).await {
+                    let result = tokio::time::timeout(Duration::from_secs(40), client.batch_execute(statement)).await;
+                    match result.unwrap_or_else(|_| panic!("hangs: {statement}")) {
                         Ok(()) => done += 1,
                         Err(error) => {
                             let _ = client.batch_execute("ROLLBACK").await;
                             let code = error.code().map_or("", |code| code.code()).to_owned();
-                            // Lost connections, and locks that the load holds.
-                            let expected = ["", "58000", "55P03", "40P01", "40001"].contains(&code.as_str())
+                            // Lost connections, locks that the load holds, and what a backend whose client has
+                            // died still committed, as it would for a plain CREATE TABLE AS.
+                            let expected = ["", "58000", "55P03", "40P01", "40001", "42P07", "42P01"].contains(&code.as_str())
                                 || code.starts_with("57P") || code.starts_with("08");
                             assert!(expected, "{statement}: {error:?}");
                             break;
@@ -157,7 +159,17 @@ async fn crashes_lose_and_double_nothing() {
         let report = load.finish();
         churned += churn.join().expect("the churn meets only expected errors");
         transactions += report.transactions;
-        assert_eq!(report.failures, Vec::<String>::new());
+        if !report.failures.is_empty() {
+            let active = "SELECT string_agg(concat_ws(' ', pid, application_name, state, wait_event, left(query, 90)), E'\n')
+                 FROM pg_stat_activity WHERE datname = 'app'";
+            let active = scalar(&stack.direct().await, active)
+                .await
+                .unwrap_or_default();
+            panic!(
+                "after crash {crash} of {victim}: {:#?}\n{active}",
+                report.failures
+            );
+        }
 
         let direct = stack.direct().await;
         end_prepared_transactions(&direct).await;

@@ -33,6 +33,9 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
+/// No transaction of the load takes nearly as long, even while a server recovers.
+const STUCK: Duration = Duration::from_secs(30);
+
 struct Shared {
     /// Held for reading during each transaction, for writing in a quiet point.
     gate: Arc<RwLock<()>>,
@@ -117,6 +120,7 @@ impl Drop for Load {
 impl Shared {
     async fn run(self: Arc<Self>, mut writer: Writer, port: u16) {
         let mut client: Option<Client> = None;
+        let number = writer.number();
         while !self.stop.load(Ordering::Relaxed) {
             let turn = self.gate.read().await;
             let connected = match client.take() {
@@ -131,7 +135,15 @@ impl Shared {
                     }
                 },
             };
-            match writer.transaction(&connected).await {
+            let transaction = tokio::time::timeout(STUCK, writer.transaction(&connected));
+            let Ok(result) = transaction.await else {
+                // The connection is given up with it.
+                self.fail(format!(
+                    "a transaction of writer {number} on port {port} hangs"
+                ));
+                continue;
+            };
+            match result {
                 Ok(()) => {
                     self.report.lock().expect("no panic").transactions += 1;
                     client = Some(connected);
@@ -165,10 +177,22 @@ impl Shared {
             || code.starts_with("08")
             || code.starts_with("57P");
         let tolerated = among_writers || (lost && self.disturbances == Disturbances::Crashes);
+        *self
+            .report
+            .lock()
+            .expect("no panic")
+            .errors
+            .entry(code)
+            .or_default() += 1;
+        if !tolerated {
+            self.fail(format!("{error:?}"));
+        }
+    }
+
+    fn fail(&self, failure: String) {
         let mut report = self.report.lock().expect("no panic");
-        *report.errors.entry(code).or_default() += 1;
-        if !tolerated && report.failures.len() < 20 {
-            report.failures.push(format!("{error:?}"));
+        if report.failures.len() < 20 {
+            report.failures.push(failure);
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Writer {
     rng: StdRng,
     number: u64,
     prepared: u64,
+    /// A prepared transaction whose end was not confirmed: it holds its locks until somebody ends it.
+    unfinished: Option<String>,
 }
 
 impl Writer {
@@ -22,11 +24,27 @@ impl Writer {
             rng: StdRng::seed_from_u64(seed.wrapping_mul(1000) + number),
             number,
             prepared: 0,
+            unfinished: None,
         }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Runs one transaction. After an error the connection may be in a failed block.
     pub(crate) async fn transaction(&mut self, client: &Client) -> Result<(), Error> {
+        if let Some(name) = &self.unfinished {
+            match client
+                .batch_execute(&format!("COMMIT PREPARED '{name}'"))
+                .await
+            {
+                Err(error) if error.code() != Some(&SqlState::UNDEFINED_OBJECT) => {
+                    return Err(error);
+                }
+                _ => self.unfinished = None,
+            }
+        }
         match self.rng.random_range(0..100) {
             0..45 => self.single(client).await,
             45..75 => self.block(client).await,
@@ -105,6 +123,7 @@ impl Writer {
             self.prepared,
             self.rng.random_range(0..u32::MAX)
         );
+        self.unfinished = Some(name.clone());
         client
             .batch_execute(&format!("PREPARE TRANSACTION '{name}'"))
             .await?;
@@ -116,7 +135,9 @@ impl Writer {
         };
         client
             .batch_execute(&format!("{end} PREPARED '{name}'"))
-            .await
+            .await?;
+        self.unfinished = None;
+        Ok(())
     }
 
     /// Several statements in one Query message: one implicit transaction.
