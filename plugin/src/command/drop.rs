@@ -2,7 +2,7 @@
 
 use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
-use super::lookup::{Relation, find, installed, stream_table};
+use super::lookup::{Relation, find_or_unfinished, installed, stream_table};
 use super::parse::Drop;
 use super::patience::patiently;
 use crate::conn::Error;
@@ -31,7 +31,9 @@ async fn drop_all(session: &mut impl Session, drop: &Drop) -> Result<Vec<ErrorFi
     let mut notices = Vec::new();
     let mut found: Vec<(StreamTableId, Relation)> = Vec::new();
     for name in &drop.names {
-        if drop.if_exists && (!installed(session).await? || find(session, name).await?.is_none()) {
+        if drop.if_exists
+            && (!installed(session).await? || find_or_unfinished(session, name).await?.is_none())
+        {
             let message = format!("stream table \"{}\" does not exist, skipping", name.name);
             notices.push(ErrorFields::new(Severity::Notice, "00000", message));
             continue;

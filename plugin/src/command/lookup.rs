@@ -63,6 +63,34 @@ pub(crate) async fn find(
     }))
 }
 
+/// As [`find`], and a stream table whose CREATE has died before its table was made: the worker will
+/// finish it, so to its name it exists. Its OID is 0.
+pub(crate) async fn find_or_unfinished(
+    conn: &mut impl Conn,
+    name: &QualifiedName,
+) -> Result<Option<Relation>, Error> {
+    if let Some(relation) = find(conn, name).await? {
+        return Ok(Some(relation));
+    }
+    let schema = match &name.schema {
+        Some(schema) => format!("= {}", literal(schema)),
+        None => "= ANY (pg_catalog.current_schemas(false))".to_owned(),
+    };
+    let sql = format!(
+        "SELECT s.id, pg_catalog.pg_has_role(s.owner, 'USAGE') FROM pgtrickle.catalog s \
+         WHERE s.relid IS NULL AND s.target_name = {} AND s.target_schema {schema}",
+        literal(&name.name)
+    );
+    let rows = conn.query(&sql).await?;
+    Ok(rows.first().map(|row| Relation {
+        oid: 0,
+        name: name.name.clone(),
+        kind: 'r',
+        owned: row.is_true(1),
+        stream_table: row.int(0).map(StreamTableId),
+    }))
+}
+
 /// The stream table `name` stands for.
 ///
 /// # Errors
@@ -72,7 +100,7 @@ pub(crate) async fn stream_table(
     name: &QualifiedName,
 ) -> Result<(StreamTableId, Relation), Error> {
     let found = if installed(conn).await? {
-        find(conn, name).await?
+        find_or_unfinished(conn, name).await?
     } else {
         None
     };
