@@ -32,6 +32,7 @@ const SCHEMA: &str = "
         SELECT i % 30 + 1, i % 20 + 1, i % 100, i % 9, (i % 16) / 2.0 FROM generate_series(1, 300) i;
     INSERT INTO parts SELECT i, i % 100, i % 7 FROM generate_series(1, 100) i;";
 
+/// Name, query, effective mode. Each query has one answer: GROUP BY of 1.0 and 1.00 would show either, as PostgreSQL pleases.
 const QUERIES: &[(&str, &str, &str)] = &[
     ("by_region", "SELECT c.region, count(*) AS orders, sum(o.amount) AS revenue, avg(o.amount) AS mean, avg(o.quantity) AS q
         FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region", "incremental"),
@@ -55,8 +56,8 @@ const QUERIES: &[(&str, &str, &str)] = &[
         SELECT c.region, i.amount FROM customers c JOIN ids i USING (id)", "incremental"),
     ("by_expression", "SELECT CASE WHEN o.quantity > 4 THEN 'many' ELSE c.region END AS k, sum(o.quantity) + count(*) AS n,
         sum(o.quantity) * 2 AS m FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY 1", "incremental"),
-    ("loose", "SELECT p.free, count(*) AS n, sum(e.free) AS s, string_agg(e.kind, ',' ORDER BY e.kind, e.value) AS kinds
-        FROM products p JOIN events e ON e.value = p.id GROUP BY p.free", "incremental"),
+    ("loose", "SELECT round(p.free, 2) AS free, count(*) AS n, sum(e.free) AS s, string_agg(e.kind, ',' ORDER BY e.kind, e.value) AS kinds
+        FROM products p JOIN events e ON e.value = p.id GROUP BY 1", "incremental"),
     ("peaks", "SELECT c.region, max(o.quantity) AS q, min(o.at) FILTER (WHERE o.quantity > 2) AS first, max(c.region) AS r, count(*) AS n
         FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region", "incremental"),
     ("free", "SELECT kind, sum(free) AS s, avg(free) AS a, sum(value * 1.5) AS v FROM events GROUP BY kind", "incremental"),
@@ -208,7 +209,7 @@ async fn every_quiet_point_is_exact() {
                 }
                 points += 1;
                 for (name, query, _) in QUERIES {
-                    assert_eq!(differences(&mut c, name, query).await, 0, "{name} at quiet point {points}, seed {seed}");
+                    assert_eq!(differences(&mut c, name, query).await, [""; 0], "{name} at quiet point {points}, seed {seed}");
                 }
             }
             println!("{} writes, {refreshes} refreshes ({incremental} incremental), {points} quiet points", writes.get());

@@ -164,9 +164,10 @@ pub(super) fn sums(keyed: &Keyed, row: &str, w: &str) -> Vec<String> {
                 if kind.is_free() {
                     sums.push(count("Infinity"));
                     sums.push(count("-Infinity"));
-                    // How many values have each display scale, as the digits of one number: ten digits for a scale.
+                    // How many values have each display scale, as the digits of one number: ten digits for a
+                    // scale. NULL, NaN and infinities have none (least() would make them the largest).
                     let digit = format!(
-                        "('1e' || {SCALE_DIGITS} * least(scale({arg}), {MAX_SCALE}))::numeric"
+                        "('1e' || {SCALE_DIGITS} * CASE WHEN scale({arg}) > {MAX_SCALE} THEN {MAX_SCALE} ELSE scale({arg}) END)::numeric"
                     );
                     sums.push(format!("coalesce(sum({w} * {digit}){filter}, 0)"));
                 }

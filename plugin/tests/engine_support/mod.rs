@@ -51,13 +51,16 @@ pub async fn refresh(c: &mut Client, id: StreamTableId) -> RefreshOutcome {
     }
 }
 
-/// How many rows differ between table and query, by the text of the row: one snapshot, both ways.
-pub async fn differences(c: &mut Client, name: &str, query: &str) -> i64 {
+/// The rows that differ between table and query, with how many times the query has them more: one snapshot, both ways, by
+/// the text of the row.
+pub async fn differences(c: &mut Client, name: &str, query: &str) -> Vec<String> {
     let sql = format!(
-        "SELECT count(*) FROM (
-            SELECT sum(w) FROM (SELECT 1 AS w, pgt_q::text AS row FROM ({query}) pgt_q
-                UNION ALL SELECT -1, pgt_t::text FROM {name} pgt_t) u GROUP BY row HAVING sum(w) <> 0) d"
+        "SELECT sum(w) || ' x ' || row FROM (SELECT 1 AS w, pgt_q::text AS row FROM ({query}) pgt_q
+            UNION ALL SELECT -1, pgt_t::text FROM {name} pgt_t) u GROUP BY row HAVING sum(w) <> 0"
     );
     let rows = Conn::query(c, &sql).await.expect("comparison");
-    rows[0].int(0).expect("a count")
+    rows.iter()
+        .filter_map(|r| r.text(0))
+        .map(str::to_owned)
+        .collect()
 }
