@@ -53,9 +53,8 @@ fn text(out: &mut Formatter, record: &Record<'_>, position: bool) -> io::Result<
         "{} {level} {thread:0>2?} {target}: ",
         timestamp(SystemTime::now())
     )?;
-    match (position, record.file(), record.line()) {
-        (true, Some(file), Some(line)) => write!(out, "{file}:{line}: ")?,
-        _ => {}
+    if let (true, Some(file), Some(line)) = (position, record.file(), record.line()) {
+        write!(out, "{file}:{line}: ")?;
     }
     // A line break in a message (a server's error text, a query) must not begin what looks like
     // another entry.
