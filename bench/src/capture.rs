@@ -61,7 +61,7 @@ const WRITES: [Write; 6] = [
 
 pub async fn run(plan: &Plan) {
     let server = stage::server();
-    let pooler = stage::pooler(&server, 10, true);
+    let pooler = stage::pooler(&server, 10, true, 2);
     let direct = stage::direct(&server).await;
     for table in ["plain", "captured"] {
         stage::run(

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_micros(500);
 
 pub async fn run(plan: &Plan) {
     let server = stage::server();
-    let pooler = stage::pooler(&server, 20, true);
+    let pooler = stage::pooler(&server, 20, true, 2);
     let client = stage::pooled(&pooler).await;
     stage::run(
         &client,

@@ -21,20 +21,23 @@ pub fn run(plan: &Plan) {
     assert!(loaded.success, "{}", loaded.stderr);
 
     {
-        let ours = stage::pooler(&server, POOL, false);
+        let ours = stage::pooler(&server, POOL, false, 1);
         let theirs = PgBouncer::start(&server, "transaction", POOL);
         let title = format!(
-            "pgbench -S, simple protocol, both in transaction mode with {POOL} server connections"
+            "pgbench -S, simple protocol, both in transaction mode with {POOL} server connections and one thread"
         );
         compare(plan, &server, &ours, &theirs, "simple", &title);
-        let ours = stage::pooler(&server, POOL, true);
+        let ours = stage::pooler(&server, POOL, true, 1);
         let title = "The same, with stream tables enabled";
+        compare(plan, &server, &ours, &theirs, "simple", title);
+        let ours = stage::pooler(&server, POOL, false, 2);
+        let title = "The same, pgcat with two threads";
         compare(plan, &server, &ours, &theirs, "simple", title);
     }
     {
         // This PgBouncer knows prepared statements only in session mode, where it needs a server for
         // every client.
-        let ours = stage::pooler(&server, POOL, false);
+        let ours = stage::pooler(&server, POOL, false, 1);
         let theirs = PgBouncer::start(&server, "session", 100);
         let title = format!(
             "pgbench -S, prepared: pgcat in transaction mode with {POOL} server connections, PgBouncer in session mode with 100"

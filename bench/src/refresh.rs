@@ -16,7 +16,7 @@ const QUERY: &str = "SELECT c.region, count(*) AS orders, sum(o.amount) AS reven
 
 pub async fn run(plan: &Plan) {
     let server = stage::server();
-    let pooler = stage::pooler(&server, 10, true);
+    let pooler = stage::pooler(&server, 10, true, 2);
     let direct = stage::direct(&server).await;
     let pooled = stage::pooled(&pooler).await;
     stage::run(

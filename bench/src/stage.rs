@@ -34,8 +34,9 @@ pub fn server() -> Postgres {
 }
 
 /// The pooler that was built along with this program.
-pub fn pooler(server: &Postgres, pool_size: u32, stream_tables: bool) -> Pooler {
+pub fn pooler(server: &Postgres, pool_size: u32, stream_tables: bool, threads: u32) -> Pooler {
     let config = PoolerConfig::new(server)
+        .general(&format!("worker_threads = {threads}"))
         .general("connect_timeout = 60000")
         .user_with("postgres", pool_size, "auth_type = \"trust\"");
     let config = if stream_tables {
