@@ -132,6 +132,24 @@ async fn every_stream_table_equals_its_query() {
     );
     let modes = "SELECT string_agg(name || ': ' || effective_mode, ', ' ORDER BY name) FROM pgtrickle.stream_tables";
     println!("{}", scalar(&direct, modes).await.unwrap_or_default());
+    let history = "SELECT string_agg(concat_ws(' ', n, mode, 'in', average), ', ') FROM (
+         SELECT mode, count(*) AS n, date_trunc('milliseconds', avg(duration)) AS average
+         FROM pgtrickle.refresh_history GROUP BY mode) h";
+    println!(
+        "refreshes kept in the history: {}",
+        scalar(&direct, history).await.unwrap_or_default()
+    );
+    let log = stack.postgres.log();
+    let ours: Vec<&str> = log
+        .split("deadlock detected")
+        .skip(1)
+        .filter_map(|rest| rest.split("HINT:").next())
+        .filter(|detail| detail.contains("pgtrickle."))
+        .collect();
+    assert!(
+        ours.is_empty(),
+        "a refresh must give way before PostgreSQL looks for a deadlock: {ours:#?}"
+    );
     let errors = "SELECT string_agg(name || ': ' || coalesce(last_error, ''), '; ') FROM pgtrickle.stream_tables WHERE status <> 'active'";
     assert_eq!(scalar(&direct, errors).await, None);
 }
