@@ -2,7 +2,7 @@
 //! is a schema, a query, and batches of writes with a refresh after each; the stream table must equal
 //! its query after every refresh.
 
-use test_support::{Stack, differences};
+use test_support::{Stack, differences, majors};
 use tokio_postgres::Client;
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
@@ -53,7 +53,13 @@ fn parse(text: &str) -> Vec<Case<'_>> {
 }
 
 async fn run(text: &str) {
-    let stack = Stack::start(PGCAT, 15);
+    for major in majors() {
+        run_on(major, text).await;
+    }
+}
+
+async fn run_on(major: u32, text: &str) {
+    let stack = Stack::start(PGCAT, major);
     let cases = parse(text);
     let mut failed = Vec::new();
     for (number, case) in cases.iter().enumerate() {
@@ -70,16 +76,16 @@ async fn run(text: &str) {
                 .expect("search_path");
         }
         match run_case(case, &pooled, &direct).await {
-            Ok(mode) => println!("ok ({mode}): {}", case.name),
+            Ok(mode) => println!("ok ({major}, {mode}): {}", case.name),
             Err(message) => {
-                println!("FAILED: {}: {message}", case.name);
+                println!("FAILED on {major}: {}: {message}", case.name);
                 failed.push(format!("{}: {message}", case.name));
             }
         }
     }
     assert!(
         failed.is_empty(),
-        "{} of {} cases failed:\n{}",
+        "PostgreSQL {major}: {} of {} cases failed:\n{}",
         failed.len(),
         cases.len(),
         failed.join("\n")
