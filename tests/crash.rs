@@ -1,6 +1,9 @@
 //! kill -9 of the pooler and of PostgreSQL under load: after the restart every stream table
 //! converges to its query, and nothing is left behind.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -52,11 +55,18 @@ fn changes(before: &[String], after: &[String]) -> Vec<String> {
     found
 }
 
-/// Creates and drops stream tables until it is stopped, so that crashes hit those too.
-fn churn(
-    port: u16,
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-) -> std::thread::JoinHandle<u32> {
+const CHURN: [&str; 5] = [
+    "DROP STREAM TABLE IF EXISTS churn_rows, churn_groups",
+    "CREATE STREAM TABLE churn_rows AS SELECT id, amount FROM orders WHERE note IS NOT NULL",
+    "CREATE STREAM TABLE churn_groups AS
+     SELECT placed::date AS d, count(*) AS n FROM orders, accounts GROUP BY 1",
+    "DROP STREAM TABLE churn_rows",
+    "BEGIN; CREATE STREAM TABLE churn_rows AS SELECT id FROM accounts; COMMIT",
+];
+
+/// Creates and drops stream tables until it is stopped, so that crashes hit those too. Returns how
+/// many statements succeeded.
+fn churn(port: u16, stop: Arc<AtomicBool>) -> JoinHandle<u32> {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -64,37 +74,39 @@ fn churn(
             .expect("a runtime");
         runtime.block_on(async {
             let mut done = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let Ok(client) = test_support::try_connect(port, "app", "app").await else {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                };
-                for statement in [
-                    "DROP STREAM TABLE IF EXISTS churn_rows, churn_groups",
-                    "CREATE STREAM TABLE churn_rows AS SELECT id, amount FROM orders WHERE note IS NOT NULL",
-                    "CREATE STREAM TABLE churn_groups AS SELECT placed::date AS d, count(*) AS n FROM orders, accounts GROUP BY 1",
-                    "DROP STREAM TABLE churn_rows",
-                    "BEGIN; CREATE STREAM TABLE churn_rows AS SELECT id FROM accounts; COMMIT",
-                ] {
-                    let result = tokio::time::timeout(Duration::from_secs(40), client.batch_execute(statement)).await;
-                    match result.unwrap_or_else(|_| panic!("hangs: {statement}")) {
-                        Ok(()) => done += 1,
-                        Err(error) => {
-                            let _ = client.batch_execute("ROLLBACK").await;
-                            let code = error.code().map_or("", |code| code.code()).to_owned();
-                            // Lost connections, locks that the load holds, and what a backend whose client has
-                            // died still committed, as it would for a plain CREATE TABLE AS.
-                            let expected = ["", "58000", "55P03", "40P01", "40001", "42P07", "42P01"].contains(&code.as_str())
-                                || code.starts_with("57P") || code.starts_with("08");
-                            assert!(expected, "{statement}: {error:?}");
-                            break;
-                        }
-                    }
+            while !stop.load(Ordering::Relaxed) {
+                match test_support::try_connect(port, "app", "app").await {
+                    Ok(client) => done += churn_once(&client).await,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             }
             done
         })
     })
+}
+
+/// One round, up to the first error.
+async fn churn_once(client: &Client) -> u32 {
+    let mut done = 0;
+    for statement in CHURN {
+        let limit = Duration::from_secs(40);
+        let Ok(result) = tokio::time::timeout(limit, client.batch_execute(statement)).await else {
+            panic!("hangs: {statement}");
+        };
+        if let Err(error) = result {
+            let code = error.code().map_or("", |code| code.code());
+            // Lost connections, locks that the load holds, and what a backend whose client has died
+            // still committed, as it would for a plain CREATE TABLE AS.
+            let expected = ["", "58000", "55P03", "40P01", "40001", "42P07", "42P01"];
+            assert!(
+                expected.contains(&code) || code.starts_with("57P") || code.starts_with("08"),
+                "{statement}: {error:?}"
+            );
+            break;
+        }
+        done += 1;
+    }
+    done
 }
 
 #[tokio::test]
@@ -138,7 +150,7 @@ async fn crashes_lose_and_double_nothing() {
             })
             .collect();
         let load = Load::start(&ports, seed + u64::from(crash), Disturbances::Crashes);
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         let churn = churn(stack.pooler.port(), stop.clone());
         tokio::time::sleep(Duration::from_millis(random.random_range(100..2500))).await;
         let victim = ["the pooler", "PostgreSQL", "both"][random.random_range(0..3)];
@@ -155,7 +167,7 @@ async fn crashes_lose_and_double_nothing() {
         let restarted = Instant::now();
         // The load goes on for a moment: recovery has to cope with it.
         tokio::time::sleep(Duration::from_millis(random.random_range(0..1000))).await;
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         let report = load.finish();
         churned += churn.join().expect("the churn meets only expected errors");
         transactions += report.transactions;
