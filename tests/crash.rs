@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use test_support::workload::{Disturbances, Load, SOURCES, stream_tables};
-use test_support::{Stack, converges_as, majors, scalar};
+use test_support::{Stack, converges_as, majors, scalar, sessions};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
@@ -172,11 +172,7 @@ async fn crashes_lose_and_double_nothing() {
         churned += churn.join().expect("the churn meets only expected errors");
         transactions += report.transactions;
         if !report.failures.is_empty() {
-            let active = "SELECT string_agg(concat_ws(' ', pid, application_name, state, wait_event, left(query, 90)), E'\n')
-                 FROM pg_stat_activity WHERE datname = 'app'";
-            let active = scalar(&stack.direct().await, active)
-                .await
-                .unwrap_or_default();
+            let active = sessions(&stack.direct().await).await;
             panic!(
                 "after crash {crash} of {victim}: {:#?}\n{active}",
                 report.failures

@@ -35,4 +35,6 @@ pub use pooler::Pooler;
 pub use postgres::{Auth, Postgres, Settings};
 pub use process::{cpu_time, free_port};
 pub use psql::{Psql, PsqlOutput};
-pub use stack::{Stack, catalog_row, converges, converges_as, differences, refused, scalar};
+pub use stack::{
+    Stack, catalog_row, converges, converges_as, differences, refused, scalar, sessions,
+};

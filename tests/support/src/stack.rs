@@ -129,8 +129,9 @@ pub async fn converges_as(
         };
         if start.elapsed() > limit {
             panic!(
-                "{table} differs from its query after {limit:?}:\n  {differences}\nquery: {query}\ncatalog: {}",
-                catalog_row(client, table).await
+                "{table} differs from its query after {limit:?}:\n  {differences}\nquery: {query}\ncatalog: {}\nsessions:\n{}",
+                catalog_row(client, table).await,
+                sessions(client).await
             );
         }
         tokio::time::sleep(pause).await;
@@ -152,6 +153,13 @@ pub async fn catalog_row(client: &Client, table: &str) -> String {
             .unwrap_or_else(|| "no row".to_owned()),
         Err(error) => format!("{error:?}"),
     }
+}
+
+/// What the server's sessions of this database are doing, one per line.
+pub async fn sessions(client: &Client) -> String {
+    let sql = "SELECT string_agg(concat_ws(' ', pid, state, now() - state_change, wait_event, left(query, 120)), E'\\n')
+        FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    scalar(client, sql).await.unwrap_or_default()
 }
 
 /// The single value of a query's single row, as text (`None`: NULL or no row).
