@@ -26,6 +26,24 @@ fn login(pooler: &Pooler, user: &str, password: &str) -> Result<String, String> 
     }
 }
 
+/// The SQLSTATE a login fails with.
+fn refusal(pooler: &Pooler, user: &str, password: &str) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host("127.0.0.1")
+        .port(pooler.port())
+        .user(user)
+        .password(password)
+        .dbname("postgres");
+    let error = runtime.block_on(async { config.connect(tokio_postgres::NoTls).await.err() });
+    let error = error.expect("let in with a wrong password");
+    error.code().expect("a SQLSTATE").code().to_owned()
+}
+
 fn assert_refused(result: Result<String, String>, user: &str) {
     let error = result.expect_err("let in with a wrong password");
     assert!(
@@ -41,6 +59,7 @@ fn assert_refused(result: Result<String, String>, user: &str) {
 fn md5_clients() {
     for lines in ["", "auth_type = \"md5\""] {
         let pooler = pooler_with(lines);
+        assert_eq!(refusal(&pooler, "postgres", "wrong"), "28P01");
         assert_eq!(login(&pooler, "postgres", "postgres").unwrap(), "postgres");
         assert_refused(login(&pooler, "postgres", "wrong"), "postgres");
         assert_refused(login(&pooler, "postgres", " postgres"), "postgres");
@@ -50,6 +69,7 @@ fn md5_clients() {
 #[test]
 fn scram_clients() {
     let pooler = pooler_with("auth_type = \"scram-sha-256\"");
+    assert_eq!(refusal(&pooler, "postgres", "wrong"), "28P01");
     assert_eq!(login(&pooler, "postgres", "postgres").unwrap(), "postgres");
     assert_refused(login(&pooler, "postgres", "wrong"), "postgres");
     for _ in 0..5 {

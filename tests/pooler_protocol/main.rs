@@ -4,12 +4,14 @@
 
 mod auth;
 mod cancel;
+mod chaos;
 mod copy;
 mod extended;
 mod failure;
 mod large;
 mod prepared;
 mod prepared_shared;
+mod random;
 mod settings;
 mod shutdown;
 mod simple;

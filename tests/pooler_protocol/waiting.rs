@@ -59,6 +59,8 @@ fn the_queue_is_served_in_its_order() {
         // They are to arrive in this order.
         thread::sleep(Duration::from_millis(30));
     }
+    // Among those who have waited for less than 100 ms a thread may prefer its own clients.
+    thread::sleep(Duration::from_millis(300));
     occupant.run("COMMIT");
     for client in &mut waiting {
         assert_eq!(tags(&client.ready()), "CZ");

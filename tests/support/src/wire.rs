@@ -282,18 +282,28 @@ impl Wire {
     /// # Panics
     /// If the server refuses.
     pub fn greeted(&mut self) {
-        self.ready();
-        let messages = std::mem::take(&mut self.transcript);
-        assert!(
-            messages.iter().all(|message| message.tag != b'E'),
-            "login: {messages:?}"
-        );
+        if let Err(messages) = self.try_greeted() {
+            panic!("login: {messages:?}");
+        }
+    }
+
+    /// Reads the rest of the login.
+    ///
+    /// # Errors
+    /// What the server said instead of letting the client in.
+    pub fn try_greeted(&mut self) -> Result<(), Vec<Message>> {
+        let messages = self.replies();
+        self.transcript.clear();
+        if !tags(&messages).ends_with('Z') || tags(&messages).contains('E') {
+            return Err(messages);
+        }
         let (keys, greeting) = messages
             .into_iter()
             .partition(|message| message.tag == b'K');
         self.greeting = greeting;
         let keys: Vec<Message> = keys;
         self.key = keys.into_iter().next().map_or(Vec::new(), |key| key.body);
+        Ok(())
     }
 
     /// Process id and secret of BackendKeyData.
