@@ -71,6 +71,10 @@ impl Clients {
         let identity = self.pool.identity();
         let mut config = tokio_postgres::Config::new();
         config.user(&identity.user).dbname(&identity.database);
+        // Not the role's own path: in `public`, say, anybody may have put an operator that fits our SQL better than
+        // pg_catalog's does, and the worker would run it as the stream tables' owner. At startup, as the pooler asks an
+        // in-process client's session for no later SET: that would stay on the server connection for its next client.
+        config.options("-c search_path=pg_catalog,pg_temp");
         let login = config.connect_raw(self.pool.connect(), NoTls);
         let (client, connection) = tokio::time::timeout(LOGIN_TIMEOUT, login)
             .await
