@@ -2,6 +2,7 @@
 //! through the pooler is, byte for byte, what it gets from the server; and afterwards the server
 //! connection serves another client as a fresh one would.
 
+mod abandoned;
 mod auth;
 mod cancel;
 mod chaos;
@@ -10,6 +11,7 @@ mod extended;
 mod failure;
 mod large;
 mod prepared;
+mod prepared_doubt;
 mod prepared_shared;
 mod random;
 mod settings;

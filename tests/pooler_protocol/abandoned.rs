@@ -1,0 +1,166 @@
+//! Clients that leave, or sit idle, where the pooler might keep a server connection for them for ever.
+
+use std::thread;
+use std::time::Duration;
+
+use test_support::wire::{Messages, sqlstate, tags};
+
+use crate::stage::{Stage, same};
+
+/// A pool of one whose clients do not wait for long.
+fn stage() -> Stage {
+    Stage::with(1, |config| config.general("connect_timeout = 3000"))
+}
+
+fn with_stream_tables() -> Stage {
+    Stage::with(1, |config| {
+        config.general("connect_timeout = 3000").stream_tables()
+    })
+}
+
+#[test]
+fn copy_and_terminate_in_one_go() {
+    let stage = stage();
+    stage
+        .client()
+        .run("DROP TABLE IF EXISTS left_copy; CREATE TABLE left_copy (a int)");
+    for copy in [
+        Messages::new().query("COPY left_copy FROM STDIN"),
+        Messages::new().statement("COPY left_copy FROM STDIN"),
+        Messages::new()
+            .statement("COPY left_copy FROM STDIN")
+            .sync(),
+    ] {
+        let mut client = stage.client();
+        client.send(copy.terminate());
+        thread::sleep(Duration::from_millis(100));
+        drop(client);
+        stage.client().run("SELECT 1");
+    }
+    stage.assert_clean();
+}
+
+/// The session must not fail over the missing body, least of all with a server connection.
+#[test]
+fn messages_that_claim_a_body_they_have_no_use_for() {
+    let stage = stage();
+    for tag in [b'X', b'S', b'H'] {
+        for begin in ["", "BEGIN"] {
+            let mut client = stage.client();
+            client.run(begin);
+            client.send([tag, 0x20, 0, 0, 0, 1, 2, 3]);
+            thread::sleep(Duration::from_millis(50));
+            drop(client);
+            stage.client().run("SELECT 1");
+        }
+    }
+    assert!(!stage.pooler.log().contains("panicked"));
+    stage.assert_clean();
+}
+
+#[test]
+fn a_query_ends_a_batch_without_sync() {
+    same(|client| {
+        client.send(
+            Messages::new()
+                .statement("SELECT 1")
+                .flush()
+                .query("SELECT 2"),
+        );
+        client.ready();
+    });
+    let stage = stage();
+    let mut client = stage.client();
+    client.send(
+        Messages::new()
+            .statement("SELECT 1")
+            .flush()
+            .query("SELECT 2"),
+    );
+    client.ready();
+    stage.client().run("SELECT 1");
+}
+
+#[test]
+fn half_a_message_does_not_prolong_a_transaction() {
+    let stage = Stage::with(1, |config| {
+        config
+            .general("connect_timeout = 5000")
+            .general("idle_client_in_transaction_timeout = 500")
+    });
+    let mut client = stage.client();
+    client.run("BEGIN");
+    client.send(&Messages::new().query("SELECT 1").as_ref()[..3]);
+    stage.client().run("SELECT 1");
+}
+
+/// Drivers that prepare with Flush wait for the reply before they send Sync.
+#[test]
+fn a_batch_without_server_fails_before_its_sync() {
+    let stage = Stage::with(1, |config| config.general("connect_timeout = 300"));
+    let mut occupant = stage.occupant();
+    let mut client = stage.client();
+    client.send(Messages::new().parse("s", "SELECT 1").flush());
+    let error = client.until(b'E');
+    assert_eq!(
+        (tags(&error), sqlstate(&error)),
+        ("E".into(), "58000".into())
+    );
+    client.send(Messages::new().bind("", "s", &[]).query("SELECT 2").sync());
+    assert_eq!(tags(&client.ready()), "Z");
+    occupant.run("COMMIT");
+    client.run("SELECT 1");
+}
+
+/// What the pooler asks the server for itself does not fail by the client's own timeout.
+#[test]
+fn a_short_statement_timeout() {
+    let stage = stage();
+    for n in 0..30 {
+        let mut client = stage.client();
+        client.run("SET statement_timeout = 1");
+        client.run(&format!("SET statement_timeout = {}", 2 + n % 2));
+        let mut other = stage.client();
+        other.run("SET lock_timeout = 1000");
+        assert_eq!(
+            client.value("SHOW statement_timeout"),
+            format!("{}ms", 2 + n % 2)
+        );
+        assert_eq!(other.value("SHOW statement_timeout"), "0");
+    }
+    stage.assert_clean();
+}
+
+/// The rest of the result must not be taken for the replies to the next client's statements.
+#[test]
+fn a_client_that_dies_in_a_result_beside_a_plugins_statement() {
+    let stage = with_stream_tables();
+    for _ in 0..3 {
+        let mut client = stage.client();
+        client.send(
+            Messages::new().query(
+                "SHOW STREAM TABLES; SELECT repeat('x', 1000) FROM generate_series(1, 200000)",
+            ),
+        );
+        client.until(b'D');
+        drop(client);
+        for n in 0..5 {
+            let mut next = stage.client();
+            assert_eq!(next.value(&format!("SELECT {n}")), n.to_string());
+        }
+    }
+    stage.assert_clean();
+}
+
+#[test]
+fn session_state_beside_a_plugins_statement() {
+    let stage = with_stream_tables();
+    let mut client = stage.client();
+    client.run(
+        "SHOW STREAM TABLES; SET work_mem = '9MB'; CREATE TEMP TABLE left_over (a int); \
+         SELECT pg_advisory_lock(7); LISTEN left_over",
+    );
+    // While the client is connected: the server connection is not kept for it, either.
+    stage.assert_clean();
+    assert_eq!(client.value("SHOW work_mem"), "9MB");
+}
