@@ -25,6 +25,7 @@ pub struct StreamTables {
 }
 
 impl StreamTables {
+    /// The plugin, before any pool has been announced to it.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -5,6 +5,7 @@ use crate::command::Schedule;
 /// The plugin's settings for a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// Without it the plugin does nothing in the pool: its statements go to the server as they are.
     pub enabled: bool,
     /// Server connections per pool that refreshes may hold at once.
     pub max_connections: usize,

@@ -51,12 +51,14 @@ pub trait Plugin: Send + Sync + 'static {
 pub struct PoolIdentity {
     /// The database name clients connect to: the key of `[pools.<database>]`.
     pub database: String,
+    /// The user name clients log in with: a `username` of the pool.
     pub user: String,
 }
 
 /// What a plugin may know about the session a statement came from.
 #[derive(Debug)]
 pub struct SessionView<'a> {
+    /// The session's pool.
     pub pool: &'a PoolIdentity,
     /// The plugin's own table of the configuration for this pool (`None`: not configured).
     pub settings: Option<&'a toml::Table>,
@@ -107,6 +109,7 @@ pub trait Statement: Send + Sync + 'static {
 /// A result column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
+    /// The name in the RowDescription.
     pub name: String,
     /// The type's OID, e.g. 25 for text. Values are given as text; where a client asks for binary, the
     /// host converts text, int4, int8, bool and float8 and refuses others.
@@ -114,6 +117,7 @@ pub struct Column {
 }
 
 impl Column {
+    /// A column of type text.
     pub fn text(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),

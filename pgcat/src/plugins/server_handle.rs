@@ -23,6 +23,7 @@ pub enum TransactionContext {
 pub struct QueryResult {
     /// Text values; `None` is NULL.
     pub rows: Vec<Vec<Option<String>>>,
+    /// The command tag, such as `INSERT 0 1`.
     pub tag: String,
 }
 
