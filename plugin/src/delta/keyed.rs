@@ -15,11 +15,13 @@ fn same_keys(keyed: &Keyed, left: &str, right: &str) -> String {
     let Some((left_hash, right_hash)) = hash(&l).zip(hash(&r)) else {
         return "true".to_owned();
     };
-    let mut sql = format!("{left_hash} = {right_hash}");
-    for (l, r) in l.iter().zip(&r) {
-        sql.push_str(&format!(" AND {l} IS NOT DISTINCT FROM {r}"));
-    }
-    sql
+    // Not IS NOT DISTINCT FROM: it takes the `=` that the search path has, which for citext is that of text and for hstore
+    // none at all. record_eq takes that of the type, as GROUP BY does, and NULL for equal to NULL.
+    format!(
+        "{left_hash} = {right_hash} AND record_eq(ROW({}), ROW({}))",
+        l.join(", "),
+        r.join(", ")
+    )
 }
 
 /// The statement that brings a state by weights up to date and collects the change of the result. `delta` is the delta of
@@ -182,20 +184,21 @@ pub(crate) fn recompute(id: i64, keyed: &Keyed, columns: &[Column], nulls: bool)
     let q = numbered("q.k", keyed.keys.len());
     let mut select = b.clone();
     select.extend(sums(keyed, "b", "1"));
-    let branch = |operator: &str, condition: &str| {
-        let on: Vec<_> = b
-            .iter()
-            .zip(&q)
-            .map(|(b, q)| format!("{b} {operator} {q}"))
-            .collect();
+    let branch = |on: &str, condition: &str| {
         format!(
-            "SELECT {} FROM ({}) b JOIN pgtrickle.keys_{id} q ON {}{condition} GROUP BY {}",
+            "SELECT {} FROM ({}) b JOIN pgtrickle.keys_{id} q ON {on}{condition} GROUP BY {}",
             select.join(", "),
             keyed.body,
-            on.join(" AND "),
             b.join(", ")
         )
     };
+    let equal: Vec<_> = keyed
+        .keys
+        .iter()
+        .zip(b.iter().zip(&q))
+        .map(|(key, (b, q))| format!("{b} {} {q}", key.equality()))
+        .collect();
+    let equal = equal.join(" AND ");
     let new = if !keyed.grouped {
         format!("SELECT {} FROM ({}) b", select.join(", "), keyed.body)
     } else if nulls {
@@ -203,11 +206,11 @@ pub(crate) fn recompute(id: i64, keyed: &Keyed, columns: &[Column], nulls: bool)
         let null = format!(" AND num_nulls({})", q.join(", "));
         format!(
             "{} UNION ALL {}",
-            branch("=", &format!("{null} = 0")),
-            branch("IS NOT DISTINCT FROM", &format!("{null} > 0"))
+            branch(&equal, &format!("{null} = 0")),
+            branch(&same_keys(keyed, "b", "q"), &format!("{null} > 0"))
         )
     } else {
-        branch("=", "")
+        branch(&equal, "")
     };
     let with = format!(
         "WITH o AS MATERIALIZED (SELECT s.ctid AS tid, s.* FROM pgtrickle.keys_{id} q JOIN pgtrickle.state_{id} s ON {same}),

@@ -94,7 +94,13 @@ pub(crate) async fn columns<C: Conn>(c: &mut C, relid: u32) -> Result<Vec<Column
                 b.typtype = 'e' OR b.oid = 1043 OR b.typtype = 'b' AND EXISTS (
                     SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
                     WHERE m.amname = 'hash' AND o.opcdefault
-                        AND o.opcintype = CASE WHEN b.typcategory = 'A' THEN b.typelem ELSE b.oid END)
+                        AND o.opcintype = CASE WHEN b.typcategory = 'A' THEN b.typelem ELSE b.oid END),
+                (SELECT 'OPERATOR(' || quote_ident(pn.nspname) || '.' || p.oprname || ')'
+                 FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
+                 JOIN pg_amop s ON s.amopfamily = o.opcfamily AND s.amoplefttype = o.opcintype
+                    AND s.amoprighttype = o.opcintype AND s.amopstrategy = 3
+                 JOIN pg_operator p ON p.oid = s.amopopr JOIN pg_namespace pn ON pn.oid = p.oprnamespace
+                 WHERE o.opcdefault AND o.opcintype = b.oid AND pn.nspname <> 'pg_catalog')
              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
              JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
              LEFT JOIN pg_collation co ON co.oid = a.attcollation
@@ -118,6 +124,7 @@ pub(crate) async fn columns<C: Conn>(c: &mut C, relid: u32) -> Result<Vec<Column
                 (false, false) => Image::Text,
             },
             hashable: row.is_true(6),
+            own_equality: row.text(7).unwrap_or_default().to_owned(),
         })
         .collect())
 }

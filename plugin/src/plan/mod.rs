@@ -141,6 +141,20 @@ pub(crate) struct Column {
     pub image: Image,
     /// Whether the type can be hashed, and so indexed by `hash_record_extended`.
     pub hashable: bool,
+    /// The type's own `=` as SQL text, where it is not in pg_catalog (citext, hstore), else empty.
+    #[serde(default)]
+    pub own_equality: String,
+}
+
+impl Column {
+    /// The operator by which GROUP BY compares values of the type.
+    pub(crate) fn equality(&self) -> &str {
+        if self.own_equality.is_empty() {
+            "="
+        } else {
+            &self.own_equality
+        }
+    }
 }
 
 /// How values of a type are told apart by image.
