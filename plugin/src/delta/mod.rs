@@ -29,10 +29,10 @@ impl Cell {
         let expr = &self.expr;
         match self.image {
             Image::Plain => expr.clone(),
-            Image::Text => format!("(array_agg({expr}))[1]"),
+            Image::Text => format!("(pg_catalog.array_agg({expr}))[1]"),
             // array_agg would make one array of more dimensions of them. The text form under the pinned settings is exact.
             Image::TextArray => format!(
-                "min(CASE WHEN num_nulls({expr}) = 0 THEN format('%s', {expr}) END)::{}",
+                "pg_catalog.min(CASE WHEN pg_catalog.num_nulls({expr}) = 0 THEN pg_catalog.format('%s', {expr}) END)::{}",
                 self.type_name
             ),
         }
@@ -42,12 +42,13 @@ impl Cell {
         match self.image {
             Image::Plain => self.expr.clone(),
             // %L tells NULL from the empty text.
-            _ => format!("format('%L', {})", self.expr),
+            _ => format!("pg_catalog.format('%L', {})", self.expr),
         }
     }
 }
 
-/// `SELECT sum(w), values … FROM from GROUP BY images HAVING sum(w) <> 0`.
+/// `SELECT sum(w), values … FROM from GROUP BY images HAVING sum(w) <> 0`. Schemas are named: for a full plan it runs under
+/// the creator's search path.
 pub(crate) fn net(weight: &str, cells: &[Cell], from: &str) -> String {
     let values: String = cells.iter().map(|c| format!(", {}", c.value())).collect();
     let group = if cells.is_empty() {
@@ -58,7 +59,10 @@ pub(crate) fn net(weight: &str, cells: &[Cell], from: &str) -> String {
             cells.iter().map(Cell::group).collect::<Vec<_>>().join(", ")
         )
     };
-    format!("SELECT sum({weight}){values} FROM {from}{group} HAVING sum({weight}) <> 0")
+    format!(
+        "SELECT pg_catalog.sum({weight}){values} FROM {from}{group}
+         HAVING pg_catalog.sum({weight}) OPERATOR(pg_catalog.<>) 0"
+    )
 }
 
 /// `prefix1, prefix2, …`

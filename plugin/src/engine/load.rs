@@ -40,7 +40,10 @@ pub async fn load<C: Conn>(
     };
     let mut statements = Vec::new();
     if record.with_data {
-        statements.push(fill(&record, &target, isolation));
+        statements.extend(settings::under_creators_path(
+            &record.plan,
+            fill(&record, &target, isolation),
+        ));
     }
     let status = if record.with_data {
         "active"
@@ -90,8 +93,8 @@ fn fill(record: &Record, target: &Target, isolation: Isolation) -> String {
 /// The CTE that moves the frontier to the statement's own snapshot.
 pub(super) fn frontier(record: &Record) -> String {
     format!(
-        "frontier AS (UPDATE pgtrickle.catalog SET frontier_snapshot = pg_current_snapshot(),
-            frontier_xid = pg_current_xact_id(), frontier_seq = nextval('pgtrickle.change_seq'), frontier_cluster = {}
+        "frontier AS (UPDATE pgtrickle.catalog SET frontier_snapshot = pg_catalog.pg_current_snapshot(),
+            frontier_xid = pg_catalog.pg_current_xact_id(), frontier_seq = pg_catalog.nextval('pgtrickle.change_seq'), frontier_cluster = {}
             WHERE id = {})",
         record::cluster(&record.plan),
         record.id

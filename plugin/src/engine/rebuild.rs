@@ -44,11 +44,14 @@ fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
     };
     ctes.push(load::frontier(record));
     let with = format!("WITH {}", ctes.join(", "));
-    statements.push(apply::collect(
-        id,
-        &record.plan.columns,
-        &with,
-        &apply::difference(target, &new),
+    statements.extend(settings::under_creators_path(
+        &record.plan,
+        apply::collect(
+            id,
+            &record.plan.columns,
+            &with,
+            &apply::difference(target, &new),
+        ),
     ));
     statements.push(format!("ANALYZE pgtrickle.out_{id}"));
     Ok(statements)

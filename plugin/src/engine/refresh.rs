@@ -88,7 +88,7 @@ async fn attempt<C: Conn>(
         (Some(frontier), None) if !record.plan.is_full() => Some(frontier),
         _ => None,
     };
-    let mut statements = settings::begin(&record.plan.settings, record.plan.is_full());
+    let mut statements = settings::begin(&record.plan.settings);
     statements.extend(record.locks());
     statements.push(format!(
         "SELECT pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id(),

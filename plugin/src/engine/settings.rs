@@ -1,7 +1,7 @@
 //! The settings our SQL runs with: pinned where they would change its meaning or its text forms.
 
 use crate::conn::{Conn, Error};
-use crate::plan::{Settings, literal};
+use crate::plan::{Plan, Settings, literal};
 
 /// Names and values that hold for all our work.
 const PINNED: [(&str, &str); 5] = [
@@ -99,7 +99,7 @@ pub(super) async fn set<C: Conn>(c: &mut C, values: &[(String, String)]) -> Resu
 }
 
 /// The first statements of a refresh: none of them takes a snapshot.
-pub(super) fn begin(plan: &Settings, full: bool) -> Vec<String> {
+pub(super) fn begin(plan: &Settings) -> Vec<String> {
     let mut statements = vec!["BEGIN ISOLATION LEVEL REPEATABLE READ".to_owned()];
     let mut set =
         |name: &str, value: &str| statements.push(format!("SET LOCAL {name} = {}", literal(value)));
@@ -114,12 +114,24 @@ pub(super) fn begin(plan: &Settings, full: bool) -> Vec<String> {
     set("lock_timeout", "500ms");
     // Data and frontier are lost together in a crash, and computed again.
     set("synchronous_commit", "off");
-    // User functions that only a full recomputation calls may rely on the creator's path.
-    let path = if full && !plan.search_path.trim().is_empty() {
-        plan.search_path.as_str()
-    } else {
-        "pg_catalog, pg_temp"
-    };
-    statements.push(format!("SET LOCAL search_path = {path}"));
+    statements.push(PINNED_PATH.to_owned());
     statements
+}
+
+/// The path of our own SQL.
+const PINNED_PATH: &str = "SET LOCAL search_path = pg_catalog, pg_temp";
+
+/// Wraps the statement that runs the query of a full plan: user functions it calls may rely on the creator's path. That
+/// statement must name schemas throughout, and no other may run under that path: in `public`, say, anybody may have put
+/// functions that fit our calls better than pg_catalog's do.
+pub(super) fn under_creators_path(plan: &Plan, statement: String) -> Vec<String> {
+    let path = plan.settings.search_path.trim();
+    if !plan.is_full() || path.is_empty() {
+        return vec![statement];
+    }
+    vec![
+        format!("SET LOCAL search_path = {path}"),
+        statement,
+        PINNED_PATH.to_owned(),
+    ]
 }
