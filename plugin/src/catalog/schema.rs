@@ -17,7 +17,7 @@ pub(super) const STATEMENTS: &[&str] = &[
         owner oid NOT NULL,
         target_schema text NOT NULL,
         target_name text NOT NULL,
-        relid oid UNIQUE,
+        relid oid,
         def_view oid NOT NULL,
         schedule text NOT NULL,
         refresh_mode text NOT NULL,
@@ -34,21 +34,28 @@ pub(super) const STATEMENTS: &[&str] = &[
         created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
         last_refresh timestamptz,
         failures integer NOT NULL DEFAULT 0,
-        last_error text
+        last_error text,
+        -- With the owner: else anybody could take the place of others' tables and ids.
+        UNIQUE (relid, owner),
+        UNIQUE (id, owner)
     ) WITH (fillfactor = 50)",
     "CREATE TABLE pgtrickle.buffer (
         id bigint PRIMARY KEY,
         owner oid NOT NULL,
         relid oid NOT NULL,
-        UNIQUE (relid, owner)
+        UNIQUE (relid, owner),
+        UNIQUE (id, owner)
     )",
-    // Every relation a definition reads, views included; `buffer` where its changes are captured.
+    // Every relation a definition reads, views included; `buffer` where its changes are captured. The keys have the owner in
+    // them, as foreign keys know no row security: a role could keep others' buffers from being emptied.
     "CREATE TABLE pgtrickle.source (
-        stream_table bigint NOT NULL REFERENCES pgtrickle.catalog ON DELETE CASCADE,
+        stream_table bigint NOT NULL,
         owner oid NOT NULL,
         relid oid NOT NULL,
-        buffer bigint REFERENCES pgtrickle.buffer,
-        PRIMARY KEY (stream_table, relid)
+        buffer bigint,
+        PRIMARY KEY (stream_table, relid),
+        FOREIGN KEY (stream_table, owner) REFERENCES pgtrickle.catalog (id, owner) ON UPDATE CASCADE ON DELETE CASCADE,
+        FOREIGN KEY (buffer, owner) REFERENCES pgtrickle.buffer (id, owner) ON UPDATE CASCADE
     )",
     "CREATE INDEX ON pgtrickle.source (relid)",
     "CREATE INDEX ON pgtrickle.source (buffer)",
@@ -76,6 +83,11 @@ pub(super) const STATEMENTS: &[&str] = &[
     "CREATE POLICY owner_writes ON pgtrickle.buffer USING (pg_catalog.pg_has_role(owner, 'MEMBER'))",
     "CREATE POLICY owner_writes ON pgtrickle.source USING (pg_catalog.pg_has_role(owner, 'MEMBER'))",
     "CREATE POLICY owner_writes ON pgtrickle.history USING (pg_catalog.pg_has_role(owner, 'MEMBER'))",
+    // Nobody else has stream tables, and so ids to take.
+    "CREATE POLICY creators_add ON pgtrickle.catalog AS RESTRICTIVE FOR INSERT
+        WITH CHECK (pg_catalog.has_schema_privilege('pgtrickle', 'CREATE'))",
+    "CREATE POLICY creators_add ON pgtrickle.buffer AS RESTRICTIVE FOR INSERT
+        WITH CHECK (pg_catalog.has_schema_privilege('pgtrickle', 'CREATE'))",
     "GRANT INSERT, UPDATE, DELETE ON pgtrickle.catalog, pgtrickle.buffer, pgtrickle.source, pgtrickle.history TO PUBLIC",
     // All but last_error: an error message may quote data.
     "GRANT SELECT (id, owner, target_schema, target_name, relid, def_view, schedule, refresh_mode, effective_mode, reason,
@@ -91,12 +103,16 @@ pub(super) const STATEMENTS: &[&str] = &[
             total bigint := 0;
             source_buffer bigint;
         BEGIN
+            -- Only the owner looks, and not a superuser either: in the place of a buffer there may be a view of the owner's
+            -- making, and what it calls would run with the rights of who looks.
             SELECT c.frontier_snapshot, c.frontier_xid, c.frontier_seq INTO frontier
-                FROM pgtrickle.catalog c WHERE c.id = pending_changes.id;
+                FROM pgtrickle.catalog c WHERE c.id = pending_changes.id AND pg_get_userbyid(c.owner) = current_user;
             IF frontier.frontier_snapshot IS NULL THEN
                 RETURN NULL;
             END IF;
             FOR source_buffer IN SELECT DISTINCT s.buffer FROM pgtrickle.source s
+                    JOIN pg_class k ON k.oid = to_regclass('pgtrickle.changes_' || s.buffer)
+                    JOIN pgtrickle.catalog c ON c.id = s.stream_table AND c.owner = k.relowner
                     WHERE s.stream_table = pending_changes.id AND s.buffer IS NOT NULL LOOP
                 EXECUTE format('SELECT count(*) FROM pgtrickle.changes_%s WHERE xid <> $2 AND NOT
                     pg_visible_in_snapshot(xid, $1) OR xid = $2 AND seq > $3', source_buffer)

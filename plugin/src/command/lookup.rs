@@ -45,9 +45,11 @@ pub(crate) async fn find(
     conn: &mut impl Conn,
     name: &QualifiedName,
 ) -> Result<Option<Relation>, Error> {
+    // Everybody may write catalog rows that name himself as owner; they say nothing about tables that are not his.
     let sql = format!(
         "SELECT c.oid, c.relname, c.relkind, pg_catalog.pg_has_role(c.relowner, 'USAGE'), \
-         (SELECT s.id FROM pgtrickle.catalog s WHERE s.relid = c.oid) \
+         (SELECT s.id FROM pgtrickle.catalog s WHERE s.relid = c.oid \
+         AND pg_catalog.pg_has_role(s.owner, c.relowner, 'MEMBER') LIMIT 1) \
          FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass({})",
         literal(&name.sql())
     );

@@ -24,6 +24,14 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     let (id, relation) = stream_table(session, name).await?;
     relation.require_owner()?;
+    if !engine::is_owner(session, id).await? {
+        let message = format!("must be owner of stream table {}", relation.name);
+        return Err(refused(
+            ErrorFields::error("42501", message)
+                .detail("Its query would run with the rights of the current role instead of its owner's.")
+                .hint("Become the owner with SET ROLE, if you trust the functions that the query calls."),
+        ));
+    }
     let how = if full { How::Full } else { How::Auto };
     if session.transaction() != TransactionContext::None {
         return engine::refresh_in_transaction(session, id, how)

@@ -116,7 +116,10 @@ async fn reconcile(
     }
     let tag = session.forward(sql).await?;
     for reader in &touched.readers {
-        engine::replan(session, reader.id).await?;
+        // Those of other owners are theirs to repair: their workers do.
+        if engine::is_owner(session, reader.id).await? {
+            engine::replan(session, reader.id).await?;
+        }
     }
     Ok(tag)
 }
@@ -131,6 +134,12 @@ async fn behind_views(
     refuse_own_tables(touched)?;
     // Sources before views, as refreshes lock them: the other way round each would wait for the other,
     // and all writers for both. A role that may not take the lock may not alter the table either.
+    for reader in &touched.readers {
+        // Another's definition is not ours to make anew. The server refuses what it forbids.
+        if !engine::is_owner(session, reader.id).await? {
+            return session.forward(sql).await;
+        }
+    }
     for (_, relation) in &touched.relations {
         if !relation.owned {
             return session.forward(sql).await;

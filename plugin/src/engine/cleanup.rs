@@ -62,15 +62,15 @@ pub async fn pending<C: Conn>(
     Ok(found)
 }
 
-/// Deletes the changes that all consumers have taken in, from the buffers of roles the caller is a member of, what dropped
-/// tables left behind, and old history. Runs transactions of its own; returns how many changes were deleted.
+/// Deletes the changes that all consumers have taken in, from the current role's buffers, what its dropped tables left behind,
+/// and old history. Not those of roles it is a member of: what they have put in the place of a buffer would run as the caller. Runs transactions of its own; returns how many changes were deleted.
 ///
 /// # Errors
 /// Those of the server; a buffer in use is left for the next time.
 pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
     let orphans = c
         .query(
-            "SELECT c.id FROM pgtrickle.catalog c WHERE c.relid IS NOT NULL AND pg_catalog.pg_has_role(c.owner, 'MEMBER')
+            "SELECT c.id FROM pgtrickle.catalog c WHERE c.relid IS NOT NULL AND pg_catalog.pg_get_userbyid(c.owner) = current_user
              AND NOT EXISTS (SELECT FROM pg_catalog.pg_class k WHERE k.oid = c.relid)",
         )
         .await?;
@@ -86,7 +86,7 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
     c.query("DELETE FROM pgtrickle.history WHERE started_at < pg_catalog.now() - interval '1 day'")
         .await?;
     let buffers = c
-        .query("SELECT id FROM pgtrickle.buffer WHERE pg_catalog.pg_has_role(owner, 'MEMBER') ORDER BY id")
+        .query("SELECT id FROM pgtrickle.buffer WHERE pg_catalog.pg_get_userbyid(owner) = current_user ORDER BY id")
         .await?;
     let mut deleted = 0;
     for id in buffers.iter().filter_map(|r| r.int(0)) {

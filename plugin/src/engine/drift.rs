@@ -42,6 +42,20 @@ pub(super) fn meaning(fingerprint: &str) -> &str {
     fingerprint.split(':').nth(1).unwrap_or_default()
 }
 
+/// Whether the current role is the stream table's owner. A superuser or member of the owner's role is not: what the query
+/// calls would run with his rights, and what is made would be his.
+///
+/// # Errors
+/// Those of the server.
+pub async fn is_owner<C: Conn>(c: &mut C, id: StreamTableId) -> Result<bool, Error> {
+    let rows = c
+        .query(&format!(
+            "SELECT pg_catalog.pg_get_userbyid(owner) = current_user FROM pgtrickle.catalog WHERE id = {id}"
+        ))
+        .await?;
+    Ok(rows.first().is_some_and(|r| r.is_true(0)))
+}
+
 /// Stream tables whose defining query reads any of these relations (tables or views, at any depth).
 ///
 /// # Errors

@@ -28,7 +28,7 @@ pub use crate::catalog::bootstrap;
 use crate::conn::{Conn, Error};
 pub use cleanup::{cleanup_buffers, pending};
 pub use define::define;
-pub use drift::{check, dependents};
+pub use drift::{check, dependents, is_owner};
 pub use load::load;
 pub use rebuild::refresh_in_transaction;
 pub use record::{Summary, by_name};

@@ -49,7 +49,7 @@ pub async fn by_name<C: Conn>(
                 pg_catalog.pg_get_userbyid(c.owner), c.schedule, c.refresh_mode, c.effective_mode, c.reason, c.status
              FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
-             WHERE c.relid = pg_catalog.to_regclass({})::pg_catalog.oid
+             WHERE c.relid = pg_catalog.to_regclass({})::pg_catalog.oid AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')
                 OR k.oid IS NULL AND c.target_name = {} AND {pending}",
             literal(&qualified),
             literal(name)
@@ -104,7 +104,7 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
                 (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                  WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped),
                 (SELECT o.reltuples FROM pg_catalog.pg_class o
-                 WHERE o.oid = pg_catalog.to_regclass('pgtrickle.out_' || c.id))
+                 WHERE o.oid = pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.out_', c.id)))
              FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE c.id = {id}"
         ))
