@@ -114,7 +114,7 @@ pub(super) async fn serve(pools: Pools, signal: Arc<Signal>) {
         pools,
         signal,
         lanes: HashMap::new(),
-        xmax: None,
+        seen: None,
         own_writes: Rc::default(),
         reader: 0,
     };
@@ -163,13 +163,43 @@ pub(super) async fn serve(pools: Pools, signal: Arc<Signal>) {
     }
 }
 
+/// A snapshot of the server: which transactions it does not show yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Snapshot {
+    /// The next transaction id.
+    xmax: u64,
+    /// Those below it that are in progress.
+    in_progress: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Reads the text form `xmin:xmax:xid,…`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':').skip(1);
+        let xmax = parts.next()?.parse().ok()?;
+        let in_progress = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+        let in_progress = in_progress.map(str::parse).collect::<Result<_, _>>().ok()?;
+        Some(Self { xmax, in_progress })
+    }
+
+    /// Whether anybody has written since: ids have been used, other than `own` of the worker's, or a
+    /// transaction that was in progress has ended. (Its id is old: the next id says nothing of it.)
+    fn has_moved(&self, now: &Self, own: u64) -> bool {
+        now.xmax.wrapping_sub(self.xmax) > own
+            || self
+                .in_progress
+                .iter()
+                .any(|xid| !now.in_progress.contains(xid))
+    }
+}
+
 struct Database {
     pools: Pools,
     signal: Arc<Signal>,
     /// By owner.
     lanes: HashMap<String, LaneHandle>,
-    /// The server's next transaction id when last looked.
-    xmax: Option<u64>,
+    /// The server's snapshot when last looked.
+    seen: Option<Snapshot>,
     own_writes: Rc<OwnWrites>,
     /// Which of the possible readers of the catalog to use.
     reader: usize,
@@ -187,20 +217,18 @@ impl Database {
             self.signal.arm();
         }
         let mut conn = clients.lease(None).await?;
-        let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, \
+        let sql = "SELECT pg_catalog.pg_current_snapshot()::text, \
                    pg_catalog.to_regclass('pgtrickle.catalog') IS NOT NULL";
         let own = self.own_writes.look();
         let looked = conn.query(sql).await;
         self.own_writes.looked();
         let row = looked?.first().cloned().unwrap_or_default();
-        let xmax = row.int(0).map(i64::cast_unsigned);
-        let moved = self
-            .xmax
-            .zip(xmax)
-            .map(|(before, now)| now.wrapping_sub(before));
-        self.xmax = None;
-        if moved.is_some_and(|moved| moved <= own) {
-            self.xmax = xmax;
+        let now = row.text(0).and_then(Snapshot::parse);
+        let seen = self.seen.take();
+        if let (Some(seen), Some(now)) = (&seen, &now)
+            && !seen.has_moved(now, own)
+        {
+            self.seen = Some(now.clone());
             conn.returned();
             return Ok(());
         }
@@ -211,7 +239,7 @@ impl Database {
         };
         conn.returned();
         // Only now that it has been acted on: after an error the next look finds it again.
-        self.xmax = xmax;
+        self.seen = now;
         self.assign(listed);
         for lane in self.lanes.values() {
             lane.written_somewhere();
@@ -299,4 +327,28 @@ fn listed(row: &Row) -> Option<Listed> {
         full: row.is_true(11),
         never_current: row.is_true(12),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        Snapshot::parse(text).expect("a snapshot")
+    }
+
+    #[test]
+    fn a_commit_of_an_old_transaction_is_noticed() {
+        let before = snapshot("7:10:7,9");
+        assert!(!before.has_moved(&snapshot("7:10:7,9"), 0));
+        assert!(before.has_moved(&snapshot("7:10:7"), 0));
+        assert!(before.has_moved(&snapshot("10:10:"), 5));
+    }
+
+    #[test]
+    fn ids_of_the_worker_do_not_count() {
+        let before = snapshot("10:10:");
+        assert!(!before.has_moved(&snapshot("12:12:"), 2));
+        assert!(before.has_moved(&snapshot("13:13:"), 2));
+    }
 }

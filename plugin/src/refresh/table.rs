@@ -205,6 +205,8 @@ pub(super) async fn serve(table: Rc<Table>, lane: Rc<Lane>) {
             Ok(None) => {
                 table.failures.set(0);
                 table.conflicts.set(0);
+                // While it was busy it was not asked about.
+                lane.wake();
                 Duration::ZERO
             }
             Ok(Some(outcome)) => {
