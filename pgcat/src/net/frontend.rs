@@ -95,9 +95,9 @@ impl Session {
                 Err(_) => return Err(Error::protocol("invalid message length")),
             };
             match self.process_request(&mut walk)? {
-                Step::Done => walk.at += walk.header.total(),
+                Step::Done => self.pass_over(&mut walk),
                 Step::Event(stop) => {
-                    walk.at += walk.header.total();
+                    self.pass_over(&mut walk);
                     event = Some(stop);
                     break;
                 }
@@ -142,6 +142,17 @@ impl Session {
             server.out = Default::default();
         }
         Ok((walk.at, event))
+    }
+
+    /// Leaves the current message behind, with what of it has yet to come: a Terminate or Sync may
+    /// claim a body it has no use for.
+    fn pass_over(&mut self, walk: &mut Walk<'_>) {
+        let here = walk.header.total().min(walk.data.len() - walk.at);
+        walk.at += here;
+        self.client_body = Body {
+            left: walk.header.total() - here,
+            discard: true,
+        };
     }
 
     fn forward_to_server(&mut self, walk: &mut Walk<'_>, n: usize) {
