@@ -14,7 +14,7 @@ use super::io::{DetachedIo, Io, OutBuffer, TcpOptions};
 use crate::config::model::ServerAddress;
 use crate::error::Error;
 use crate::plugins::QueryResult;
-use crate::pool::shared::PoolShared;
+use crate::pool::shared::Slot;
 use crate::session::auth::scram::check_iterations;
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
@@ -51,6 +51,8 @@ pub struct Server {
     /// Coarse milliseconds.
     pub created_at: u64,
     pub idle_since: u64,
+    /// Last, so that the connection is closed when the slot becomes free.
+    slot: Slot,
 }
 
 /// How to cancel what a server connection runs.
@@ -67,8 +69,8 @@ pub struct ServerKey {
 /// A server connection on its way to another thread.
 #[derive(Debug)]
 pub struct DetachedServer {
-    server: Box<Server>,
     io: DetachedIo,
+    server: Box<Server>,
 }
 
 /// How a connection taken from the pool looks.
@@ -84,11 +86,8 @@ impl Server {
     /// # Errors
     /// [`Error::Server`] if the connection fails, [`Error::ServerRefused`] with the server's own words
     /// if it refuses the login.
-    pub async fn connect(
-        pool: &PoolShared,
-        options: &TcpOptions,
-        now: u64,
-    ) -> Result<Box<Self>, Error> {
+    pub async fn connect(slot: Slot, options: &TcpOptions, now: u64) -> Result<Box<Self>, Error> {
+        let pool = slot.pool();
         let io = dial(&pool.address, options).await.map_err(Error::Server)?;
         let mut server = Box::new(Self {
             io,
@@ -111,12 +110,14 @@ impl Server {
             unsynced: false,
             created_at: now,
             idle_since: now,
+            slot,
         });
-        server.log_in(pool).await?;
+        server.log_in().await?;
         Ok(server)
     }
 
-    async fn log_in(&mut self, pool: &PoolShared) -> Result<(), Error> {
+    async fn log_in(&mut self) -> Result<(), Error> {
+        let pool = self.slot.pool().clone();
         let user = &pool.user.server_username;
         let password = pool
             .user
@@ -516,12 +517,14 @@ impl Server {
     /// Takes the connection off this thread.
     ///
     /// # Errors
-    /// As the operating system reports them.
-    pub fn detach(mut self: Box<Self>) -> io::Result<DetachedServer> {
+    /// The slot, if the connection is lost by it.
+    pub fn detach(mut self: Box<Self>) -> Result<DetachedServer, Slot> {
         // The boxed server keeps its place; only the stream changes hands.
         let (placeholder, _) = tokio::io::duplex(1);
-        let io = std::mem::replace(&mut self.io, Io::Memory(placeholder)).detach()?;
-        Ok(DetachedServer { server: self, io })
+        match std::mem::replace(&mut self.io, Io::Memory(placeholder)).detach() {
+            Ok(io) => Ok(DetachedServer { io, server: self }),
+            Err(_) => Err(self.slot),
+        }
     }
 }
 
@@ -529,9 +532,12 @@ impl DetachedServer {
     /// Brings the connection to this thread.
     ///
     /// # Errors
-    /// As the operating system reports them.
-    pub fn attach(mut self) -> io::Result<Box<Server>> {
-        self.server.io = self.io.attach()?;
+    /// The slot, if the connection is lost by it.
+    pub fn attach(mut self) -> Result<Box<Server>, Slot> {
+        match self.io.attach() {
+            Ok(io) => self.server.io = io,
+            Err(_) => return Err(self.server.slot),
+        }
         Ok(self.server)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::timeout;
 
-use super::shared::{Grant, PoolShared};
+use super::shared::{Grant, PoolShared, Slot};
 use crate::error::Error;
 use crate::net::server::Server;
 use crate::net::threads::ThreadContext;
@@ -52,7 +52,6 @@ impl LocalPool {
             if server.is_alive() {
                 return Some(server);
             }
-            self.shared.return_slot();
         }
     }
 
@@ -67,14 +66,16 @@ impl LocalPool {
         if let Some(server) = self.try_checkout(thread) {
             return Ok(server);
         }
-        if self.shared.waiting() == 0 && self.shared.take_slot() {
-            return self.open(thread).await;
+        if self.shared.waiting() == 0
+            && let Some(slot) = self.shared.take_slot()
+        {
+            return self.open(thread, slot).await;
         }
         let granted = self.shared.enqueue(thread.index, thread.now.get());
         // From here on a connection that is given back sees the waiter. One that was given back, or
         // closed, just before is looked for now.
-        if self.shared.take_slot() && !self.shared.grant_slot() {
-            self.shared.return_slot();
+        if let Some(slot) = self.shared.take_slot() {
+            self.shared.grant_slot(slot);
         }
         self.serve_waiters(thread);
         self.shared
@@ -92,21 +93,23 @@ impl LocalPool {
         grant: Grant,
     ) -> Result<Box<Server>, Error> {
         match grant {
-            Grant::Slot => self.open(thread).await,
+            Grant::Slot(slot) => self.open(thread, slot).await,
             Grant::Here(server) => Ok(server),
             Grant::Moved(server) => match server.attach() {
                 Ok(server) => Ok(server),
-                Err(_) => self.open(thread).await,
+                Err(slot) => self.open(thread, slot).await,
             },
         }
     }
 
-    /// Opens a connection for a slot that has been taken. The slot is given back if this fails or is
-    /// abandoned.
-    async fn open(self: &Rc<Self>, thread: &Rc<ThreadContext>) -> Result<Box<Server>, Error> {
-        let slot = Slot(Some(&self.shared));
+    /// Opens a connection for a slot.
+    async fn open(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        slot: Slot,
+    ) -> Result<Box<Server>, Error> {
         let limit = self.shared.user.connect_timeout;
-        let connecting = Server::connect(&self.shared, &thread.pooler.tcp, thread.now.get());
+        let connecting = Server::connect(slot, &thread.pooler.tcp, thread.now.get());
         let outcome = timeout(limit, connecting)
             .await
             .unwrap_or(Err(Error::Timeout));
@@ -114,7 +117,6 @@ impl LocalPool {
         let was_failing = self.shared.failing.swap(failing, Ordering::Relaxed);
         match outcome {
             Ok(server) => {
-                slot.keep();
                 if was_failing {
                     log::info!("server of pool {} is reachable again", self.name());
                 }
@@ -177,11 +179,9 @@ impl LocalPool {
             } else {
                 match server.detach() {
                     Ok(detached) => Grant::Moved(detached),
-                    Err(_) => {
+                    Err(slot) => {
                         // The waiter may open another one in its place.
-                        if waiter.give(Grant::Slot).is_err() {
-                            self.shared.return_slot();
-                        }
+                        let _ = waiter.give(Grant::Slot(slot));
                         return None;
                     }
                 }
@@ -191,12 +191,9 @@ impl LocalPool {
                 Err(Grant::Here(back)) => server = back,
                 Err(Grant::Moved(back)) => match back.attach() {
                     Ok(back) => server = back,
-                    Err(_) => {
-                        self.shared.return_slot();
-                        return None;
-                    }
+                    Err(_) => return None,
                 },
-                Err(Grant::Slot) => return None,
+                Err(Grant::Slot(_)) => return None,
             }
         }
         Some(server)
@@ -237,7 +234,6 @@ impl LocalPool {
     /// Closes a connection and gives its slot to the next waiter.
     pub fn close(&self, server: Box<Server>) {
         drop(server);
-        self.shared.return_slot();
     }
 
     fn is_expired(&self, thread: &ThreadContext, server: &Server) -> bool {
@@ -269,10 +265,13 @@ impl LocalPool {
                 self.idle.borrow_mut().push_back(server);
             }
         }
-        if thread.index == 0 && self.shared.open() < minimum && self.shared.take_slot() {
+        if thread.index == 0
+            && self.shared.open() < minimum
+            && let Some(slot) = self.shared.take_slot()
+        {
             let (pool, thread) = (self.clone(), thread.clone());
             tokio::task::spawn_local(async move {
-                if let Ok(server) = pool.open(&thread).await {
+                if let Ok(server) = pool.open(&thread, slot).await {
                     pool.put(&thread, server);
                 }
             });
@@ -284,23 +283,6 @@ impl LocalPool {
         while let Some(server) = self.idle.borrow_mut().pop_front() {
             self.shared.idle_removed(thread.index);
             self.close(server);
-        }
-    }
-}
-
-/// A slot that is returned unless kept.
-struct Slot<'a>(Option<&'a PoolShared>);
-
-impl Slot<'_> {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        if let Some(pool) = self.0 {
-            pool.return_slot();
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -56,8 +56,25 @@ pub enum Grant {
     Here(Box<Server>),
     /// A connection of another thread.
     Moved(DetachedServer),
-    /// The right to open a connection; it is counted already.
-    Slot,
+    /// The right to open a connection.
+    Slot(Slot),
+}
+
+/// The right to have one connection open, counted while this value exists. A connection owns its slot,
+/// so that no way of losing the one (an abandoned future, a panic) can leave the other behind.
+#[derive(Debug)]
+pub struct Slot(Arc<PoolShared>);
+
+impl Slot {
+    pub fn pool(&self) -> &Arc<PoolShared> {
+        &self.0
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.slot_returned();
+    }
 }
 
 /// One who waits for a connection.
@@ -153,7 +170,11 @@ impl PoolShared {
     }
 
     /// Takes the right to open a connection, if the pool is below its size.
-    pub fn take_slot(&self) -> bool {
+    pub fn take_slot(self: &Arc<Self>) -> Option<Slot> {
+        self.count_slot().then(|| Slot(self.clone()))
+    }
+
+    fn count_slot(&self) -> bool {
         let size = self.user.pool_size as usize;
         self.open
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
@@ -163,24 +184,25 @@ impl PoolShared {
     }
 
     /// A connection was closed, or could not be opened: the slot goes to the first waiter.
-    pub fn return_slot(&self) {
+    fn slot_returned(self: &Arc<Self>) {
         self.open.fetch_sub(1, Ordering::SeqCst);
-        while self.waiting() > 0 && self.take_slot() {
-            if self.grant_slot() {
-                return;
-            }
-            self.open.fetch_sub(1, Ordering::SeqCst);
+        if self.waiting() > 0
+            && let Some(slot) = self.take_slot()
+        {
+            // One that nobody takes is returned in its turn.
+            self.grant_slot(slot);
         }
     }
 
-    /// Gives a slot that has been taken to the first waiter; false if there is none.
-    pub fn grant_slot(&self) -> bool {
+    /// Gives a slot to the first waiter; back if there is none.
+    pub fn grant_slot(&self, mut slot: Slot) -> Option<Slot> {
         while let Some(waiter) = self.pop(|_| 0) {
-            if waiter.give(Grant::Slot).is_ok() {
-                return true;
+            match waiter.give(Grant::Slot(slot)) {
+                Err(Grant::Slot(back)) => slot = back,
+                _ => return None,
             }
         }
-        false
+        Some(slot)
     }
 
     /// The waiter whose turn it is for a connection of `thread`.
