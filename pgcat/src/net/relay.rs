@@ -198,8 +198,14 @@ impl Session {
                 }
             })
         };
-        if outcome.is_ok() {
-            self.release_if_idle();
+        match &outcome {
+            Ok(()) => self.release_if_idle(),
+            // What follows in the data is lost.
+            Err(_) => {
+                if let Some(server) = &mut self.server {
+                    server.unaccounted = true;
+                }
+            }
         }
         Poll::Ready(outcome)
     }

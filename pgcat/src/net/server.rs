@@ -48,6 +48,10 @@ pub struct Server {
     pub dirty: bool,
     /// Extended messages were sent after the last Sync.
     pub unsynced: bool,
+    /// Replies are on their way, or half read, that the ledger does not know of: to a statement of the
+    /// pooler's or a plugin's, or after a failure. Set throughout, because the session may end, and
+    /// its futures be dropped, at any await.
+    pub unaccounted: bool,
     /// Coarse milliseconds.
     pub created_at: u64,
     pub idle_since: u64,
@@ -108,6 +112,7 @@ impl Server {
             }),
             dirty: false,
             unsynced: false,
+            unaccounted: false,
             created_at: now,
             idle_since: now,
             slot,
@@ -371,6 +376,10 @@ impl Server {
                         .reply(tag)
                         .map_err(|_| Error::ServerProtocol("a reply to nothing that was asked"))?;
                     self.ledger.take_due(&mut Vec::new());
+                    if self.ledger.is_copying_in() {
+                        // It waits for data that nobody will send.
+                        return Err(Error::Client(io::ErrorKind::UnexpectedEof.into()));
+                    }
                 }
             }
             if tag == backend::READY_FOR_QUERY {
@@ -393,6 +402,7 @@ impl Server {
         sql: &str,
         unsolicited: &mut Vec<u8>,
     ) -> Result<QueryResult, Error> {
+        self.unaccounted = true;
         message::query(self.out.tail(), sql);
         self.flush().await?;
         let mut result = QueryResult::default();
@@ -402,6 +412,7 @@ impl Server {
             match tag {
                 backend::READY_FOR_QUERY => {
                     self.status = TransactionStatus::from_byte(body.first().copied().unwrap_or(0));
+                    self.unaccounted = false;
                     return failure.map_or(Ok(result), Err);
                 }
                 backend::ERROR_RESPONSE => {
@@ -424,6 +435,7 @@ impl Server {
     ) -> Result<QueryResult, Error> {
         self.unnamed = None;
         self.unsynced = true;
+        self.unaccounted = true;
         let out = self.out.tail();
         message::parse(out, b"", sql);
         message::bind_no_parameters(out, b"", b"");
@@ -435,13 +447,18 @@ impl Server {
             let (tag, body) = self.read_message().await?;
             match tag {
                 backend::ERROR_RESPONSE => {
+                    self.unaccounted = false;
                     return Err(Error::ServerRefused(Box::new(ErrorFields::read(&body))));
                 }
                 backend::COMMAND_COMPLETE => {
+                    self.unaccounted = false;
                     self.collect(tag, &body, &mut result, unsolicited)?;
                     return Ok(result);
                 }
-                backend::EMPTY_QUERY_RESPONSE => return Ok(result),
+                backend::EMPTY_QUERY_RESPONSE => {
+                    self.unaccounted = false;
+                    return Ok(result);
+                }
                 _ => self.collect(tag, &body, &mut result, unsolicited)?,
             }
         }
@@ -489,6 +506,7 @@ impl Server {
         self.ledger.is_empty()
             && !self.ledger.is_ambiguous()
             && !self.unsynced
+            && !self.unaccounted
             && self.status == TransactionStatus::Idle
             && self.input.is_empty()
             && self.out.is_empty()

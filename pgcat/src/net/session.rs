@@ -304,15 +304,17 @@ impl Session {
         let quiet = server.ledger.is_empty()
             && !server.ledger.is_ambiguous()
             && !server.unsynced
+            && !server.unaccounted
             && self.server_body.left == 0
             && self.client_body.left == 0
             && server.input.is_empty()
             && server.out.is_empty();
         let half_sent = self.client_body.left > 0 || server.ledger.is_copying_in();
-        if !quiet && (!self.terminated || half_sent || server.unsynced) {
+        let uncertain = server.unsynced || server.unaccounted || server.ledger.is_ambiguous();
+        if !quiet && (!self.terminated || half_sent || uncertain) {
             // Something is running, or half a message has been sent. A running statement is
             // cancelled, so that it does not go on for nobody; a COPY is aborted by the close.
-            if server.ledger.is_waiting() && !server.key.secret.is_empty() {
+            if (server.ledger.is_waiting() || server.unaccounted) && !server.key.secret.is_empty() {
                 let key = server.key.clone();
                 key.cancels.fetch_add(1, Ordering::SeqCst);
                 let tcp = thread.pooler.tcp;
