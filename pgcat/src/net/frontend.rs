@@ -273,7 +273,7 @@ impl Session {
     }
 
     /// Takes account of what a statement that is about to run may leave behind.
-    fn note_traits(&mut self, traits: Traits, text: &[u8]) {
+    pub(super) fn note_traits(&mut self, traits: Traits, text: &[u8]) {
         if traits == Traits::default() || self.internal || !self.is_pooled() {
             return;
         }

@@ -11,6 +11,8 @@ use crate::plugins::{
     Action, Completion, ServerHandle, SessionView, Statement, TransactionContext,
 };
 use crate::router::{lexer, statements};
+use crate::session::ledger::Fate;
+use crate::session::traits::Traits;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr};
 use crate::wire::{Header, TransactionStatus, backend, frontend};
@@ -311,6 +313,7 @@ impl Session {
             for plugin in &self.pool.plugins {
                 plugin.committed(&self.pool.shared.identity);
             }
+            self.ask_for_settings();
         }
         Ok(())
     }
@@ -325,11 +328,13 @@ impl Session {
 
     /// Runs a plain piece; its replies but for ReadyForQuery go to the client. False if it failed.
     async fn run_plain(&mut self, sql: &str, offset: u32) -> Result<bool, Error> {
+        self.note_traits(Traits::of(sql.as_bytes()), sql.as_bytes());
         let Some(server) = &mut self.server else {
             return Ok(false);
         };
         message::query(server.out.tail(), sql);
         server.unnamed = None;
+        server.unaccounted = true;
         server.flush().await?;
         let mut done = true;
         loop {
@@ -341,6 +346,7 @@ impl Session {
                 backend::READY_FOR_QUERY => {
                     let status = body.first().copied().unwrap_or(0);
                     server.status = TransactionStatus::from_byte(status);
+                    server.unaccounted = false;
                     return Ok(done);
                 }
                 backend::PARAMETER_STATUS => server.note_parameter(&body),
@@ -359,19 +365,13 @@ impl Session {
                     server.flush().await?;
                     continue;
                 }
-                backend::COMMAND_COMPLETE => self.completed_in_piece(&body),
+                backend::COMMAND_COMPLETE => self.completed(&body, Fate::Forward),
                 _ => (),
             }
             build(self.out.tail(), tag, |out| out.extend_from_slice(&body));
             if self.out.len() > 64 * 1024 {
                 self.flush_client().await?;
             }
-        }
-    }
-
-    fn completed_in_piece(&mut self, body: &[u8]) {
-        if body.starts_with(b"SET") || body.starts_with(b"RESET") {
-            self.settings_changed = true;
         }
     }
 

@@ -326,7 +326,6 @@ impl Session {
     }
 
     fn ready(&mut self, status: u8, fate: Fate) -> Result<(), Error> {
-        let pooled = self.is_pooled();
         let Some(server) = &mut self.server else {
             return Ok(());
         };
@@ -353,14 +352,7 @@ impl Session {
                     plugin.committed(&self.pool.shared.identity);
                 }
             }
-            // Asked at the end of the transaction, when it is certain what has become of a SET in it.
-            if self.settings_changed && quiet && pooled {
-                server
-                    .ledger
-                    .push(Request::Query, Fate::Capture, Undo::Nothing);
-                message::query(server.out.tail(), &capture(self.custom_settings.iter()));
-                server.unnamed = None;
-            }
+            self.ask_for_settings();
         } else if quiet {
             self.registration
                 .handle
@@ -370,8 +362,25 @@ impl Session {
         Ok(())
     }
 
+    /// Asks the server for the session's settings if they may have changed: at the end of the
+    /// transaction, when it is certain what has become of a SET in it.
+    pub(super) fn ask_for_settings(&mut self) {
+        let pooled = self.is_pooled();
+        if let Some(server) = &mut self.server
+            && self.settings_changed
+            && pooled
+            && server.ledger.is_empty()
+        {
+            server
+                .ledger
+                .push(Request::Query, Fate::Capture, Undo::Nothing);
+            message::query(server.out.tail(), &capture(self.custom_settings.iter()));
+            server.unnamed = None;
+        }
+    }
+
     /// Looks at a command tag for what outlives the command.
-    fn completed(&mut self, body: &[u8], fate: Fate) {
+    pub(super) fn completed(&mut self, body: &[u8], fate: Fate) {
         let Some(server) = &mut self.server else {
             return;
         };
