@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use super::session::{Body, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::settings::capture;
+use crate::session::settings::{Patience, capture};
 use crate::wire::error_fields::{ErrorFields, Severity};
 use crate::wire::message;
 use crate::wire::{HEADER, Header, TransactionStatus, backend};
@@ -332,6 +332,12 @@ impl Session {
         server.status = TransactionStatus::from_byte(status);
         if fate == Fate::Capture {
             let captured = mem::take(&mut self.captured);
+            if self.patience == Patience::Wanted {
+                self.patience = Patience::Unlimited;
+                self.ask_for_settings();
+                return Ok(());
+            }
+            self.patience = Patience::AsSet;
             self.settings_changed = false;
             // A setting of the startup message that was RESET is back at the message's value.
             self.settings = Arc::new(captured.clone().over(&self.startup_settings));
@@ -374,7 +380,10 @@ impl Session {
             server
                 .ledger
                 .push(Request::Query, Fate::Capture, Undo::Nothing);
-            message::query(server.out.tail(), &capture(self.custom_settings.iter()));
+            message::query(
+                server.out.tail(),
+                &capture(self.custom_settings.iter(), self.patience),
+            );
             server.unnamed = None;
         }
     }
@@ -449,6 +458,10 @@ impl Session {
             }
         }
         let fields = ErrorFields::read(body);
+        if fate == Fate::Capture && self.patience == Patience::AsSet && fields.code == "57014" {
+            self.patience = Patience::Wanted;
+            return Ok(());
+        }
         if fate != Fate::Forward {
             // The client's settings could not be carried over, and its statement must not run, or be
             // seen to have run, under others.

@@ -16,7 +16,7 @@ use crate::plugins::Statement;
 use crate::pool::local::LocalPool;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::prepared::PreparedStatement;
-use crate::session::settings::Settings;
+use crate::session::settings::{Patience, Settings};
 use crate::session::traits::Traits;
 use crate::wire::error_fields::{ErrorFields, Severity};
 use crate::wire::{TransactionStatus, message};
@@ -45,6 +45,7 @@ pub struct Session {
     /// The session's settings may have changed: ask the server before letting go of it.
     pub(super) settings_changed: bool,
     pub(super) captured: Settings,
+    pub(super) patience: Patience,
     /// Names with a dot that the client may have set.
     pub(super) custom_settings: BTreeSet<String>,
     /// The settings of the startup message: what RESET goes back to.
@@ -151,6 +152,7 @@ impl Session {
             portals: HashMap::new(),
             settings_changed: false,
             captured: Settings::default(),
+            patience: Patience::default(),
             wrote: false,
             told_fatal: false,
             hold: false,

@@ -12,16 +12,42 @@ pub struct Settings(BTreeMap<String, String>);
 /// function, a statement that was rolled back), because it asks after the fact.
 /// `role` is not in pg_settings; the transaction's own properties are no session settings.
 const CAPTURE: &str = "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' \
-    AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable') \
+    AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable'";
+
+/// The rest of it.
+const CAPTURE_ROLES: &str = ") \
     UNION ALL SELECT 'role', r FROM pg_catalog.current_setting('role') r WHERE r <> 'none' \
     UNION ALL SELECT 'session_authorization', s FROM pg_catalog.current_setting('session_authorization') s \
     WHERE s <> (SELECT u.usename FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a \
     JOIN pg_catalog.pg_user u ON u.usesysid = a.usesysid)";
 
+/// Whether the question for the settings runs under the client's own statement_timeout.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Patience {
+    /// Under the client's, which nearly always does.
+    #[default]
+    AsSet,
+    /// It was too short: a statement_timeout of a millisecond is legitimate. To be asked again.
+    Wanted,
+    /// Without a limit: the timeout is read first, then suspended for the rest of the Query.
+    Unlimited,
+}
+
 /// The query for all settings of the session; `custom` are names with a dot that may have been set:
 /// pg_settings does not show those that no extension has declared.
-pub fn capture<'a>(custom: impl Iterator<Item = &'a String>) -> String {
-    let mut sql = CAPTURE.to_owned();
+pub fn capture<'a>(custom: impl Iterator<Item = &'a String>, patience: Patience) -> String {
+    let mut sql = String::new();
+    if patience == Patience::Unlimited {
+        sql.push_str(
+            "SELECT 'statement_timeout', pg_catalog.current_setting('statement_timeout');\
+             SELECT pg_catalog.set_config('statement_timeout', '0', true);",
+        );
+    }
+    sql.push_str(CAPTURE);
+    if patience == Patience::Unlimited {
+        sql.push_str(", 'statement_timeout'");
+    }
+    sql.push_str(CAPTURE_ROLES);
     for name in custom {
         let name = literal(name);
         let _ = write!(
@@ -99,7 +125,12 @@ impl Settings {
             .keys()
             .filter(|n| !wanted.0.contains_key(*n))
             .collect();
-        resets.sort_by_key(|name| *name != "session_authorization");
+        // Another client's statement_timeout, which may be very short, must not end this one's SETs.
+        resets.sort_by_key(|name| match name.as_str() {
+            "statement_timeout" => 0,
+            "session_authorization" => 1,
+            _ => 2,
+        });
         let user_changes =
             self.0.get("session_authorization") != wanted.0.get("session_authorization");
         for name in resets {
@@ -114,7 +145,13 @@ impl Settings {
                 self.0.get(*name) != Some(value) || (user_changes && *name == "role")
             })
             .collect();
-        sets.sort_by_key(|(name, _)| *name != "session_authorization");
+        let limited = self.0.contains_key("statement_timeout");
+        sets.sort_by_key(|(name, _)| match name.as_str() {
+            "statement_timeout" if limited => 0,
+            "session_authorization" => 1,
+            "statement_timeout" => 3,
+            _ => 2,
+        });
         for (name, value) in sets {
             let _ = write!(
                 sql,
@@ -176,6 +213,22 @@ mod tests {
         assert_eq!(
             sql,
             r"SELECT pg_catalog.set_config('application_name',  E'O''B\\x', false);"
+        );
+    }
+
+    #[test]
+    fn a_short_timeout_is_left_first_and_entered_last() {
+        let short = settings(&[("statement_timeout", "1"), ("a", "1")]);
+        let plain = settings(&[("a", "2")]);
+        assert!(
+            short
+                .transition(&plain)
+                .starts_with("RESET \"statement_timeout\";")
+        );
+        assert!(
+            plain
+                .transition(&short)
+                .ends_with("set_config('statement_timeout', '1', false);")
         );
     }
 
