@@ -71,7 +71,6 @@ impl Session {
         data: &[u8],
         cx: &mut Context<'_>,
     ) -> Result<(usize, Option<Event>), Error> {
-        self.registration.handle.idle_in_transaction.set(None);
         let mut walk = Walk {
             data,
             at: 0,
@@ -130,6 +129,10 @@ impl Session {
                 }
                 Step::Wait => break,
             }
+        }
+        if walk.at > 0 || event.is_some() {
+            // The beginning of a message does not count, as in PostgreSQL.
+            self.registration.handle.idle_in_transaction.set(None);
         }
         if let Some(server) = &mut self.server
             && !walk.run.is_empty()
@@ -265,6 +268,8 @@ impl Session {
         if let Some(server) = &mut self.server {
             // A simple Query destroys the unnamed statement.
             server.unnamed = None;
+            // It ends an extended batch as a Sync does, unless it is skipped along with it.
+            server.unsynced &= server.ledger.is_skipping();
             server
                 .ledger
                 .push(Request::Query, Fate::Forward, Undo::Nothing);
