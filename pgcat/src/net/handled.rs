@@ -519,9 +519,17 @@ impl Session {
         self.flush_client().await
     }
 
-    /// Answers the client's next request with an error, there being no server: a Query at once, an
-    /// extended batch at its Sync.
+    /// Answers the client's next request with an error, there being no server. The rest of an extended
+    /// batch is skipped up to its Sync; the error comes before, because who sends Flush waits for it.
     pub(super) async fn answer_without_server(&mut self, error: &ErrorFields) -> Result<(), Error> {
+        error.write(self.out.tail());
+        let simple = matches!(
+            self.input.first(),
+            Some(&(frontend::QUERY | frontend::FUNCTION_CALL))
+        );
+        if !simple {
+            self.flush_client().await?;
+        }
         loop {
             let header =
                 Header::read(&self.input).map_err(|_| Error::protocol("invalid message length"))?;
@@ -533,7 +541,8 @@ impl Session {
                     frontend::TERMINATE => {
                         return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
                     }
-                    frontend::QUERY | frontend::FUNCTION_CALL | frontend::SYNC => break,
+                    frontend::QUERY | frontend::FUNCTION_CALL if simple => break,
+                    frontend::SYNC => break,
                     _ => continue,
                 }
             }
@@ -547,7 +556,6 @@ impl Session {
             self.input.extend_from_slice(&chunk[..n]);
         }
         self.input_ready = !self.input.is_empty();
-        error.write(self.out.tail());
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.flush_client().await
     }
