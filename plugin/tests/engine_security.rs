@@ -164,3 +164,22 @@ async fn a_role_can_neither_forge_others_catalog_rows_nor_run_code_as_who_looks(
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_schema_made_for_another_role_is_no_error_but_says_who_sets_it_up() {
+    local(async {
+        let server = Postgres::start(15);
+        let mut c = connect(&server).await;
+        sql(
+            &c,
+            "CREATE ROLE owner; CREATE SCHEMA pgtrickle AUTHORIZATION owner; CREATE ROLE eve; GRANT CREATE ON SCHEMA public TO eve;
+             SET ROLE eve; CREATE TABLE t (a int)",
+        )
+        .await;
+        let found = engine::by_name(&mut c, None, "t").await.expect("by name");
+        assert_eq!(found, None);
+        let error = create(&mut c, "st", "SELECT a FROM t").await.expect_err("no schema");
+        assert!(error.to_string().contains("permission denied to set up stream tables"), "{error}");
+    })
+    .await;
+}

@@ -58,17 +58,29 @@ pub async fn bootstrap<C: Conn>(c: &mut C) -> Result<(), Error> {
 /// Whether all is there, the schema exists, the role owns it, the role could create it; role and database quoted.
 async fn state<C: Conn>(c: &mut C) -> Result<crate::conn::Row, Error> {
     let rows = c
-        .query(
-            "SELECT pg_catalog.to_regclass('pgtrickle.refresh_history') IS NOT NULL, n.oid IS NOT NULL, \
+        .query(&format!(
+            "SELECT {}, n.oid IS NOT NULL, \
              coalesce(pg_catalog.pg_has_role(n.nspowner, 'USAGE'), false), \
              pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), \
              pg_catalog.quote_ident(current_user), pg_catalog.quote_ident(pg_catalog.current_database()) \
              FROM (SELECT) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgtrickle'",
-        )
+            present("refresh_history")
+        ))
         .await?;
     rows.into_iter()
         .next()
         .ok_or_else(|| Error::Internal("no row about schema pgtrickle".to_owned()))
+}
+
+/// An SQL condition: schema `pgtrickle` has this relation, and the role may look into the schema. Unlike to_regclass, it is
+/// no error where a DBA has made the schema for another role, who has not set it up yet: every DDL asks.
+pub(crate) fn present(relation: &str) -> String {
+    format!(
+        "EXISTS (SELECT FROM pg_catalog.pg_class p JOIN pg_catalog.pg_namespace ps ON ps.oid = p.relnamespace \
+         WHERE ps.nspname = 'pgtrickle' AND p.relname = {} \
+         AND pg_catalog.has_schema_privilege(ps.oid, 'USAGE'))",
+        crate::plan::literal(relation)
+    )
 }
 
 /// The OID of a relation by its SQL name.

@@ -32,9 +32,9 @@ impl Relation {
 
 /// Has this database a schema `pgtrickle` with its catalog? Without it there is no stream table.
 pub(crate) async fn installed(conn: &mut impl Conn) -> Result<bool, Error> {
-    let sql = "SELECT pg_catalog.to_regclass('pgtrickle.catalog') IS NOT NULL";
+    let sql = format!("SELECT {}", crate::catalog::present("catalog"));
     Ok(conn
-        .query(sql)
+        .query(&sql)
         .await?
         .first()
         .is_some_and(|row| row.is_true(0)))

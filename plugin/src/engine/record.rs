@@ -33,7 +33,10 @@ pub async fn by_name<C: Conn>(
     name: &str,
 ) -> Result<Option<Summary>, Error> {
     let present = c
-        .query("SELECT pg_catalog.to_regclass('pgtrickle.refresh_history') IS NOT NULL")
+        .query(&format!(
+            "SELECT {}",
+            crate::catalog::present("refresh_history")
+        ))
         .await?;
     if !present.first().is_some_and(|r| r.is_true(0)) {
         return Ok(None);

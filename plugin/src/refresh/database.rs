@@ -217,10 +217,12 @@ impl Database {
             self.signal.arm();
         }
         let mut conn = clients.lease(None).await?;
-        let sql = "SELECT pg_catalog.pg_current_snapshot()::text, \
-                   pg_catalog.to_regclass('pgtrickle.catalog') IS NOT NULL";
+        let sql = format!(
+            "SELECT pg_catalog.pg_current_snapshot()::text, {}",
+            crate::catalog::present("catalog")
+        );
         let own = self.own_writes.look();
-        let looked = conn.query(sql).await;
+        let looked = conn.query(&sql).await;
         self.own_writes.looked();
         let row = looked?.first().cloned().unwrap_or_default();
         let now = row.text(0).and_then(Snapshot::parse);
