@@ -258,12 +258,20 @@ impl Session {
         if !self.has_server() {
             return Ok(Step::NeedServer);
         }
-        self.note_traits(Traits::of(text), text);
         if let Some(name) = deallocated(text)
-            && self.statements.remove(name.as_bytes()).is_some()
+            && self.statements.contains_key(name.as_bytes())
+            && let Some(server) = &self.server
         {
-            self.alias(walk, &name);
+            if server.ledger.is_waiting() {
+                // An error on its way would have the server skip this.
+                return Ok(Step::Stop(Event::Settle));
+            }
+            if !server.ledger.is_skipping() && server.status != TransactionStatus::Failed {
+                self.statements.remove(name.as_bytes());
+                self.alias(walk, name.as_bytes());
+            }
         }
+        self.note_traits(Traits::of(text), text);
         self.unnamed.statement = UnnamedStatement::None;
         if let Some(server) = &mut self.server {
             // A simple Query destroys the unnamed statement.
@@ -283,6 +291,7 @@ impl Session {
             return;
         }
         self.settings_changed |= traits.sets_config;
+        self.deallocating |= traits.deallocates;
         if traits.may_set
             && let Ok(text) = std::str::from_utf8(text)
         {
@@ -293,10 +302,15 @@ impl Session {
         }
     }
 
-    /// Gives the server a statement by the client's own name, for it to be seen in SQL.
-    fn alias(&mut self, walk: &mut Walk<'_>, name: &str) {
+    /// Gives the server a statement by the client's own name, for it to be seen in SQL or by a Parse.
+    fn alias(&mut self, walk: &mut Walk<'_>, name: &[u8]) {
+        // It may be there already, from an earlier error about it.
+        self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
+            message::close_statement(out, name);
+        });
+        // An empty text is parsed even in a failed transaction.
         self.inject_expecting(walk, Request::Parse, Undo::Nothing, |out| {
-            message::parse(out, name.as_bytes(), "");
+            message::parse(out, name, "");
         });
     }
 
@@ -399,7 +413,7 @@ impl Session {
         if let Some(deallocated) = deallocated(text)
             && self.statements.remove(deallocated.as_bytes()).is_some()
         {
-            self.alias(walk, &deallocated);
+            self.alias(walk, deallocated.as_bytes());
         }
         let replaced = rewritten.is_some();
         let rest = rewritten.as_deref().unwrap_or(rest);
@@ -425,14 +439,15 @@ impl Session {
             }
             return Ok(Step::Forward);
         }
+        if self.may_vanish(name) {
+            return Ok(Step::Stop(Event::Settle));
+        }
         if self.statements.contains_key(name) {
-            if self.is_in_doubt(name) {
+            if self.is_in_doubt() {
                 return Ok(Step::Stop(Event::Settle));
             }
             // The server is to say, in its own words and at the right place, that the name is taken.
-            self.inject_expecting(walk, Request::Parse, Undo::Nothing, |out| {
-                message::parse(out, name, "");
-            });
+            self.alias(walk, name);
             self.expect(Request::Parse, Undo::Nothing);
             if let Some(server) = &mut self.server {
                 server.dirty = true;
@@ -445,15 +460,18 @@ impl Session {
             .server
             .as_mut()
             .is_some_and(|server| server.statements.touch(statement.id));
-        if known {
-            // Parsed anew, as it would be on a connection of the client's own: what the text means, or
-            // whether it means anything, may have changed since another client had it parsed.
-            self.inject_expecting(walk, Request::Close, Undo::Closed(statement.id), |out| {
-                message::close_statement(out, &statement.server_name);
-            });
+        let undo = if known {
+            Undo::Closed(statement.id)
         } else {
             self.make_room(walk, statement.id);
-        }
+            Undo::Nothing
+        };
+        // Parsed anew, as it would be on a connection of the client's own: what the text means, or
+        // whether it means anything, may have changed since another client had it parsed. And what is
+        // known of the server's statements may be wrong, if a batch on its way fails.
+        self.inject_expecting(walk, Request::Close, undo, |out| {
+            message::close_statement(out, &statement.server_name);
+        });
         self.expect(
             Request::Parse,
             Undo::Parsed {
@@ -467,11 +485,29 @@ impl Session {
         Ok(Step::Done)
     }
 
-    /// Whether the client's Parse of this name may yet turn out to have failed.
-    fn is_in_doubt(&self, name: &[u8]) -> bool {
+    /// Whether a reply is outstanding that may yet free a name the client has given.
+    fn is_in_doubt(&self) -> bool {
         self.server
             .as_ref()
-            .is_some_and(|server| server.ledger.is_parsing(name))
+            .is_some_and(|server| server.ledger.is_waiting())
+    }
+
+    /// Whether the name may turn out to mean something else when this message reaches the server,
+    /// without the message being skipped: its Parse or Close is skipped in an earlier batch, or it is
+    /// deallocated.
+    fn may_vanish(&mut self, name: &[u8]) -> bool {
+        let Some(server) = &self.server else {
+            return false;
+        };
+        self.deallocating &= server.ledger.is_waiting();
+        let closed = self.dropped.iter().rposition(|dropped| {
+            dropped
+                .as_ref()
+                .is_some_and(|(dropped, _)| **dropped == *name)
+        });
+        self.deallocating
+            || server.ledger.is_parsing_before_sync(name)
+            || closed.is_some_and(|number| server.ledger.is_dropping_before_sync(number))
     }
 
     /// Sends a message of the pooler's own, whose reply is swallowed.
@@ -532,8 +568,17 @@ impl Session {
         };
         let (statement, traits) = (statement.clone(), *traits);
         self.note_traits(traits, statement.text());
-        if !self.server.as_mut()?.statements.touch(statement.id) {
+        let server = self.server.as_mut()?;
+        let known = server.statements.touch(statement.id);
+        if !known {
             self.make_room(walk, statement.id);
+        }
+        // A Parse of an earlier batch may be skipped, and then it takes this one.
+        let server = self.server.as_ref()?;
+        if !known || server.ledger.is_providing_before_sync(statement.id) {
+            self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
+                message::close_statement(out, &statement.server_name);
+            });
             let undo = Undo::Parsed {
                 statement: statement.id,
                 client_name: None,
@@ -567,6 +612,9 @@ impl Session {
             );
             self.synthesise(BIND_COMPLETE, Undo::Nothing);
             return Ok(Step::Done);
+        }
+        if self.may_vanish(name) {
+            return Ok(Step::Stop(Event::Settle));
         }
         self.portals.remove(portal);
         let server_name = self.provide(walk, name);
@@ -611,6 +659,9 @@ impl Session {
             self.synthesise(&reply, Undo::Nothing);
             return Ok(Step::Done);
         }
+        if self.may_vanish(name) {
+            return Ok(Step::Stop(Event::Settle));
+        }
         let server_name = self.provide(walk, name);
         self.expect(Request::DescribeStatement, Undo::Nothing);
         let Some(server_name) = server_name else {
@@ -636,6 +687,9 @@ impl Session {
 
     fn close(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         let (kind, name) = kind_and_name(walk.body())?;
+        if kind != b'P' && self.may_vanish(name) {
+            return Ok(Step::Stop(Event::Settle));
+        }
         let known = match kind {
             b'P' => self.portals.remove(name).is_some(),
             _ if name.is_empty() => {
@@ -646,8 +700,10 @@ impl Session {
                 }
                 handled
             }
-            // The server keeps its statement: other clients may share it.
-            _ => self.statements.remove(name).is_some(),
+            _ => match self.statements.remove(name) {
+                Some(statement) => return Ok(self.close_known(name, statement)),
+                None => false,
+            },
         };
         if known {
             self.synthesise(CLOSE_COMPLETE, Undo::Nothing);
@@ -655,6 +711,19 @@ impl Session {
         }
         self.expect(Request::Close, Undo::Nothing);
         Ok(Step::Forward)
+    }
+
+    /// Forgets the client's name. The server keeps its statement: other clients may share it.
+    fn close_known(&mut self, name: &[u8], statement: ClientStatement) -> Step {
+        let undo = Undo::Dropped(self.dropped.len());
+        self.dropped.push(Some((name.into(), statement)));
+        if self.server.as_ref().is_some_and(|server| server.dirty) {
+            // The name itself may be there too, from an error about it that the server was to report.
+            self.expect(Request::Close, undo);
+            return Step::Forward;
+        }
+        self.synthesise(CLOSE_COMPLETE, undo);
+        Step::Done
     }
 
     fn parse_handled(&mut self, name: &[u8], statement: Arc<dyn Statement>) -> Step {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use super::session::{Body, Event, Session, UnnamedStatement};
+use super::session::{Body, ClientStatement, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::settings::{Patience, capture};
@@ -250,7 +250,14 @@ impl Session {
                 break;
             };
             if self.process_reply(header.tag, &message[HEADER..])? == Fate::Forward {
-                self.forward_to_client(data, &mut run, at..at + header.total());
+                match self.in_client_names(header.tag, &message[HEADER..]) {
+                    Some(error) => {
+                        let before = &data[mem::replace(&mut run, 0..0)];
+                        self.out.tail().extend_from_slice(before);
+                        self.out.tail().extend_from_slice(&error);
+                    }
+                    None => self.forward_to_client(data, &mut run, at..at + header.total()),
+                }
             }
             at += header.total();
             if let Some(server) = &mut self.server
@@ -281,6 +288,33 @@ impl Session {
             }
             *run = piece;
         }
+    }
+
+    /// An ErrorResponse that names one of the client's statements, such as "bind message supplies 1
+    /// parameters, but prepared statement … requires 2", with the client's name for it in the place of
+    /// the server's.
+    fn in_client_names(&self, tag: u8, body: &[u8]) -> Option<Vec<u8>> {
+        if tag != backend::ERROR_RESPONSE {
+            return None;
+        }
+        let start = memchr::memmem::find(body, b"\"PGCAT_")? + 1;
+        let end = start + memchr::memchr(b'"', &body[start..])?;
+        let is_it = |known: &ClientStatement| {
+            matches!(known, ClientStatement::Prepared { statement, .. }
+                if *statement.server_name == body[start..end])
+        };
+        let dropped = self.dropped.iter().flatten();
+        let (name, _) = dropped
+            .map(|(name, known)| (name, known))
+            .chain(&self.statements)
+            .find(|(_, known)| is_it(known))?;
+        let mut error = Vec::with_capacity(body.len() + name.len());
+        message::build(&mut error, backend::ERROR_RESPONSE, |out| {
+            out.extend_from_slice(&body[..start]);
+            out.extend_from_slice(name);
+            out.extend_from_slice(&body[end..]);
+        });
+        Some(error)
     }
 
     /// Accounts for one whole message of the server. Says whether the client gets it.
@@ -352,6 +386,9 @@ impl Session {
             return Ok(());
         }
         let quiet = server.ledger.is_empty();
+        if quiet {
+            self.dropped.clear();
+        }
         if server.status == TransactionStatus::Idle {
             if mem::take(&mut self.wrote) && !self.internal {
                 for plugin in &self.pool.plugins {
@@ -437,6 +474,10 @@ impl Session {
             for undo in server.ledger.take_undone() {
                 match undo {
                     Undo::Closed(statement) => server.statements.put_back(statement),
+                    Undo::Dropped(number) => {
+                        let dropped = self.dropped.get_mut(number).and_then(Option::take);
+                        self.statements.extend(dropped);
+                    }
                     Undo::Named(name) => {
                         self.statements.remove(&name);
                     }

@@ -46,6 +46,10 @@ pub struct Session {
     pub(super) settings_changed: bool,
     pub(super) captured: Settings,
     pub(super) patience: Patience,
+    /// Statements whose Close may yet turn out to be skipped by the server, with the client's names.
+    pub(super) dropped: Vec<Option<(Box<[u8]>, ClientStatement)>>,
+    /// A statement that may drop prepared statements is perhaps still outstanding.
+    pub(super) deallocating: bool,
     /// Names with a dot that the client may have set.
     pub(super) custom_settings: BTreeSet<String>,
     /// The settings of the startup message: what RESET goes back to.
@@ -151,6 +155,8 @@ impl Session {
             },
             portals: HashMap::new(),
             settings_changed: false,
+            deallocating: false,
+            dropped: Vec::new(),
             captured: Settings::default(),
             patience: Patience::default(),
             wrote: false,

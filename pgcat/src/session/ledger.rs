@@ -44,6 +44,8 @@ pub enum Fate {
 pub enum Undo {
     /// The statement was closed on the server: it is still there.
     Closed(u64),
+    /// The client closed its statement, which the session keeps under this number until it is certain.
+    Dropped(usize),
     /// The client's Parse was answered by the pooler: the client does not have the name after all.
     Named(Box<[u8]>),
     Nothing,
@@ -57,6 +59,25 @@ pub enum Undo {
     ParsedUnnamed,
 }
 
+impl Undo {
+    /// Whether it takes back a Parse of a statement with a name.
+    fn is_of_named(&self) -> bool {
+        matches!(self, Self::Parsed { .. } | Self::Named(_))
+    }
+
+    /// The client's name for a statement whose Parse this takes back.
+    fn client_name(&self) -> Option<&[u8]> {
+        match self {
+            Self::Parsed {
+                client_name: Some(name),
+                ..
+            }
+            | Self::Named(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Item {
     Expect {
@@ -68,6 +89,15 @@ enum Item {
     CopyEnd,
     /// A reply made by the pooler, due when everything before it has been answered.
     Synthetic { reply: Box<[u8]>, undo: Undo },
+}
+
+impl Item {
+    fn undo(&self) -> Option<&Undo> {
+        match self {
+            Self::Expect { undo, .. } | Self::Synthetic { undo, .. } => Some(undo),
+            Self::CopyEnd => None,
+        }
+    }
 }
 
 /// The server sent a message that answers nothing it was asked.
@@ -85,6 +115,8 @@ pub struct Ledger {
     /// A Sync may or may not have been eaten by a COPY that failed: the count of ReadyForQuery to
     /// come is not known for sure, so the connection is not to be reused.
     ambiguous: bool,
+    /// How many items stand for a Parse with a name.
+    named: usize,
     undone: Vec<Undo>,
 }
 
@@ -133,11 +165,18 @@ impl Ledger {
             }
             return;
         }
+        self.named += usize::from(undo.is_of_named());
         self.items.push_back(Item::Expect {
             request,
             fate,
             undo,
         });
+    }
+
+    fn pop(&mut self) -> Option<Item> {
+        let item = self.items.pop_front()?;
+        self.named -= usize::from(item.undo().is_some_and(Undo::is_of_named));
+        Some(item)
     }
 
     /// Notes a reply the pooler makes itself. It goes to `out` at once if nothing is due before it.
@@ -146,23 +185,43 @@ impl Ledger {
             out.extend_from_slice(reply);
         } else {
             let reply = reply.into();
+            self.named += usize::from(undo.is_of_named());
             self.items.push_back(Item::Synthetic { reply, undo });
         }
     }
 
-    /// Whether a Parse of this name of the client's is outstanding.
-    pub fn is_parsing(&self, name: &[u8]) -> bool {
-        self.items.iter().any(|item| match item {
-            Item::Expect { undo, .. } | Item::Synthetic { undo, .. } => match undo {
-                Undo::Parsed {
-                    client_name: Some(parsing),
-                    ..
-                }
-                | Undo::Named(parsing) => **parsing == *name,
-                _ => false,
-            },
-            Item::CopyEnd => false,
-        })
+    /// Whether a Parse of this name of the client's is outstanding with a Sync behind it: should it
+    /// fail, what is sent now is not skipped along with it.
+    pub fn is_parsing_before_sync(&self, name: &[u8]) -> bool {
+        self.named > 0 && self.is_before_sync(|undo| undo.client_name() == Some(name))
+    }
+
+    /// Whether the same holds for any Parse of this statement, injected ones included.
+    pub fn is_providing_before_sync(&self, id: u64) -> bool {
+        self.named > 0
+            && self.is_before_sync(
+                |undo| matches!(undo, Undo::Parsed { statement, .. } if *statement == id),
+            )
+    }
+
+    /// Whether the same holds for a Close.
+    pub fn is_dropping_before_sync(&self, number: usize) -> bool {
+        self.is_before_sync(|undo| *undo == Undo::Dropped(number))
+    }
+
+    fn is_before_sync(&self, mut is_it: impl FnMut(&Undo) -> bool) -> bool {
+        self.items
+            .iter()
+            .skip_while(|item| !item.undo().is_some_and(&mut is_it))
+            .any(|item| {
+                matches!(
+                    item,
+                    Item::Expect {
+                        request: Request::Sync,
+                        ..
+                    }
+                )
+            })
     }
 
     /// Whether a synthetic reply has become due.
@@ -174,7 +233,7 @@ impl Ledger {
     pub fn take_due(&mut self, out: &mut Vec<u8>) {
         while let Some(Item::Synthetic { reply, .. }) = self.items.front() {
             out.extend_from_slice(reply);
-            self.items.pop_front();
+            self.pop();
             self.drop_copy_ends();
         }
     }
@@ -263,7 +322,7 @@ impl Ledger {
             _ => false,
         };
         if complete {
-            self.items.pop_front();
+            self.pop();
             self.drop_copy_ends();
         }
         Ok(fate)
@@ -313,8 +372,7 @@ impl Ledger {
                 self.skipping = false;
                 break;
             }
-            if let Some(Item::Expect { undo, .. } | Item::Synthetic { undo, .. }) =
-                self.items.pop_front()
+            if let Some(Item::Expect { undo, .. } | Item::Synthetic { undo, .. }) = self.pop()
                 && undo != Undo::Nothing
             {
                 self.undone.push(undo);
@@ -396,6 +454,23 @@ mod tests {
         ledger.take_due(&mut out);
         assert_eq!(out, b"a");
         assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_parse_before_a_sync_is_known_until_its_answer() {
+        let mut ledger = Ledger::default();
+        let undo = Undo::Parsed {
+            statement: 1,
+            client_name: Some((*b"s").into()),
+        };
+        ledger.push(Request::Parse, Fate::Forward, undo);
+        ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
+        assert!(!ledger.is_parsing_before_sync(b"s"));
+        ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
+        assert!(ledger.is_parsing_before_sync(b"s"));
+        assert!(!ledger.is_parsing_before_sync(b"t"));
+        replies(&mut ledger, b"1");
+        assert!(!ledger.is_parsing_before_sync(b"s"));
     }
 
     #[test]

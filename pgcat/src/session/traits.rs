@@ -30,6 +30,8 @@ static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
 /// See the module's text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traits {
+    /// It may drop prepared statements.
+    pub deallocates: bool,
     /// It may change settings although its tag is not SET.
     pub sets_config: bool,
     /// It may leave temporary objects or session locks, or drop prepared statements unseen.
@@ -42,6 +44,7 @@ impl Traits {
     pub fn of(text: &[u8]) -> Self {
         let Some(search) = &*SEARCH else {
             return Self {
+                deallocates: true,
                 sets_config: true,
                 leaves_state: true,
                 may_set: true,
@@ -55,7 +58,10 @@ impl Traits {
                     traits.may_set = true;
                 }
                 5 => traits.may_set |= memchr::memchr(b'.', &text[found.end()..]).is_some(),
-                _ => traits.leaves_state = true,
+                word => {
+                    traits.leaves_state = true;
+                    traits.deallocates |= matches!(word, 3 | 4);
+                }
             }
         }
         traits
