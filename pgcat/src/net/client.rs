@@ -134,7 +134,7 @@ impl Newcomer {
         }
         let settings = session_settings(&startup)?;
         let parameters = greeting(thread, &pool, &settings).await?;
-        let registration = Registration::new(thread);
+        let registration = Registration::new(thread, internal_pool.is_none());
         self.greet(&parameters, registration.key);
         self.flush().await?;
         Ok(Some(Admitted {

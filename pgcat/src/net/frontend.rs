@@ -1,31 +1,21 @@
-//! The client's side of the relay: what each frontend message means for the ledger, and the rewriting
-//! of statement names.
+//! The client's side of the relay: what each frontend message means for the ledger.
 
 use std::mem;
 use std::ops::Range;
-use std::sync::Arc;
 use std::task::Context;
 
-use super::handled::HandledPortal;
-use super::session::{Body, ClientStatement, Event, Session, UnnamedStatement};
+use super::session::{Body, Event, Session, UnnamedStatement};
 use crate::error::Error;
-use crate::plugins::{Action, Statement};
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::prepared;
 use crate::session::traits::{Traits, custom_settings, deallocated_name};
-use crate::wire::error_fields::ErrorFields;
-use crate::wire::message::{self, build, put_cstr, take_cstr};
-use crate::wire::{HEADER, Header, TransactionStatus, backend, frontend};
+use crate::wire::message::{self};
+use crate::wire::{HEADER, Header, TransactionStatus, frontend};
 
 /// A Query longer than this is looked at by plugins only up to here, and streamed.
 const INSPECT_LIMIT: usize = 1 << 20;
 
-const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
-const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
-const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
-
 /// What to do with a message, having accounted for it.
-enum Step {
+pub(super) enum Step {
     /// It is dealt with: nothing of it goes to the server as it came.
     Done,
     Event(Event),
@@ -43,22 +33,22 @@ enum Step {
 }
 
 /// The client's bytes being walked.
-struct Walk<'a> {
-    data: &'a [u8],
-    at: usize,
+pub(super) struct Walk<'a> {
+    pub data: &'a [u8],
+    pub at: usize,
     /// Bytes to pass on to the server that have not been written yet.
-    run: Range<usize>,
-    header: Header,
+    pub run: Range<usize>,
+    pub header: Header,
 }
 
 impl<'a> Walk<'a> {
     /// As much of the current message's body as is here.
-    fn body(&self) -> &'a [u8] {
+    pub fn body(&self) -> &'a [u8] {
         let end = self.data.len().min(self.at + self.header.total());
         &self.data[self.at + HEADER..end]
     }
 
-    fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.data.len() - self.at >= self.header.total()
     }
 }
@@ -168,7 +158,7 @@ impl Session {
 
     /// The server's output, with everything before the current message in it: for a message of the
     /// pooler's own.
-    fn inject(&mut self, walk: &mut Walk<'_>) -> &mut Vec<u8> {
+    pub(super) fn inject(&mut self, walk: &mut Walk<'_>) -> &mut Vec<u8> {
         let run = mem::replace(&mut walk.run, 0..0);
         let Some(server) = &mut self.server else {
             unreachable!("only called with a server")
@@ -179,7 +169,7 @@ impl Session {
     }
 
     /// Whether there is a server connection now.
-    fn has_server(&mut self) -> bool {
+    pub(super) fn has_server(&mut self) -> bool {
         if self.server.is_none()
             && !self.thread.shutting_down.get()
             && self.checked_out.is_none()
@@ -303,7 +293,7 @@ impl Session {
     }
 
     /// Gives the server a statement by the client's own name, for it to be seen in SQL or by a Parse.
-    fn alias(&mut self, walk: &mut Walk<'_>, name: &[u8]) {
+    pub(super) fn alias(&mut self, walk: &mut Walk<'_>, name: &[u8]) {
         // It may be there already, from an earlier error about it.
         self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
             message::close_statement(out, name);
@@ -347,485 +337,13 @@ impl Session {
             }
         }
     }
-
-    fn extended(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        // Bind may be large, and only its names matter; the others are needed whole.
-        if !walk.is_complete() && walk.header.tag != frontend::BIND {
-            return Ok(Step::Wait);
-        }
-        if walk.header.tag == frontend::BIND && bind_names(walk.body()).is_none() {
-            return if walk.is_complete() {
-                Err(Error::protocol("invalid string in message"))
-            } else {
-                Ok(Step::Wait)
-            };
-        }
-        if !self.has_server() {
-            return Ok(Step::NeedServer);
-        }
-        let Some(server) = &mut self.server else {
-            return Ok(Step::NeedServer);
-        };
-        server.unsynced = true;
-        if server.ledger.is_skipping() {
-            return Ok(Step::Forward);
-        }
-        match walk.header.tag {
-            frontend::PARSE => self.parse(walk),
-            frontend::BIND => self.bind(walk),
-            frontend::DESCRIBE => self.describe(walk),
-            frontend::EXECUTE => self.execute(walk),
-            _ => self.close(walk),
-        }
-    }
-
-    fn expect(&mut self, request: Request, undo: Undo) {
-        self.batch_reached_server = true;
-        if let Some(server) = &mut self.server {
-            server.ledger.push(request, Fate::Forward, undo);
-        }
-    }
-
-    fn synthesise(&mut self, reply: &[u8], undo: Undo) {
-        if let Some(server) = &mut self.server {
-            server.ledger.synthesise(reply, undo, self.out.tail());
-        }
-    }
-
-    fn parse(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        let (name, rest) = string(walk.body())?;
-        let (text, types) = string(rest)?;
-        let mut rewritten = None;
-        if self.wanted_by_plugin(text) {
-            match self.inspect_statement(text) {
-                Action::Allow => (),
-                Action::Deny(error) => return Ok(Step::Event(Event::FailBatch(error))),
-                Action::Rewrite(text) => {
-                    let mut rest = Vec::with_capacity(text.len() + 1 + types.len());
-                    put_cstr(&mut rest, text.as_bytes());
-                    rest.extend_from_slice(types);
-                    rewritten = Some(rest);
-                }
-                Action::Handle(statement) => return Ok(self.parse_handled(name, statement)),
-            }
-        }
-        let traits = Traits::of(text);
-        if let Some(deallocated) = deallocated(text)
-            && self.statements.remove(deallocated.as_bytes()).is_some()
-        {
-            self.alias(walk, deallocated.as_bytes());
-        }
-        let replaced = rewritten.is_some();
-        let rest = rewritten.as_deref().unwrap_or(rest);
-        let session = self.registration.id;
-        if name.is_empty() {
-            self.note_traits(traits, text);
-            self.unnamed.version += 1;
-            let version = self.unnamed.version;
-            match &mut self.unnamed.statement {
-                UnnamedStatement::Text(known) => {
-                    known.clear();
-                    known.extend_from_slice(rest);
-                }
-                other => *other = UnnamedStatement::Text(rest.to_vec()),
-            }
-            if let Some(server) = &mut self.server {
-                server.unnamed = Some((session, version));
-            }
-            self.expect(Request::Parse, Undo::ParsedUnnamed);
-            if replaced {
-                message::parse_raw(self.inject(walk), b"", rest);
-                return Ok(Step::Done);
-            }
-            return Ok(Step::Forward);
-        }
-        if self.may_vanish(name) {
-            return Ok(Step::Stop(Event::Settle));
-        }
-        if self.statements.contains_key(name) {
-            if self.is_in_doubt() {
-                return Ok(Step::Stop(Event::Settle));
-            }
-            // The server is to say, in its own words and at the right place, that the name is taken.
-            self.alias(walk, name);
-            self.expect(Request::Parse, Undo::Nothing);
-            if let Some(server) = &mut self.server {
-                server.dirty = true;
-            }
-            return Ok(Step::Forward);
-        }
-        let search_path = self.settings.value("search_path").unwrap_or_default();
-        let statement = self.thread.pooler.interner.intern(rest, search_path);
-        let known = self
-            .server
-            .as_mut()
-            .is_some_and(|server| server.statements.touch(statement.id));
-        let undo = if known {
-            Undo::Closed(statement.id)
-        } else {
-            self.make_room(walk, statement.id);
-            Undo::Nothing
-        };
-        // Parsed anew, as it would be on a connection of the client's own: what the text means, or
-        // whether it means anything, may have changed since another client had it parsed. And what is
-        // known of the server's statements may be wrong, if a batch on its way fails.
-        self.inject_expecting(walk, Request::Close, undo, |out| {
-            message::close_statement(out, &statement.server_name);
-        });
-        self.expect(
-            Request::Parse,
-            Undo::Parsed {
-                statement: statement.id,
-                client_name: Some(name.into()),
-            },
-        );
-        message::parse_raw(self.inject(walk), &statement.server_name, rest);
-        self.statements
-            .insert(name.into(), ClientStatement::Prepared { statement, traits });
-        Ok(Step::Done)
-    }
-
-    /// Whether a reply is outstanding that may yet free a name the client has given.
-    fn is_in_doubt(&self) -> bool {
-        self.server
-            .as_ref()
-            .is_some_and(|server| server.ledger.is_waiting())
-    }
-
-    /// Whether the name may turn out to mean something else when this message reaches the server,
-    /// without the message being skipped: its Parse or Close is skipped in an earlier batch, or it is
-    /// deallocated.
-    fn may_vanish(&mut self, name: &[u8]) -> bool {
-        let Some(server) = &self.server else {
-            return false;
-        };
-        self.deallocating &= server.ledger.is_waiting();
-        let closed = self.dropped.iter().rposition(|dropped| {
-            dropped
-                .as_ref()
-                .is_some_and(|(dropped, _)| **dropped == *name)
-        });
-        self.deallocating
-            || server.ledger.is_parsing_before_sync(name)
-            || closed.is_some_and(|number| server.ledger.is_dropping_before_sync(number))
-    }
-
-    /// Sends a message of the pooler's own, whose reply is swallowed.
-    fn inject_expecting(
-        &mut self,
-        walk: &mut Walk<'_>,
-        request: Request,
-        undo: Undo,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) {
-        write(self.inject(walk));
-        if let Some(server) = &mut self.server {
-            server.ledger.push(request, Fate::Swallow, undo);
-        }
-    }
-
-    /// Notes that the server gets the statement, and closes the one that must go for it.
-    fn make_room(&mut self, walk: &mut Walk<'_>, statement: u64) {
-        let evicted = self
-            .server
-            .as_mut()
-            .and_then(|s| s.statements.insert(statement));
-        if let Some(evicted) = evicted {
-            self.inject_expecting(walk, Request::Close, Undo::Closed(evicted), |out| {
-                message::close_statement(out, &prepared::server_name(evicted));
-            });
-        }
-    }
-
-    /// Makes sure that the server has the statement a message is about to use; returns its name there.
-    /// `None`: the client's name means nothing to the pooler, and the server is to say so.
-    fn provide(&mut self, walk: &mut Walk<'_>, name: &[u8]) -> Option<Box<[u8]>> {
-        let session = self.registration.id;
-        if name.is_empty() {
-            let current = (session, self.unnamed.version);
-            let server = self.server.as_mut()?;
-            match &self.unnamed.statement {
-                UnnamedStatement::Text(rest) if server.unnamed != Some(current) => {
-                    server.unnamed = Some(current);
-                    let rest = rest.clone();
-                    self.inject_expecting(walk, Request::Parse, Undo::ParsedUnnamed, |out| {
-                        message::parse_raw(out, b"", &rest);
-                    });
-                }
-                UnnamedStatement::Text(_) => (),
-                // Another client's unnamed statement must not be found there.
-                _ if server.unnamed.take().is_some() => {
-                    self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
-                        message::close_statement(out, b"");
-                    });
-                }
-                _ => (),
-            }
-            return None;
-        }
-        let ClientStatement::Prepared { statement, traits } = self.statements.get(name)? else {
-            return None;
-        };
-        let (statement, traits) = (statement.clone(), *traits);
-        self.note_traits(traits, statement.text());
-        let server = self.server.as_mut()?;
-        let known = server.statements.touch(statement.id);
-        if !known {
-            self.make_room(walk, statement.id);
-        }
-        // A Parse of an earlier batch may be skipped, and then it takes this one.
-        let server = self.server.as_ref()?;
-        if !known || server.ledger.is_providing_before_sync(statement.id) {
-            self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
-                message::close_statement(out, &statement.server_name);
-            });
-            let undo = Undo::Parsed {
-                statement: statement.id,
-                client_name: None,
-            };
-            self.inject_expecting(walk, Request::Parse, undo, |out| {
-                message::parse_raw(out, &statement.server_name, &statement.rest);
-            });
-        }
-        Some(statement.server_name.clone())
-    }
-
-    fn bind(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        let Some((portal, name, _)) = bind_names(walk.body()) else {
-            return Ok(Step::Wait);
-        };
-        if let Some(statement) = self.handled_statement(name) {
-            if !walk.is_complete() {
-                if let Some(server) = &mut self.server {
-                    server.unsynced = server.ledger.is_waiting();
-                }
-                return Ok(Step::Wait);
-            }
-            let formats = result_formats(walk.body())?;
-            self.portals.insert(
-                portal.into(),
-                HandledPortal {
-                    statement,
-                    formats,
-                    offset: 0,
-                },
-            );
-            self.synthesise(BIND_COMPLETE, Undo::Nothing);
-            return Ok(Step::Done);
-        }
-        if self.may_vanish(name) {
-            return Ok(Step::Stop(Event::Settle));
-        }
-        self.portals.remove(portal);
-        let server_name = self.provide(walk, name);
-        self.expect(Request::Bind, Undo::Nothing);
-        let Some(server_name) = server_name else {
-            return Ok(Step::Forward);
-        };
-        let names = portal.len() + name.len() + 2;
-        let length = (walk.header.body + 4 - name.len() + server_name.len()) as u32;
-        let out = self.inject(walk);
-        out.push(frontend::BIND);
-        out.extend_from_slice(&length.to_be_bytes());
-        put_cstr(out, portal);
-        put_cstr(out, &server_name);
-        Ok(Step::ForwardAfter(HEADER + names))
-    }
-
-    fn describe(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        let (kind, name) = kind_and_name(walk.body())?;
-        if kind == b'P' {
-            if let Some(portal) = self.portals.get(name) {
-                let reply = portal.description();
-                self.synthesise(&reply, Undo::Nothing);
-                return Ok(Step::Done);
-            }
-            self.expect(Request::DescribePortal, Undo::Nothing);
-            return Ok(Step::Forward);
-        }
-        if let Some(statement) = self.handled_statement(name) {
-            let mut reply = Vec::new();
-            build(&mut reply, backend::PARAMETER_DESCRIPTION, |out| {
-                out.extend_from_slice(&[0, 0])
-            });
-            reply.extend(
-                HandledPortal {
-                    statement,
-                    formats: Vec::new(),
-                    offset: 0,
-                }
-                .description(),
-            );
-            self.synthesise(&reply, Undo::Nothing);
-            return Ok(Step::Done);
-        }
-        if self.may_vanish(name) {
-            return Ok(Step::Stop(Event::Settle));
-        }
-        let server_name = self.provide(walk, name);
-        self.expect(Request::DescribeStatement, Undo::Nothing);
-        let Some(server_name) = server_name else {
-            return Ok(Step::Forward);
-        };
-        build(self.inject(walk), frontend::DESCRIBE, |out| {
-            out.push(b'S');
-            put_cstr(out, &server_name);
-        });
-        Ok(Step::Done)
-    }
-
-    fn execute(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        let (portal, _) = string(walk.body())?;
-        if self.portals.contains_key(portal) {
-            return Ok(Step::Event(Event::Execute {
-                portal: portal.into(),
-            }));
-        }
-        self.expect(Request::Execute, Undo::Nothing);
-        Ok(Step::Forward)
-    }
-
-    fn close(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
-        let (kind, name) = kind_and_name(walk.body())?;
-        if kind != b'P' && self.may_vanish(name) {
-            return Ok(Step::Stop(Event::Settle));
-        }
-        let known = match kind {
-            b'P' => self.portals.remove(name).is_some(),
-            _ if name.is_empty() => {
-                let handled = matches!(self.unnamed.statement, UnnamedStatement::Handled(_));
-                self.unnamed.statement = UnnamedStatement::None;
-                if let Some(server) = &mut self.server {
-                    server.unnamed = None;
-                }
-                handled
-            }
-            _ => match self.statements.remove(name) {
-                Some(statement) => return Ok(self.close_known(name, statement)),
-                None => false,
-            },
-        };
-        if known {
-            self.synthesise(CLOSE_COMPLETE, Undo::Nothing);
-            return Ok(Step::Done);
-        }
-        self.expect(Request::Close, Undo::Nothing);
-        Ok(Step::Forward)
-    }
-
-    /// Forgets the client's name. The server keeps its statement: other clients may share it.
-    fn close_known(&mut self, name: &[u8], statement: ClientStatement) -> Step {
-        let undo = Undo::Dropped(self.dropped.len());
-        self.dropped.push(Some((name.into(), statement)));
-        if self.server.as_ref().is_some_and(|server| server.dirty) {
-            // The name itself may be there too, from an error about it that the server was to report.
-            self.expect(Request::Close, undo);
-            return Step::Forward;
-        }
-        self.synthesise(CLOSE_COMPLETE, undo);
-        Step::Done
-    }
-
-    fn parse_handled(&mut self, name: &[u8], statement: Arc<dyn Statement>) -> Step {
-        let failed = self
-            .server
-            .as_ref()
-            .is_some_and(|s| s.status == TransactionStatus::Failed);
-        if failed {
-            return Step::Event(Event::FailBatch(Box::new(in_failed_transaction())));
-        }
-        if name.is_empty() {
-            self.unnamed.version += 1;
-            self.unnamed.statement = UnnamedStatement::Handled(statement);
-        } else if self.statements.contains_key(name) {
-            let name = String::from_utf8_lossy(name);
-            return Step::Event(Event::FailBatch(Box::new(ErrorFields::error(
-                "42P05",
-                format!("prepared statement \"{name}\" already exists"),
-            ))));
-        } else {
-            self.statements
-                .insert(name.into(), ClientStatement::Handled(statement));
-        }
-        let undo = if name.is_empty() {
-            Undo::Nothing
-        } else {
-            Undo::Named(name.into())
-        };
-        self.synthesise(PARSE_COMPLETE, undo);
-        Step::Done
-    }
-
-    fn handled_statement(&self, name: &[u8]) -> Option<Arc<dyn Statement>> {
-        if name.is_empty() {
-            match &self.unnamed.statement {
-                UnnamedStatement::Handled(statement) => Some(statement.clone()),
-                _ => None,
-            }
-        } else {
-            match self.statements.get(name) {
-                Some(ClientStatement::Handled(statement)) => Some(statement.clone()),
-                _ => None,
-            }
-        }
-    }
-}
-
-/// PostgreSQL's error for anything but ROLLBACK in a failed transaction.
-pub(super) fn in_failed_transaction() -> ErrorFields {
-    ErrorFields::error(
-        "25P02",
-        "current transaction is aborted, commands ignored until end of transaction block",
-    )
 }
 
 /// The statement that a text deallocates by name. Most texts are told apart by their first letter.
-fn deallocated(text: &[u8]) -> Option<String> {
+pub(super) fn deallocated(text: &[u8]) -> Option<String> {
     let first = text.trim_ascii_start().first()?;
     if !matches!(first, b'd' | b'D' | b'/' | b'-') {
         return None;
     }
     deallocated_name(std::str::from_utf8(text).ok()?)
-}
-
-fn string(body: &[u8]) -> Result<(&[u8], &[u8]), Error> {
-    take_cstr(body).ok_or_else(|| Error::protocol("invalid string in message"))
-}
-
-/// Portal, statement, and the rest of a Bind; `None` until both names have arrived.
-fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (portal, rest) = take_cstr(body)?;
-    let (name, rest) = take_cstr(rest)?;
-    Some((portal, name, rest))
-}
-
-fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), Error> {
-    let (&kind, rest) = body
-        .split_first()
-        .ok_or_else(|| Error::protocol("invalid message format"))?;
-    Ok((kind, string(rest)?.0))
-}
-
-/// The result format codes of a Bind.
-fn result_formats(body: &[u8]) -> Result<Vec<u16>, Error> {
-    let short = || Error::protocol("insufficient data left in message");
-    let (_, _, rest) = bind_names(body).ok_or_else(short)?;
-    let (_, rest) = codes(rest).ok_or_else(short)?;
-    let (count, mut rest) = rest.split_first_chunk::<2>().ok_or_else(short)?;
-    for _ in 0..u16::from_be_bytes(*count) {
-        let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(short)?;
-        let length = i32::from_be_bytes(*length).max(0) as usize;
-        rest = tail.get(length..).ok_or_else(short)?;
-    }
-    Ok(codes(rest).ok_or_else(short)?.0)
-}
-
-/// A counted list of 16-bit codes, and what follows it.
-fn codes(bytes: &[u8]) -> Option<(Vec<u16>, &[u8])> {
-    let (count, rest) = bytes.split_first_chunk::<2>()?;
-    let (codes, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*count)) * 2)?;
-    let codes = codes
-        .chunks_exact(2)
-        .map(|code| u16::from_be_bytes([code[0], code[1]]));
-    Some((codes.collect(), rest))
 }

@@ -4,7 +4,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use super::frontend::in_failed_transaction;
+use super::extended::in_failed_transaction;
 use super::session::Session;
 use crate::error::Error;
 use crate::plugins::{

@@ -1,6 +1,7 @@
 //! Sockets, threads, and the relay between clients and servers.
 
 pub mod client;
+mod extended;
 mod frontend;
 mod handled;
 pub mod io;
@@ -9,6 +10,7 @@ mod login;
 pub mod pool_handle;
 mod relay;
 pub mod server;
+mod server_login;
 pub mod session;
 pub mod threads;
 

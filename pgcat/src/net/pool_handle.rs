@@ -54,6 +54,9 @@ impl PoolHandle {
     /// A new connection to the pool, as an already authenticated client: a stream to speak the
     /// protocol on (`tokio_postgres::Config::connect_raw`, without TLS). Each holds a server
     /// connection only while a transaction is open, like any client in transaction mode.
+    ///
+    /// Settings are for the startup message, or `SET LOCAL`: what a plugin SETs for the session is
+    /// not followed to its next server connection, nor kept from that connection's next client.
     pub fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(BUFFER);
         self.pooler

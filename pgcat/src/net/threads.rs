@@ -34,7 +34,7 @@ pub struct Pooler {
     /// Which session a cancel key belongs to.
     cancel_keys: Mutex<HashMap<CancelKey, (usize, u64)>>,
     next_session: AtomicU64,
-    /// Client sessions, the in-process ones not counted.
+    /// Clients that have logged in, the in-process ones not counted.
     clients: AtomicUsize,
 }
 
@@ -205,7 +205,7 @@ impl Pooler {
             .for_each(|thread| thread.send(Mail::Stop));
     }
 
-    /// How many clients are connected.
+    /// How many clients have logged in.
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::SeqCst)
     }
@@ -234,11 +234,16 @@ pub struct Registration {
     pub id: u64,
     pub key: CancelKey,
     pub handle: Rc<SessionHandle>,
+    /// Whether the client is another process, and a shutdown waits for it.
+    external: bool,
 }
 
 impl Registration {
-    pub fn new(thread: &Rc<ThreadContext>) -> Self {
+    pub fn new(thread: &Rc<ThreadContext>, external: bool) -> Self {
         let pooler = &thread.pooler;
+        if external {
+            pooler.clients.fetch_add(1, Ordering::SeqCst);
+        }
         let id = pooler.next_session.fetch_add(1, Ordering::Relaxed);
         let handle = Rc::new(SessionHandle::default());
         thread.sessions.borrow_mut().insert(id, handle.clone());
@@ -260,6 +265,7 @@ impl Registration {
             id,
             key,
             handle,
+            external,
         }
     }
 }
@@ -268,37 +274,19 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.thread.sessions.borrow_mut().remove(&self.id);
         self.thread.pooler.keys().remove(&self.key);
-    }
-}
-
-/// Counts a session while it lives.
-struct Count<'a> {
-    pooler: &'a Pooler,
-    thread: usize,
-    external: bool,
-}
-
-impl<'a> Count<'a> {
-    fn new(thread: &'a ThreadContext, external: bool) -> Self {
-        if external {
-            thread.pooler.clients.fetch_add(1, Ordering::SeqCst);
-        }
-        Self {
-            pooler: &thread.pooler,
-            thread: thread.index,
-            external,
-        }
-    }
-}
-
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.pooler.threads[self.thread]
-            .load
-            .fetch_sub(1, Ordering::Relaxed);
         if self.external {
-            self.pooler.clients.fetch_sub(1, Ordering::SeqCst);
+            self.thread.pooler.clients.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+}
+
+/// A connection's share of its thread's load, counted when it was given to the thread.
+struct Load<'a>(&'a ThreadContext);
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        let thread = &self.0.pooler.threads[self.0.index];
+        thread.load.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -366,7 +354,7 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
 fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, pool: Option<usize>) {
     let thread = thread.clone();
     tokio::task::spawn_local(async move {
-        let _count = Count::new(&thread, pool.is_none());
+        let _load = Load(&thread);
         match io.attach() {
             Ok(io) => client::serve(&thread, io, pool).await,
             Err(error) => log::warn!("a client's socket could not be used: {error}"),
