@@ -2,25 +2,14 @@
 
 use std::time::Duration;
 
-use test_support::{Stack, converges, differences, refused, scalar};
-use tokio_postgres::Client;
+use test_support::{converges, differences, refused, scalar, statement_stack};
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 const LIMIT: Duration = Duration::from_secs(10);
 
-async fn stack() -> (Stack, Client, Client) {
-    let stack = Stack::start(PGCAT, 15);
-    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
-    direct
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v int, tag text); INSERT INTO t SELECT i, i % 7, 'g' || i % 3 FROM generate_series(1, 50) i")
-        .await
-        .expect("source");
-    (stack, pooled, direct)
-}
-
 #[tokio::test]
 async fn options_and_lists_show_in_the_catalog() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     for sql in [
         "CREATE STREAM TABLE plain AS SELECT id, v FROM t",
         "create stream table slow with (schedule = '1h30m', refresh_mode = 'full') as select count(*) as n from t;",
@@ -94,7 +83,7 @@ async fn options_and_lists_show_in_the_catalog() {
 
 #[tokio::test]
 async fn manual_tables_wait_for_refresh() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     pooled.batch_execute("CREATE STREAM TABLE m WITH (schedule = 'manual') AS SELECT tag, sum(v) AS s FROM t GROUP BY tag").await.expect("created");
     let query = "SELECT tag, sum(v) AS s FROM t GROUP BY tag";
     converges(&direct, "m", query, Duration::ZERO).await;
@@ -154,7 +143,7 @@ async fn manual_tables_wait_for_refresh() {
 
 #[tokio::test]
 async fn with_no_data_is_filled_by_refresh() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     pooled
         .batch_execute(
             "CREATE STREAM TABLE n WITH (schedule = 'manual') AS SELECT id FROM t WITH NO DATA",
@@ -174,7 +163,7 @@ async fn with_no_data_is_filled_by_refresh() {
 
 #[tokio::test]
 async fn existing_names() {
-    let (stack, pooled, direct) = stack().await;
+    let (stack, pooled, direct) = statement_stack(PGCAT).await;
     pooled
         .batch_execute("CREATE STREAM TABLE s AS SELECT id FROM t")
         .await
@@ -211,7 +200,7 @@ async fn existing_names() {
 
 #[tokio::test]
 async fn drop_variants() {
-    let (stack, pooled, direct) = stack().await;
+    let (stack, pooled, direct) = statement_stack(PGCAT).await;
     for name in ["a", "b", "c", "d", "\"E e\""] {
         pooled
             .batch_execute(&format!(

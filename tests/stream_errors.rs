@@ -1,33 +1,13 @@
 //! Mistakes and refusals: SQLSTATE, position, reason, and nothing left behind.
 
-use test_support::{Settings, Stack, refused, scalar};
-use tokio_postgres::Client;
+use test_support::{EVERYTHING, Settings, Stack, refused, scalar, statement_stack};
 use tokio_postgres::error::ErrorPosition;
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 
-async fn stack() -> (Stack, Client, Client) {
-    let stack = Stack::start(PGCAT, 15);
-    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
-    direct
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v int, tag text); INSERT INTO t SELECT i, i % 7, 'g' || i % 3 FROM generate_series(1, 50) i")
-        .await
-        .expect("source");
-    (stack, pooled, direct)
-}
-
-/// Every object of the database by name, and every trigger.
-const EVERYTHING: &str = "
-    SELECT md5(string_agg(o, ',' ORDER BY o)) FROM (
-        SELECT 'c' || oid || relname FROM pg_class WHERE relnamespace <> 'pg_toast'::regnamespace
-        UNION ALL SELECT 'p' || oid || proname FROM pg_proc
-        UNION ALL SELECT 'n' || oid || nspname FROM pg_namespace
-        UNION ALL SELECT 'y' || oid || typname FROM pg_type
-        UNION ALL SELECT 't' || oid || tgname FROM pg_trigger) x(o)";
-
 #[tokio::test]
 async fn errors_are_postgresqls_own() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     let before = scalar(&direct, EVERYTHING).await;
     // The position counts characters of the user's text, so one that takes several bytes comes first.
     let positioned = [
@@ -145,7 +125,7 @@ async fn errors_are_postgresqls_own() {
 
 #[tokio::test]
 async fn queries_that_cannot_be_followed_are_refused_with_a_reason() {
-    let (_stack, pooled, _direct) = stack().await;
+    let (_stack, pooled, _direct) = statement_stack(PGCAT).await;
     pooled
         .batch_execute("CREATE FUNCTION dice() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 4'")
         .await

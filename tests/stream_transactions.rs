@@ -2,34 +2,15 @@
 
 use std::time::Duration;
 
-use test_support::{Stack, converges, refused, scalar};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use test_support::{EVERYTHING, converges, refused, scalar, statement_stack};
+use tokio_postgres::SimpleQueryMessage;
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 const LIMIT: Duration = Duration::from_secs(10);
 
-async fn stack() -> (Stack, Client, Client) {
-    let stack = Stack::start(PGCAT, 15);
-    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
-    direct
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v int, tag text); INSERT INTO t SELECT i, i % 7, 'g' || i % 3 FROM generate_series(1, 50) i")
-        .await
-        .expect("source");
-    (stack, pooled, direct)
-}
-
-/// Every object of the database by name, and every trigger.
-const EVERYTHING: &str = "
-    SELECT md5(string_agg(o, ',' ORDER BY o)) FROM (
-        SELECT 'c' || oid || relname FROM pg_class WHERE relnamespace <> 'pg_toast'::regnamespace
-        UNION ALL SELECT 'p' || oid || proname FROM pg_proc
-        UNION ALL SELECT 'n' || oid || nspname FROM pg_namespace
-        UNION ALL SELECT 'y' || oid || typname FROM pg_type
-        UNION ALL SELECT 't' || oid || tgname FROM pg_trigger) x(o)";
-
 #[tokio::test]
 async fn a_rolled_back_block_leaves_nothing() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     let before = scalar(&direct, EVERYTHING).await;
     // Also of the schema that the first CREATE makes.
     for sql in [
@@ -106,7 +87,7 @@ async fn a_rolled_back_block_leaves_nothing() {
 
 #[tokio::test]
 async fn a_committed_block_is_there_at_once() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     for isolation in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         pooled
             .batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}; CREATE TABLE u (x int); INSERT INTO u VALUES (1), (1)"))
@@ -154,7 +135,7 @@ async fn a_committed_block_is_there_at_once() {
 
 #[tokio::test]
 async fn many_statements_in_one_query_message() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     let messages = pooled
         .simple_query(
             "CREATE TABLE u (x int); INSERT INTO u SELECT generate_series(1, 3); -- a comment; not a statement\n
@@ -196,7 +177,7 @@ async fn many_statements_in_one_query_message() {
 
 #[tokio::test]
 async fn extended_protocol() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     let create = pooled
         .prepare("CREATE STREAM TABLE s AS SELECT id, v FROM t")
         .await
@@ -231,7 +212,7 @@ async fn extended_protocol() {
 /// Spelling as PostgreSQL's own DDL allows it.
 #[tokio::test]
 async fn quoting_comments_and_case() {
-    let (_stack, pooled, direct) = stack().await;
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
     pooled
         .batch_execute("CREATE SCHEMA \"S 1\"; SET search_path = \"S 1\", public")
         .await

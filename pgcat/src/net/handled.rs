@@ -199,11 +199,7 @@ impl Session {
                     Ok(server) => self.attach_safely(server).await?,
                     Err(error) => {
                         self.hold = false;
-                        let fields = ErrorFields::error(
-                            "58000",
-                            "could not get connection from the pool - AllServersDown",
-                        )
-                        .detail(error.to_string());
+                        let fields = self.no_server_error(&error);
                         if simple {
                             fields.write(self.out.tail());
                             message::ready_for_query(self.out.tail(), TransactionStatus::Idle);

@@ -357,23 +357,24 @@ impl Session {
     /// No server connection could be had. The client is told, and lives: its request is answered as
     /// if the server had failed it.
     async fn no_server(&mut self, error: &Error) -> Result<(), Error> {
-        let mut fields = ErrorFields::error(
+        let fields = self.no_server_error(error);
+        self.answer_without_server(&fields).await
+    }
+
+    /// What the client is told where no server connection could be had.
+    pub(super) fn no_server_error(&self, error: &Error) -> ErrorFields {
+        let fields = ErrorFields::error(
             "58000",
             "could not get connection from the pool - AllServersDown",
         );
         match error {
-            Error::Timeout => {
-                fields = fields.detail(format!(
-                    "No server connection was available within {} ms.",
-                    self.pool.shared.user.connect_timeout.as_millis()
-                ));
-            }
-            Error::ServerRefused(reason) => {
-                fields = fields.detail(format!("The server said: {reason}"));
-            }
-            other => fields = fields.detail(other.to_string()),
+            Error::Timeout => fields.detail(format!(
+                "No server connection was available within {} ms.",
+                self.pool.shared.user.connect_timeout.as_millis()
+            )),
+            Error::ServerRefused(reason) => fields.detail(format!("The server said: {reason}")),
+            other => fields.detail(other.to_string()),
         }
-        self.answer_without_server(&fields).await
     }
 
     /// Sends everything that waits for the client.

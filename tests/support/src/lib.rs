@@ -24,6 +24,7 @@ mod postgres;
 mod process;
 mod psql;
 mod stack;
+mod statements;
 pub mod wire;
 pub mod workload;
 
@@ -38,3 +39,4 @@ pub use psql::{Psql, PsqlOutput};
 pub use stack::{
     Stack, catalog_row, converges, converges_as, differences, refused, scalar, sessions,
 };
+pub use statements::{EVERYTHING, statement_stack};
