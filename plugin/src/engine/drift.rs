@@ -14,22 +14,13 @@ pub async fn check<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Drift, Error
     if record.relid.is_some() && record.target.is_none() {
         return Ok(Drift::TableGone);
     }
-    let rows = c
-        .query(&format!(
-            "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
-            record.fingerprint_now(),
-            record.view
-        ))
-        .await?;
-    let row = rows.first().cloned().unwrap_or_default();
-    if !row.is_true(1) {
+    let Some(now) = record.sources_now(c).await? else {
         return Ok(Drift::DefinitionGone);
-    }
-    let now = row.text(0).unwrap_or_default();
+    };
     if now == record.fingerprint {
         return Ok(Drift::None);
     }
-    let what = if meaning(now) == meaning(&record.fingerprint) {
+    let what = if meaning(&now) == meaning(&record.fingerprint) {
         "a source was renamed"
     } else {
         "a source was altered"

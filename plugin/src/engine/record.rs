@@ -191,6 +191,21 @@ impl Record {
         fingerprint::expression(self.view, &self.plan)
     }
 
+    /// The fingerprint as it is now; `None` if the definition view is gone.
+    pub(super) async fn sources_now<C: Conn>(&self, c: &mut C) -> Result<Option<String>, Error> {
+        let rows = c
+            .query(&format!(
+                "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
+                self.fingerprint_now(),
+                self.view
+            ))
+            .await?;
+        let row = rows.first().cloned().unwrap_or_default();
+        Ok(row
+            .is_true(1)
+            .then(|| row.text(0).unwrap_or_default().to_owned()))
+    }
+
     /// `LOCK` statements for the sources and the staging tables; they take no snapshot. The lock on a staging table keeps
     /// [`super::cleanup_buffers`] out from before our snapshot until our commit.
     pub(super) fn locks(&self) -> Vec<String> {

@@ -20,22 +20,13 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
     ))
     .await?;
     let record = record::read(c, id).await?;
-    let rows = c
-        .query(&format!(
-            "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
-            record.fingerprint_now(),
-            record.view
-        ))
-        .await?;
-    let row = rows.first().cloned().unwrap_or_default();
-    if !row.is_true(1) {
+    let Some(now) = record.sources_now(c).await? else {
         return Err(gone(&record));
-    }
-    let now = row.text(0).unwrap_or_default();
+    };
     if now == record.fingerprint {
         return Ok(());
     }
-    let renamed_only = drift::meaning(now) == drift::meaning(&record.fingerprint);
+    let renamed_only = drift::meaning(&now) == drift::meaning(&record.fingerprint);
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     let mode = match record.refresh_mode.as_str() {
         "full" => Mode::Full,
