@@ -26,6 +26,12 @@ pub enum Error {
     /// No server connection within `connect_timeout`.
     #[error("no server connection became free in time")]
     Timeout,
+    /// A server did not answer within `connect_timeout` when a connection was to be opened.
+    #[error("the server did not answer within connect_timeout")]
+    ConnectTimeout,
+    /// No server of the wanted role or shard is configured.
+    #[error("no server of the pool can serve this")]
+    NoSuchServer,
     /// The pooler could not begin to serve.
     #[error("{0}")]
     Start(String),

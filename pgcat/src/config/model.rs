@@ -94,13 +94,17 @@ pub enum LoadBalancing {
 /// The role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
+    /// Whatever the server says it is, asked now and then.
+    Auto,
+    /// Accepted for PgCat's sake; such a server serves nobody.
     Mirror,
     Primary,
     Replica,
 }
 
+/// The role a statement asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DefaultRole {
+pub enum WantedRole {
     Any,
     Primary,
     Replica,
@@ -125,7 +129,7 @@ pub struct Pool {
     pub pool_mode: PoolMode,
     pub load_balancing_mode: LoadBalancing,
     pub checkout_failure_limit: Option<u64>,
-    pub default_role: DefaultRole,
+    pub default_role: WantedRole,
     pub query_parser_enabled: bool,
     pub query_parser_max_length: Option<usize>,
     pub query_parser_read_write_splitting: bool,

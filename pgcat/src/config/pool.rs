@@ -7,8 +7,8 @@ use regex::Regex;
 use super::error::ConfigError;
 use super::general::{AuthQueryKeys, INCOMPLETE_AUTH_QUERY, Inherited};
 use super::model::{
-    AuthQuery, DefaultRole, DefaultShard, LoadBalancing, PluginTables, Pool, PoolMode,
-    ShardingFunction,
+    AuthQuery, DefaultShard, LoadBalancing, PluginTables, Pool, PoolMode, ShardingFunction,
+    WantedRole,
 };
 use super::section::Section;
 use super::user::PoolDefaults;
@@ -172,14 +172,14 @@ fn auth_query(
     Ok(keys.complete())
 }
 
-fn default_role(section: &Section<'_>) -> Result<DefaultRole, ConfigError> {
+fn default_role(section: &Section<'_>) -> Result<WantedRole, ConfigError> {
     let Some(role) = section.string("default_role")? else {
-        return Ok(DefaultRole::Any);
+        return Ok(WantedRole::Any);
     };
     match role.as_str() {
-        "any" => Ok(DefaultRole::Any),
-        "primary" => Ok(DefaultRole::Primary),
-        "replica" => Ok(DefaultRole::Replica),
+        "any" => Ok(WantedRole::Any),
+        "primary" => Ok(WantedRole::Primary),
+        "replica" => Ok(WantedRole::Replica),
         other => Err(section.error(
             "default_role",
             format!(

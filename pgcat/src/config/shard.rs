@@ -8,6 +8,7 @@ use super::value::Value;
 const ROLES: &[(&str, Role)] = &[
     ("primary", Role::Primary),
     ("replica", Role::Replica),
+    ("auto", Role::Auto),
     ("mirror", Role::Mirror),
 ];
 
@@ -35,9 +36,6 @@ pub(super) fn read_all(section: &Section<'_>) -> Result<Vec<Shard>, ConfigError>
                 "shards must be numbered from 0 to {} without gaps, found shard {number}",
                 count - 1
             )));
-        }
-        if position > 0 {
-            value.place.note_unimplemented();
         }
         shards.push(read(&value.section()?)?);
     }
@@ -72,16 +70,6 @@ fn read(section: &Section<'_>) -> Result<Shard, ConfigError> {
             return Err(section.error("servers", message));
         }
     }
-    let in_use = servers
-        .iter()
-        .position(|server| server.role == Role::Primary)
-        .unwrap_or(0);
-    for (index, value) in values.iter().enumerate() {
-        if index != in_use {
-            value.place.note_unimplemented();
-        }
-    }
-
     let mirrors = match section.value("mirrors") {
         Some(value) => value
             .array("an array of mirrors, e.g. [[\"127.0.0.1\", 5433, 0]]")?

@@ -78,7 +78,7 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     let pool = &config.pools["db"];
     assert_eq!(pool.pool_mode, PoolMode::Transaction);
     assert_eq!(pool.load_balancing_mode, LoadBalancing::Random);
-    assert_eq!(pool.default_role, DefaultRole::Any);
+    assert_eq!(pool.default_role, WantedRole::Any);
     assert_eq!(pool.default_shard, DefaultShard::Shard(0));
     assert_eq!(pool.regex_search_limit, 1000);
     assert_eq!(

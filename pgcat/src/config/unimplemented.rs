@@ -29,11 +29,8 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "pools.*.auth_query_user",
     "pools.*.auth_query_password",
     // more than one server
-    "pools.*.load_balancing_mode",
     "pools.*.checkout_failure_limit",
-    "pools.*.default_role",
     "pools.*.shards.*.mirrors",
-    "pools.*.shards.*.servers.*", // every server but the one that is used
     // routing by the text of a query
     "pools.*.query_parser_enabled",
     "pools.*.query_parser_max_length",
@@ -49,8 +46,6 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "pools.*.sharding_key_regex",
     "pools.*.shard_id_regex",
     "pools.*.regex_search_limit",
-    "pools.*.default_shard",
-    "pools.*.shards.*", // every shard but the first
     // users
     "pools.*.users.*.statement_timeout",
     // PgCat's plugins

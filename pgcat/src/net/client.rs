@@ -11,6 +11,7 @@ use super::session::{Session, shutting_down};
 use super::threads::{CancelKey, Registration, ThreadContext};
 use crate::error::Error;
 use crate::pool::local::LocalPool;
+use crate::router::route::Route;
 use crate::session::settings::Settings;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build};
@@ -349,7 +350,7 @@ async fn ask_greeting(
         ))
     };
     let mut server = pool
-        .checkout(thread)
+        .checkout(thread, Route::default_of(&pool.shared.settings))
         .await
         .map_err(|error| down(error.to_string()))?;
     let wanted = std::sync::Arc::new(settings.clone());

@@ -173,7 +173,7 @@ impl Session {
         if self.server.is_none()
             && !self.thread.shutting_down.get()
             && self.checked_out.is_none()
-            && let Some(server) = self.pool.try_checkout(&self.thread)
+            && let Some(server) = self.pool.try_checkout(&self.thread, self.route)
         {
             if server.settings.is_certain(&self.settings) {
                 self.attach(server);

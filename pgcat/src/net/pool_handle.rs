@@ -30,14 +30,14 @@ impl PoolHandle {
         &self.pool.identity
     }
 
-    /// Which server and database the pool's connections lead to: pools of the same server and
-    /// database share their data.
+    /// Which server and database [`PoolHandle::connect`] leads to, in the words of the configuration:
+    /// pools of the same server and database share their data.
     pub fn server_database(&self) -> (String, u16, String) {
-        let address = &self.pool.address;
+        let address = self.pool.home();
         (
-            address.host.clone(),
-            address.port,
-            self.pool.server_database.clone(),
+            address.server.host.clone(),
+            address.server.port,
+            address.database.clone(),
         )
     }
 
@@ -52,7 +52,8 @@ impl PoolHandle {
     }
 
     /// A new connection to the pool, as an already authenticated client: a stream to speak the
-    /// protocol on (`tokio_postgres::Config::connect_raw`, without TLS). Each holds a server
+    /// protocol on (`tokio_postgres::Config::connect_raw`, without TLS). It leads to the primary of the
+    /// default shard. Each holds a server
     /// connection only while a transaction is open, like any client in transaction mode.
     ///
     /// Settings are for the startup message, or `SET LOCAL`: what a plugin SETs for the session is

@@ -13,7 +13,8 @@ use super::io::{DetachedIo, Io, OutBuffer, TcpOptions};
 use crate::config::model::ServerAddress;
 use crate::error::Error;
 use crate::plugins::QueryResult;
-use crate::pool::shared::Slot;
+use crate::pool::address::Address;
+use crate::pool::slots::Slot;
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::Settings;
@@ -37,7 +38,7 @@ pub struct Server {
     /// The session settings in force.
     pub settings: Arc<Settings>,
     pub parameters: Parameters,
-    /// The pool's [`PoolShared::schema_version`] that the statements were parsed under, or later.
+    /// The pool's [`crate::pool::shared::PoolShared::schema_version`] that the statements were parsed under, or later.
     pub schema_version: u64,
     /// Whose unnamed statement the server has: session and version.
     pub unnamed: Option<(u64, u64)>,
@@ -90,7 +91,8 @@ impl Server {
     /// if it refuses the login.
     pub async fn connect(slot: Slot, options: &TcpOptions, now: u64) -> Result<Box<Self>, Error> {
         let pool = slot.pool();
-        let io = dial(&pool.address, options).await.map_err(Error::Server)?;
+        let address = &slot.address().server;
+        let io = dial(address, options).await.map_err(Error::Server)?;
         let mut server = Box::new(Self {
             io,
             input: Vec::new(),
@@ -103,7 +105,7 @@ impl Server {
             schema_version: pool.schema_version.load(Ordering::Relaxed),
             unnamed: None,
             key: Arc::new(ServerKey {
-                address: pool.address.clone(),
+                address: address.clone(),
                 pid: 0,
                 secret: Vec::new(),
                 cancels: AtomicUsize::new(0),
@@ -117,6 +119,11 @@ impl Server {
         });
         server.log_in().await?;
         Ok(server)
+    }
+
+    /// The server of the pool that this is a connection to.
+    pub fn address(&self) -> &Address {
+        self.slot.address()
     }
 
     /// Notes a ParameterStatus.

@@ -26,9 +26,10 @@ impl Server {
             .server_password
             .as_deref()
             .or(pool.user.password.as_deref());
-        self.out
-            .tail()
-            .extend(startup::startup_message(user, &pool.server_database));
+        self.out.tail().extend(startup::startup_message(
+            user,
+            &self.slot.address().database,
+        ));
         self.flush().await?;
         let mut scram: Option<sasl::ScramSha256> = None;
         loop {
@@ -43,7 +44,7 @@ impl Server {
                         .split_first_chunk::<4>()
                         .ok_or(Error::ServerProtocol("short BackendKeyData"))?;
                     self.key = Arc::new(ServerKey {
-                        address: pool.address.clone(),
+                        address: self.key.address.clone(),
                         pid: u32::from_be_bytes(*pid),
                         secret: secret.to_vec(),
                         cancels: AtomicUsize::new(0),

@@ -14,6 +14,7 @@ use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::plugins::Statement;
 use crate::pool::local::LocalPool;
+use crate::router::route::Route;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::prepared::PreparedStatement;
 use crate::session::settings::{Patience, Settings};
@@ -54,6 +55,8 @@ pub struct Session {
     pub(super) custom_settings: BTreeSet<String>,
     /// The settings of the startup message: what RESET goes back to.
     pub(super) startup_settings: Settings,
+    /// Which servers the next statement may go to.
+    pub(super) route: Route,
     /// A connection taken from the pool whose settings are to be changed with care.
     pub(super) checked_out: Option<Box<Server>>,
     /// The client said Terminate.
@@ -132,6 +135,11 @@ impl Session {
         settings: Settings,
     ) -> Self {
         let internal = !io.is_external();
+        let route = if internal {
+            Route::primary_of(&pool.shared.settings)
+        } else {
+            Route::default_of(&pool.shared.settings)
+        };
         Self {
             thread,
             pool,
@@ -146,6 +154,7 @@ impl Session {
             settings: Arc::new(settings.clone()),
             startup_settings: settings,
             custom_settings: BTreeSet::new(),
+            route,
             checked_out: None,
             terminated: false,
             statements: HashMap::new(),
@@ -208,7 +217,7 @@ impl Session {
     pub(super) async fn checkout(&mut self) -> Result<Box<Server>, Error> {
         match self.checked_out.take() {
             Some(server) => Ok(server),
-            None => self.pool.checkout(&self.thread).await,
+            None => self.pool.checkout(&self.thread, self.route).await,
         }
     }
 

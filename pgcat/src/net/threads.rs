@@ -62,6 +62,7 @@ enum Mail {
     },
     ServeWaiters {
         pool: usize,
+        address: usize,
     },
     /// End sessions as they become idle.
     Shutdown,
@@ -110,9 +111,9 @@ const TEND_EVERY: u64 = 10;
 const SCRATCH: usize = 64 * 1024;
 
 impl ThreadHandle {
-    /// Asks the thread to give its idle connections of a pool to those who wait.
-    pub fn serve_waiters(&self, pool: usize) {
-        self.send(Mail::ServeWaiters { pool });
+    /// Asks the thread to give its idle connections to a server of a pool to those who wait.
+    pub fn serve_waiters(&self, pool: usize, address: usize) {
+        self.send(Mail::ServeWaiters { pool, address });
     }
 
     fn send(&self, mail: Mail) {
@@ -330,7 +331,9 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
         match mail {
             Mail::Accepted(io) => begin(&thread, io, None),
             Mail::Internal { io, pool } => begin(&thread, io, Some(pool)),
-            Mail::ServeWaiters { pool } => thread.pools[pool].serve_waiters(&thread),
+            Mail::ServeWaiters { pool, address } => {
+                thread.pools[pool].serve_waiters(&thread, address);
+            }
             Mail::Cancel { session, done } => thread.cancel(session, done),
             Mail::Shutdown => {
                 thread.shutting_down.set(true);

@@ -4,18 +4,42 @@ use std::fmt::Write as _;
 
 use crate::postgres::Postgres;
 
-/// Builds a `pgcat.toml` with one server per pool. Users have their own name as password, on both
+/// A server of a shard: host, port and role.
+pub type Server<'a> = (&'a str, u16, &'a str);
+
+/// Builds a `pgcat.toml`, by default with one server per pool. Users have their own name as password, on both
 /// sides of the pooler.
 #[derive(Debug, Clone)]
 pub struct PoolerConfig {
-    server_host: String,
-    server_port: u16,
+    shards: Vec<Shard>,
+    shard_lines: String,
     databases: Vec<String>,
     pool_mode: &'static str,
     users: Vec<(String, u32, String)>,
     general: String,
     pool: String,
     stream_tables: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Shard {
+    /// `None`: that of the pool.
+    database: Option<String>,
+    /// As the file has them.
+    servers: String,
+}
+
+impl Shard {
+    fn new(database: Option<&str>, servers: &[Server<'_>]) -> Self {
+        let servers: Vec<String> = servers
+            .iter()
+            .map(|(host, port, role)| format!("[\"{host}\", {port}, \"{role}\"]"))
+            .collect();
+        Self {
+            database: database.map(str::to_owned),
+            servers: servers.join(", "),
+        }
+    }
 }
 
 impl PoolerConfig {
@@ -26,8 +50,8 @@ impl PoolerConfig {
 
     pub fn for_server(host: &str, port: u16) -> Self {
         Self {
-            server_host: host.to_owned(),
-            server_port: port,
+            shards: vec![Shard::new(None, &[(host, port, "primary")])],
+            shard_lines: String::new(),
             databases: vec!["postgres".to_owned()],
             pool_mode: "transaction",
             users: Vec::new(),
@@ -41,6 +65,31 @@ impl PoolerConfig {
     #[must_use]
     pub fn databases(mut self, names: &[&str]) -> Self {
         self.databases = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// The servers of the only shard.
+    #[must_use]
+    pub fn servers(mut self, servers: &[Server<'_>]) -> Self {
+        self.shards = vec![Shard::new(None, servers)];
+        self
+    }
+
+    /// The shards, in order: each a database's name and its servers.
+    #[must_use]
+    pub fn shards(mut self, shards: &[(&str, &[Server<'_>])]) -> Self {
+        self.shards = shards
+            .iter()
+            .map(|(database, servers)| Shard::new(Some(database), servers))
+            .collect();
+        self
+    }
+
+    /// Adds a line to every shard.
+    #[must_use]
+    pub fn shard_line(mut self, line: &str) -> Self {
+        self.shard_lines.push_str(line);
+        self.shard_lines.push('\n');
         self
     }
 
@@ -124,11 +173,15 @@ impl PoolerConfig {
             )
             .expect("writing to a String");
         }
-        write!(
-            text,
-            "[pools.\"{database}\".shards.0]\nservers = [[\"{}\", {}, \"primary\"]]\ndatabase = \"{database}\"\n\n",
-            self.server_host, self.server_port
-        )
-        .expect("writing to a String");
+        for (index, shard) in self.shards.iter().enumerate() {
+            write!(
+                text,
+                "[pools.\"{database}\".shards.{index}]\nservers = [{}]\ndatabase = \"{}\"\n{}\n",
+                shard.servers,
+                shard.database.as_deref().unwrap_or(database),
+                self.shard_lines,
+            )
+            .expect("writing to a String");
+        }
     }
 }

@@ -60,7 +60,7 @@ fn a_wrong_value_is_named_with_file_line_and_key() {
         ),
         (
             MINIMAL.replace("5432, \"primary\"", "5432, \"master\""),
-            "pgcat.toml:12: pools.db.shards.0.servers.0.role: expected \"primary\" or \"replica\" or \"mirror\", found \"master\"",
+            "pgcat.toml:12: pools.db.shards.0.servers.0.role: expected \"primary\" or \"replica\" or \"auto\" or \"mirror\", found \"master\"",
         ),
         (
             MINIMAL.replace(", \"primary\"", ""),

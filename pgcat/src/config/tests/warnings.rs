@@ -54,20 +54,12 @@ fn unknown_keys_of_plugins_servers_and_the_top_level_are_warned_of_too() {
 fn settings_without_effect_are_listed_once_and_only_if_they_ask_for_something() {
     let text = with_general("server_tls = false\nautoreload = 0\nban_time = 60");
     let text = text.replace("[pools.db.users.0]", "[plugins.query_logger]\nenabled = false\n[plugins.prewarmer]\nenabled = true\nqueries = []\n[pools.db.users.0]");
-    let text = text.replace(
-        "\"primary\"]]",
-        "\"primary\"], [\"127.0.0.1\", 5433, \"replica\"]]",
-    );
-    let text = format!(
-        "{text}[pools.db.shards.1]\nservers = [[\"h\", 1, \"replica\"]]\ndatabase = \"b\"\n"
-    );
     let (_, warnings) = read(&text);
     assert_eq!(
         warnings,
         [
             "pgcat.toml:5: these settings have no effect yet: general.ban_time (line 5), \
-          general.admin_username (line 6), general.admin_password (line 7), plugins.prewarmer (line 11), \
-          pools.db.shards.0.servers.1 (line 20), pools.db.shards.1 (line 22)"
+          general.admin_username (line 6), general.admin_password (line 7), plugins.prewarmer (line 11)"
         ]
     );
 }

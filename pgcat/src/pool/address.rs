@@ -1,0 +1,83 @@
+//! One server as a pool sees it: where it is, what it is, how it is, and the slots for connections.
+//!
+//! What is to be shown or counted per server hangs here.
+
+use std::sync::atomic::AtomicBool;
+
+use super::slots::Slots;
+use crate::config::model::{Mirror, Pool, Role, ServerAddress, User, WantedRole};
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Address {
+    /// Position in [`super::shared::PoolShared::addresses`].
+    pub id: usize,
+    /// PgCat's name for it, such as `sharded_db_shard_0_replica_1`.
+    pub name: String,
+    /// Host, port and configured role.
+    pub server: ServerAddress,
+    /// The database's name on the server.
+    pub database: String,
+    /// The shard it belongs to.
+    pub shard: usize,
+    /// Its place among the servers of its shard, as the configuration has them.
+    pub number: usize,
+    /// Where what is sent to it is sent, too.
+    pub mirrors: Vec<Mirror>,
+    pub slots: Slots,
+    /// Whether the last attempt to connect failed: log the first failure, not each.
+    pub failing: AtomicBool,
+}
+
+impl Address {
+    /// The servers of a pool, in the order of shards and of servers in them.
+    pub fn all(pool_name: &str, pool: &Pool, user: &User, threads: usize) -> Box<[Self]> {
+        let mut addresses = Vec::new();
+        for (shard, settings) in pool.shards.iter().enumerate() {
+            let mut replicas = 0;
+            for (number, server) in settings.servers.iter().enumerate() {
+                let prefix = format!("{pool_name}_shard_{shard}");
+                let name = match server.role {
+                    Role::Primary => format!("{prefix}_primary"),
+                    Role::Replica => {
+                        replicas += 1;
+                        format!("{prefix}_replica_{}", replicas - 1)
+                    }
+                    Role::Mirror => format!("{prefix}_mirror_{number}"),
+                    Role::Auto => format!("{prefix}_server_{number}"),
+                };
+                let mirrors = settings.mirrors.iter();
+                addresses.push(Self {
+                    id: addresses.len(),
+                    name,
+                    server: server.clone(),
+                    database: settings.database.clone(),
+                    shard,
+                    number,
+                    mirrors: mirrors
+                        .filter(|mirror| mirror.mirroring_target_index == number)
+                        .cloned()
+                        .collect(),
+                    slots: Slots::new(user.pool_size as usize, threads),
+                    failing: AtomicBool::new(false),
+                });
+            }
+        }
+        addresses.into()
+    }
+
+    /// What the server is now.
+    pub fn role(&self) -> Role {
+        self.server.role
+    }
+
+    /// Whether it is what a statement asks for.
+    pub fn serves(&self, wanted: WantedRole) -> bool {
+        matches!(
+            (self.role(), wanted),
+            (Role::Primary, WantedRole::Any | WantedRole::Primary)
+                | (Role::Replica, WantedRole::Any | WantedRole::Replica)
+                | (Role::Auto, WantedRole::Any)
+        )
+    }
+}

@@ -1,0 +1,242 @@
+//! The right to have connections open to one server: how many there are, and the queue of those who
+//! wait for one.
+//!
+//! In steady state a transaction only reads [`Slots::waiting`] and counts its own thread's idle
+//! connections; the queue's lock is taken by those who wait, and by those who serve them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::address::Address;
+use super::shared::PoolShared;
+use crate::net::server::{DetachedServer, Server};
+
+/// The slots of one server of a pool.
+#[derive(Debug)]
+pub struct Slots {
+    size: usize,
+    /// Server connections that exist or are being opened.
+    open: AtomicUsize,
+    /// Length of `queue`, for a look without the lock.
+    waiting: AtomicUsize,
+    queue: Mutex<VecDeque<Waiter>>,
+    /// Idle connections, by thread.
+    idle: Box<[IdleCount]>,
+}
+
+/// On a cache line of its own, because its thread writes it twice per transaction.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct IdleCount(AtomicUsize);
+
+/// What a waiter is given.
+#[derive(Debug)]
+pub enum Grant {
+    /// A connection of the waiter's own thread.
+    Here(Box<Server>),
+    /// A connection of another thread.
+    Moved(DetachedServer),
+    /// The right to open a connection.
+    Slot(Slot),
+}
+
+/// The right to have one connection open, counted while this value exists. A connection owns its slot,
+/// so that no way of losing the one (an abandoned future, a panic) can leave the other behind.
+#[derive(Debug)]
+pub struct Slot {
+    pool: Arc<PoolShared>,
+    /// Position in [`PoolShared::addresses`].
+    address: usize,
+}
+
+impl Slot {
+    /// The right to open a connection to a server of the pool, if it is below its size.
+    pub fn take(pool: &Arc<PoolShared>, address: usize) -> Option<Self> {
+        pool.addresses[address].slots.count().then(|| Self {
+            pool: pool.clone(),
+            address,
+        })
+    }
+
+    pub fn pool(&self) -> &Arc<PoolShared> {
+        &self.pool
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.pool.addresses[self.address]
+    }
+}
+
+impl Drop for Slot {
+    /// The connection was closed, or could not be opened: the slot goes to the first waiter.
+    fn drop(&mut self) {
+        let slots = &self.address().slots;
+        slots.open.fetch_sub(1, Ordering::SeqCst);
+        if slots.waiting() > 0
+            && let Some(slot) = Self::take(&self.pool, self.address)
+        {
+            // One that nobody takes is returned in its turn.
+            slots.grant(slot);
+        }
+    }
+}
+
+/// One who waits for a connection.
+#[derive(Debug)]
+pub struct Waiter {
+    pub thread: usize,
+    since: u64,
+    grant: oneshot::Sender<Grant>,
+}
+
+impl Waiter {
+    /// Hands over the grant.
+    ///
+    /// # Errors
+    /// The grant, if the waiter gave up in this moment.
+    pub fn give(self, grant: Grant) -> Result<(), Grant> {
+        self.grant.send(grant)
+    }
+}
+
+/// A waiter this old (coarse milliseconds) is served before any younger one. Among younger ones a
+/// thread prefers its own, because moving a connection costs two system calls and a wake-up.
+const STRICT_ORDER_AFTER: u64 = 100;
+
+impl Slots {
+    pub fn new(size: usize, threads: usize) -> Self {
+        Self {
+            size,
+            open: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            idle: (0..threads).map(|_| IdleCount::default()).collect(),
+        }
+    }
+
+    /// How many clients wait for a connection.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many server connections exist or are being opened.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// How many connections are idle, over all threads.
+    pub fn idle(&self) -> usize {
+        let counts = self.idle.iter();
+        counts.map(|count| count.0.load(Ordering::SeqCst)).sum()
+    }
+
+    /// How many connections are in use or being opened. For comparison: the parts are not read at one
+    /// moment.
+    pub fn busy(&self) -> usize {
+        self.open().saturating_sub(self.idle())
+    }
+
+    /// Whether a connection can probably be had without waiting for another client.
+    pub fn has_room(&self) -> bool {
+        self.waiting() == 0 && (self.open() < self.size || self.idle() > 0)
+    }
+
+    fn count(&self) -> bool {
+        self.open
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
+                (open < self.size).then_some(open + 1)
+            })
+            .is_ok()
+    }
+
+    /// Gives a slot to the first waiter; back if there is none.
+    pub fn grant(&self, mut slot: Slot) -> Option<Slot> {
+        while let Some(waiter) = self.pop(|_| 0) {
+            match waiter.give(Grant::Slot(slot)) {
+                Err(Grant::Slot(back)) => slot = back,
+                _ => return None,
+            }
+        }
+        Some(slot)
+    }
+
+    /// The waiter whose turn it is for a connection of `thread`.
+    pub fn next_waiter(&self, thread: usize, now: u64) -> Option<Waiter> {
+        self.pop(|queue| {
+            let first_is_old = queue
+                .front()
+                .is_some_and(|first| now >= first.since + STRICT_ORDER_AFTER);
+            if first_is_old {
+                return 0;
+            }
+            queue
+                .iter()
+                .position(|waiter| waiter.thread == thread)
+                .unwrap_or(0)
+        })
+    }
+
+    fn pop(&self, choose: impl FnOnce(&VecDeque<Waiter>) -> usize) -> Option<Waiter> {
+        let mut queue = self.lock();
+        let index = choose(&queue);
+        let waiter = queue.remove(index);
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+        waiter
+    }
+
+    /// Joins the queue, at its end. The channel is closed when the wait has been too long.
+    pub fn enqueue(&self, thread: usize, now: u64) -> oneshot::Receiver<Grant> {
+        let (grant, granted) = oneshot::channel();
+        let mut queue = self.lock();
+        queue.push_back(Waiter {
+            thread,
+            since: now,
+            grant,
+        });
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+        granted
+    }
+
+    /// Takes those off the queue who have waited for `limit` milliseconds. Called now and then, instead
+    /// of setting a timer for each wait.
+    pub fn expire(&self, now: u64, limit: u64) {
+        if self.waiting() == 0 {
+            return;
+        }
+        let mut queue = self.lock();
+        // The oldest come first. Time is coarse: nobody is to wait less than the limit.
+        while queue
+            .front()
+            .is_some_and(|first| now > first.since + limit + STRICT_ORDER_AFTER)
+        {
+            queue.pop_front();
+        }
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+    }
+
+    /// `thread` has one more idle connection.
+    pub fn idle_added(&self, thread: usize) {
+        self.idle[thread].0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// `thread` has one idle connection less.
+    pub fn idle_removed(&self, thread: usize) {
+        self.idle[thread].0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The threads other than `own` that have idle connections.
+    pub fn idle_threads(&self, own: usize) -> impl Iterator<Item = usize> {
+        let counts = self.idle.iter().enumerate();
+        counts
+            .filter(move |(index, count)| *index != own && count.0.load(Ordering::SeqCst) > 0)
+            .map(|(index, _)| index)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+        // Every critical section leaves the queue whole, even one that panicked.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
