@@ -2,14 +2,18 @@
 
 use std::io;
 use std::net::TcpStream as StdTcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::coop;
 
 use crate::config::model::General;
 
@@ -49,23 +53,40 @@ impl Io {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        let polled = match self {
-            Self::Memory(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-            // For sockets tokio clears the readiness itself after a short read: no second read that
-            // would only return EAGAIN.
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-        };
-        polled.map_ok(|()| buffer.filled().len())
+        match self {
+            Self::Memory(stream) => {
+                let mut buffer = ReadBuf::new(buffer);
+                Pin::new(stream)
+                    .poll_read(cx, &mut buffer)
+                    .map_ok(|()| buffer.filled().len())
+            }
+            Self::Tcp(stream) => stream.poll_recv(cx, buffer),
+            Self::Unix(stream) => stream.poll_recv(cx, buffer),
+        }
+    }
+
+    /// As [`Io::poll_read`], without waiting; `None` if there is nothing. Costs no system call where
+    /// the reactor has seen nothing happen.
+    pub fn try_read(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+        match self {
+            Self::Memory(_) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                match self.poll_read(&mut cx, buffer) {
+                    Poll::Ready(outcome) => Some(outcome),
+                    Poll::Pending => None,
+                }
+            }
+            Self::Tcp(stream) => stream.try_recv(buffer),
+            Self::Unix(stream) => stream.try_recv(buffer),
+        }
     }
 
     /// Writes as much of `bytes` as the stream takes now.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Memory(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tcp(stream) => stream.poll_send(cx, bytes),
+            Self::Unix(stream) => stream.poll_send(cx, bytes),
         }
     }
 
@@ -88,6 +109,101 @@ impl DetachedIo {
         })
     }
 }
+
+/// A socket that tokio's reactor watches.
+///
+/// tokio's own reads and writes do the same, at a cost that a transaction notices: a short one clears
+/// the readiness, so that no second system call has to find out that there is no more. Here the
+/// readiness is looked at before anything is done for having to wait, and the system calls are made by
+/// rustix, without libc's thread cancellation around them.
+trait Socket: AsFd {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Makes a call if the socket is thought to be ready, which ends with a call that returns
+    /// `WouldBlock`.
+    fn if_ready(&self, interest: Interest, call: impl FnOnce() -> io::Result<()>);
+
+    /// Makes a call that moves at most `limit` bytes; `None` if the socket is not ready.
+    fn try_transfer(
+        &self,
+        interest: Interest,
+        limit: usize,
+        call: impl FnOnce() -> Result<usize, Errno>,
+    ) -> Option<io::Result<usize>> {
+        let mut outcome = None;
+        self.if_ready(interest, || {
+            let result = call();
+            let exhausted = match result {
+                // Less than asked for: the socket is empty, or full.
+                Ok(n) => 0 < n && n < limit,
+                Err(error) => error == Errno::AGAIN,
+            };
+            if result != Err(Errno::AGAIN) {
+                outcome = Some(result.map_err(io::Error::from));
+            }
+            if exhausted {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        });
+        outcome
+    }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+        self.try_transfer(Interest::READABLE, buffer.len(), || {
+            rustix::net::recv(self, buffer, RecvFlags::empty()).map(|(n, _)| n)
+        })
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        // A stream that always has more must not keep the thread from its other tasks.
+        let turn = ready!(coop::poll_proceed(cx));
+        loop {
+            match self.try_recv(buffer) {
+                Some(outcome) => {
+                    turn.made_progress();
+                    return Poll::Ready(outcome);
+                }
+                None => ready!(self.poll_readable(cx))?,
+            }
+        }
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let sent = self.try_transfer(Interest::WRITABLE, bytes.len(), || {
+                rustix::net::send(self, bytes, SendFlags::NOSIGNAL)
+            });
+            match sent {
+                Some(outcome) => return Poll::Ready(outcome),
+                None => ready!(self.poll_writable(cx))?,
+            }
+        }
+    }
+}
+
+macro_rules! socket {
+    ($stream:ty) => {
+        impl Socket for $stream {
+            fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_read_ready(cx)
+            }
+
+            fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_write_ready(cx)
+            }
+
+            fn if_ready(&self, interest: Interest, call: impl FnOnce() -> io::Result<()>) {
+                // It fails as the call did.
+                let _ = self.try_io(interest, call);
+            }
+        }
+    };
+}
+
+socket!(TcpStream);
+socket!(UnixStream);
 
 /// Socket options of client and server connections.
 #[derive(Debug, Clone, Copy)]
