@@ -33,6 +33,8 @@ impl Session {
         self.note_waker(cx);
         let thread = self.thread.clone();
         let mut scratch = thread.scratch.borrow_mut();
+        // A side that has nothing more wakes the task: it need not be asked again.
+        let (mut client_waits, mut server_waits) = (false, false);
         for _ in 0..ROUNDS {
             let mut progress = false;
             if !self.out.is_empty() {
@@ -56,19 +58,23 @@ impl Session {
                 return Poll::Ready(Ok(Event::IdleInTransaction));
             }
             // A client that does not read its replies is not read from either.
-            if read_client && self.out.is_empty() && self.server_takes_more() {
+            if read_client && !client_waits && self.out.is_empty() && self.server_takes_more() {
                 match self.poll_client(cx, &mut scratch) {
                     Poll::Ready(Ok(Some(event))) => return Poll::Ready(Ok(event)),
-                    Poll::Ready(Ok(None)) => progress = true,
+                    Poll::Ready(Ok(None)) => {
+                        progress = true;
+                        // It may be another server by now.
+                        server_waits = false;
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => (),
+                    Poll::Pending => client_waits = true,
                 }
             }
-            if self.server.is_some() && self.out.is_empty() {
+            if self.server.is_some() && !server_waits && self.out.is_empty() {
                 match self.poll_server(cx, &mut scratch) {
                     Poll::Ready(Ok(())) => progress = true,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => (),
+                    Poll::Pending => server_waits = true,
                 }
             }
             if self.thread.shutting_down.get() && self.may_end() {
