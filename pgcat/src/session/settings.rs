@@ -83,6 +83,9 @@ impl Settings {
     /// Whether the server will take the transition to `wanted` for certain: values of these settings
     /// were accepted before, and do not depend on anything that can be dropped.
     pub fn is_certain(&self, wanted: &Self) -> bool {
+        if std::ptr::eq(self, wanted) {
+            return true;
+        }
         let differs = |name: &&String| self.0.get(*name) != wanted.0.get(*name);
         self.0
             .keys()
