@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ impl PgBouncer {
         );
         fs::write(directory.join("pgbouncer.ini"), ini).expect("pgbouncer.ini");
         let log = File::create(directory.join("pgbouncer.log")).expect("pgbouncer.log");
-        let mut command = Command::new(install::client_program("pgbouncer"));
+        let mut command = process::daemon(install::client_program("pgbouncer"));
         command
             .arg(directory.join("pgbouncer.ini"))
             .stdin(Stdio::null())

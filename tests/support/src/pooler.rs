@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -144,7 +144,7 @@ impl Pooler {
             .append(true)
             .open(self.log_path())
             .expect("pooler.log");
-        let mut child = Command::new(&self.binary)
+        let mut child = process::daemon(&self.binary)
             .arg(self.config_path())
             .env("NO_COLOR", "1")
             .env_remove("LOG_FORMAT")

@@ -1,6 +1,7 @@
 //! Processes that never outlive their test, and what tests ask the operating system for.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -37,6 +38,16 @@ pub fn cpu_time(pid: u32) -> Duration {
         .map(|&i| fields[i].parse::<u64>().expect("ticks"))
         .sum();
     Duration::from_millis(ticks * 10)
+}
+
+/// A command for a daemon, in a session of its own as a service manager would start it. In the session
+/// of its load generator it would share that one's part of the CPU (Linux schedules by session:
+/// `sched_autogroup_enabled`), and be measured at the worse for it.
+pub(crate) fn daemon(program: impl AsRef<OsStr>) -> Command {
+    // A child of ours leads no process group, so setsid needs no fork: the process id stays.
+    let mut command = Command::new("setsid");
+    command.arg(program);
+    command
 }
 
 /// Sends a signal (`KILL`, `TERM`, `INT`, `STOP` …). A process that is gone is no error.
