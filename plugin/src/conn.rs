@@ -3,9 +3,12 @@
 //! The same engine code runs on the client's own server connection (DDL inside the client's
 //! transaction) and on the worker's connections, so it only ever sends plain statements.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use pgcat::plugins::ErrorFields;
+
+use crate::plan::literal;
 
 /// A result row, values in text form, `None` is NULL.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,6 +31,48 @@ impl Row {
     }
 }
 
+/// A statement and the values of its parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// With `$1` and so on for the parameters.
+    pub sql: String,
+    /// All of type text.
+    pub parameters: Vec<String>,
+    /// Its text will come again: the server may keep its plan.
+    pub kept: bool,
+}
+
+impl Statement {
+    /// One whose plan the server keeps. The result's columns are of the types that [`Row`] reads (boolean, text, numbers).
+    pub fn kept(sql: String, parameters: Vec<String>) -> Self {
+        Self {
+            sql,
+            parameters,
+            kept: true,
+        }
+    }
+
+    /// The text with the values in it.
+    pub(crate) fn inlined(&self) -> Cow<'_, str> {
+        let mut sql = Cow::Borrowed(self.sql.as_str());
+        // From the last on: $1 is the beginning of $10.
+        for (index, value) in self.parameters.iter().enumerate().rev() {
+            sql = Cow::Owned(sql.replace(&format!("${}", index + 1), &literal(value)));
+        }
+        sql
+    }
+}
+
+impl From<String> for Statement {
+    fn from(sql: String) -> Self {
+        Self {
+            sql,
+            parameters: Vec::new(),
+            kept: false,
+        }
+    }
+}
+
 /// A connection to PostgreSQL. Its futures stay on one thread.
 #[allow(async_fn_in_trait)]
 pub trait Conn {
@@ -37,17 +82,26 @@ pub trait Conn {
     /// The server's error, classified, or the loss of the connection.
     async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error>;
 
-    /// Runs several statements in order, each with its rows; the first error ends it. A connection that may
-    /// send a Query of several statements does so in one round trip.
+    /// Runs several statements in order, each with its rows; the first error ends it. Where the connection can, it does so in
+    /// one round trip.
+    ///
+    /// # Errors
+    /// As [`Conn::query`].
+    async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Error> {
+        let mut results = Vec::with_capacity(statements.len());
+        for statement in statements {
+            results.push(self.query(&statement.inlined()).await?);
+        }
+        Ok(results)
+    }
+
+    /// [`Conn::run`] of statements without parameters that do not come again.
     ///
     /// # Errors
     /// As [`Conn::query`].
     async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
-        let mut results = Vec::with_capacity(statements.len());
-        for statement in statements {
-            results.push(self.query(statement).await?);
-        }
-        Ok(results)
+        let statements: Vec<_> = statements.iter().cloned().map(Statement::from).collect();
+        self.run(&statements).await
     }
 }
 
@@ -161,16 +215,17 @@ impl Conn for tokio_postgres::Client {
             .unwrap_or_default())
     }
 
-    async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
+    async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Error> {
         if statements.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(results(self.simple_query(&statements.join(";\n")).await?))
+        let texts: Vec<_> = statements.iter().map(Statement::inlined).collect();
+        Ok(results(self.simple_query(&texts.join(";\n")).await?))
     }
 }
 
 /// The rows of each statement of a simple Query.
-fn results(messages: Vec<tokio_postgres::SimpleQueryMessage>) -> Vec<Vec<Row>> {
+pub(crate) fn results(messages: Vec<tokio_postgres::SimpleQueryMessage>) -> Vec<Vec<Row>> {
     use tokio_postgres::SimpleQueryMessage as Message;
     let mut results = Vec::new();
     let mut rows = Vec::new();

@@ -1,9 +1,9 @@
 //! The pooler's side of [`Session`].
 
-use pgcat::plugins::{ErrorFields, ServerHandle, TransactionContext};
+use pgcat::plugins::{ErrorFields, PluginQuery, QueryResult, ServerHandle, TransactionContext};
 use pgcat::wire::TransactionStatus;
 
-use crate::conn::{Conn, Error, Row};
+use crate::conn::{Conn, Error, Row, Statement};
 use crate::session::Session;
 
 /// A client's server connection, as the pooler lends it.
@@ -30,6 +30,33 @@ impl Conn for HostConn<'_, '_> {
             }
         }
         Ok(Vec::new())
+    }
+
+    async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Error> {
+        if statements.is_empty() {
+            return Ok(Vec::new());
+        }
+        let queries: Vec<_> = statements
+            .iter()
+            .map(|statement| PluginQuery {
+                sql: statement.sql.clone(),
+                parameters: statement.parameters.clone(),
+                kept: statement.kept,
+            })
+            .collect();
+        let results = self.server.pipeline(&queries).await?;
+        for (statement, result) in statements.iter().zip(&results) {
+            if TransactionCommand::of(&statement.sql) == Some(TransactionCommand::Commit)
+                && result.tag != "COMMIT"
+            {
+                return Err(Error::from_server(ErrorFields::error(
+                    "40000",
+                    "the transaction was rolled back",
+                )));
+            }
+        }
+        let rows = |result: QueryResult| result.rows.into_iter().map(Row).collect();
+        Ok(results.into_iter().map(rows).collect())
     }
 }
 

@@ -300,7 +300,7 @@ impl Session {
         });
         // An empty text is parsed even in a failed transaction.
         self.inject_expecting(walk, Request::Parse, Undo::Nothing, |out| {
-            message::parse(out, name, "");
+            message::parse_raw(out, name, &message::parse_rest("", 0));
         });
     }
 

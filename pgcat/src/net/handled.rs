@@ -5,10 +5,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use super::extended::in_failed_transaction;
+use super::pipeline::PipelineEnd;
 use super::session::Session;
 use crate::error::Error;
 use crate::plugins::{
-    Action, Completion, ServerHandle, SessionView, Statement, TransactionContext,
+    Action, Completion, PluginQuery, ServerHandle, SessionView, Statement, TransactionContext,
 };
 use crate::router::{lexer, statements};
 use crate::session::ledger::Fate;
@@ -383,7 +384,8 @@ impl Session {
             return Ok(false);
         };
         server.unnamed = None;
-        let mut handle = ServerHandle::new(server, self.out.tail(), context, batched);
+        let interner = &self.thread.pooler.interner;
+        let mut handle = ServerHandle::new(server, interner, self.out.tail(), context, batched);
         let outcome = portal.statement.execute(&mut handle).await;
         let (skipping, lost) = handle.finish();
         if let Some(error) = lost {
@@ -444,7 +446,12 @@ impl Session {
             return Ok(());
         };
         if !skipping {
-            match server.batched_query("!", &mut Vec::new()).await {
+            let failing = [PluginQuery::new("!")];
+            let end = PipelineEnd::Flush;
+            match server
+                .pipeline(&failing, end, &self.thread.pooler.interner, &mut Vec::new())
+                .await
+            {
                 Ok(_) | Err(Error::ServerRefused(_)) => (),
                 Err(error) => return Err(error),
             }

@@ -7,6 +7,7 @@ mod handled;
 pub mod io;
 mod listener;
 mod login;
+pub mod pipeline;
 pub mod pool_handle;
 mod relay;
 pub mod server;

@@ -300,48 +300,7 @@ impl Server {
         }
     }
 
-    /// Runs one statement by the extended protocol without Sync, as part of a batch whose Sync is
-    /// still to come. After an error the server skips to that Sync.
-    ///
-    /// # Errors
-    /// As [`Server::simple_query`].
-    pub async fn batched_query(
-        &mut self,
-        sql: &str,
-        unsolicited: &mut Vec<u8>,
-    ) -> Result<QueryResult, Error> {
-        self.unnamed = None;
-        self.unsynced = true;
-        self.unaccounted = true;
-        let out = self.out.tail();
-        message::parse(out, b"", sql);
-        message::bind_no_parameters(out, b"", b"");
-        message::execute(out, b"");
-        message::flush(out);
-        self.flush().await?;
-        let mut result = QueryResult::default();
-        loop {
-            let (tag, body) = self.read_message().await?;
-            match tag {
-                backend::ERROR_RESPONSE => {
-                    self.unaccounted = false;
-                    return Err(Error::ServerRefused(Box::new(ErrorFields::read(&body))));
-                }
-                backend::COMMAND_COMPLETE => {
-                    self.unaccounted = false;
-                    self.collect(tag, &body, &mut result, unsolicited)?;
-                    return Ok(result);
-                }
-                backend::EMPTY_QUERY_RESPONSE => {
-                    self.unaccounted = false;
-                    return Ok(result);
-                }
-                _ => self.collect(tag, &body, &mut result, unsolicited)?,
-            }
-        }
-    }
-
-    fn collect(
+    pub(super) fn collect(
         &mut self,
         tag: u8,
         body: &[u8],

@@ -14,7 +14,7 @@ mod server_handle;
 
 pub use crate::net::pool_handle::PoolHandle;
 pub use crate::wire::error_fields::{ErrorFields, Severity};
-pub use server_handle::{QueryResult, ServerHandle, TransactionContext};
+pub use server_handle::{PluginQuery, QueryResult, ServerHandle, TransactionContext};
 
 /// A future that stays on the thread it was made on.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;

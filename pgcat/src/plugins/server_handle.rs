@@ -2,7 +2,9 @@
 
 use super::ErrorFields;
 use crate::error::Error;
+use crate::net::pipeline::PipelineEnd;
 use crate::net::server::Server;
+use crate::session::prepared::Interner;
 use crate::wire::TransactionStatus;
 
 /// How a handled statement relates to transactions.
@@ -27,9 +29,32 @@ pub struct QueryResult {
     pub tag: String,
 }
 
+/// A statement of a plugin's for [`ServerHandle::pipeline`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginQuery {
+    /// With `$1` and so on for the parameters.
+    pub sql: String,
+    /// Values of parameters, all of type text.
+    pub parameters: Vec<String>,
+    /// It will come again: the server connection keeps it prepared, as far as `prepared_statements_cache_size` goes.
+    pub kept: bool,
+}
+
+impl PluginQuery {
+    /// A statement without parameters that is parsed for this once.
+    pub fn new(sql: impl Into<String>) -> Self {
+        Self {
+            sql: sql.into(),
+            parameters: Vec::new(),
+            kept: false,
+        }
+    }
+}
+
 /// See the module's text.
 pub struct ServerHandle<'a> {
     server: &'a mut Server,
+    interner: &'a Interner,
     /// Notices for the client, framed.
     notices: &'a mut Vec<u8>,
     context: TransactionContext,
@@ -45,12 +70,14 @@ pub struct ServerHandle<'a> {
 impl<'a> ServerHandle<'a> {
     pub(crate) fn new(
         server: &'a mut Server,
+        interner: &'a Interner,
         notices: &'a mut Vec<u8>,
         context: TransactionContext,
         batched: bool,
     ) -> Self {
         Self {
             server,
+            interner,
             notices,
             context,
             batched,
@@ -89,7 +116,49 @@ impl<'a> ServerHandle<'a> {
         self.run(sql, false).await
     }
 
+    /// Runs several statements of the plugin's own in one round trip; the first error ends it. Outside a transaction block
+    /// they are one transaction, unless there is a BEGIN among them.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::query`].
+    pub async fn pipeline(
+        &mut self,
+        queries: &[PluginQuery],
+    ) -> Result<Vec<QueryResult>, Box<ErrorFields>> {
+        self.check()?;
+        let end = match self.batched {
+            true => PipelineEnd::Flush,
+            false => PipelineEnd::Sync,
+        };
+        let outcome = self
+            .server
+            .pipeline(queries, end, self.interner, &mut Vec::new())
+            .await;
+        self.outcome(outcome)
+    }
+
     async fn run(&mut self, sql: &str, heard: bool) -> Result<QueryResult, Box<ErrorFields>> {
+        self.check()?;
+        let mut unheard = Vec::new();
+        let notices = if heard {
+            &mut *self.notices
+        } else {
+            &mut unheard
+        };
+        let outcome = if self.batched {
+            let queries = [PluginQuery::new(sql)];
+            self.server
+                .pipeline(&queries, PipelineEnd::Flush, self.interner, notices)
+                .await
+                .map(|results| results.into_iter().next().unwrap_or_default())
+        } else {
+            self.server.simple_query(sql, notices).await
+        };
+        self.outcome(outcome)
+    }
+
+    /// Whether the server takes statements at all.
+    fn check(&self) -> Result<(), Box<ErrorFields>> {
         if self.lost.is_some() {
             return Err(Box::new(ErrorFields::fatal(
                 "08006",
@@ -102,29 +171,21 @@ impl<'a> ServerHandle<'a> {
                 "current transaction is aborted, commands ignored until end of transaction block",
             )));
         }
-        let mut unheard = Vec::new();
-        let notices = if heard {
-            &mut *self.notices
-        } else {
-            &mut unheard
-        };
-        let outcome = if self.batched {
-            self.server.batched_query(sql, notices).await
-        } else {
-            self.server.simple_query(sql, notices).await
-        };
-        match outcome {
-            Ok(result) => Ok(result),
-            Err(Error::ServerRefused(fields)) => {
+        Ok(())
+    }
+
+    fn outcome<T>(&mut self, outcome: Result<T, Error>) -> Result<T, Box<ErrorFields>> {
+        outcome.map_err(|error| match error {
+            Error::ServerRefused(fields) => {
                 self.skipping = self.batched;
-                Err(fields)
+                fields
             }
-            Err(error) => {
+            error => {
                 let fields = ErrorFields::fatal("08006", format!("server connection: {error}"));
                 self.lost = Some(error);
-                Err(Box::new(fields))
+                Box::new(fields)
             }
-        }
+        })
     }
 
     /// Begins a transaction; only in [`TransactionContext::None`]. `characteristics` as after BEGIN,

@@ -37,21 +37,30 @@ pub fn parse_raw(out: &mut Vec<u8>, name: &[u8], rest: &[u8]) {
     });
 }
 
-/// Parse without parameter types.
-pub fn parse(out: &mut Vec<u8>, name: &[u8], sql: &str) {
-    build(out, frontend::PARSE, |out| {
-        put_cstr(out, name);
-        put_cstr(out, sql.as_bytes());
-        out.extend_from_slice(&[0, 0]);
-    });
+/// The part of a Parse after the name: query text, and that many parameters of type text.
+pub fn parse_rest(sql: &str, parameters: usize) -> Vec<u8> {
+    const TEXT: u32 = 25;
+    let mut rest = Vec::with_capacity(sql.len() + 3 + 4 * parameters);
+    put_cstr(&mut rest, sql.as_bytes());
+    rest.extend_from_slice(&(parameters as u16).to_be_bytes());
+    for _ in 0..parameters {
+        rest.extend_from_slice(&TEXT.to_be_bytes());
+    }
+    rest
 }
 
-/// Bind of a statement without parameters, all results as text.
-pub fn bind_no_parameters(out: &mut Vec<u8>, portal: &[u8], statement: &[u8]) {
+/// Bind of the unnamed portal, parameters and results as text.
+pub fn bind(out: &mut Vec<u8>, statement: &[u8], parameters: &[String]) {
     build(out, frontend::BIND, |out| {
-        put_cstr(out, portal);
+        put_cstr(out, b"");
         put_cstr(out, statement);
-        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&(parameters.len() as u16).to_be_bytes());
+        for parameter in parameters {
+            out.extend_from_slice(&(parameter.len() as i32).to_be_bytes());
+            out.extend_from_slice(parameter.as_bytes());
+        }
+        out.extend_from_slice(&[0; 2]);
     });
 }
 

@@ -1,7 +1,7 @@
 //! Which changes are due, and their net.
 
 use super::{Cell, net};
-use crate::plan::Column;
+use crate::plan::{Column, literal};
 
 /// The point up to which a stream table has taken changes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,13 @@ impl Frontier {
     /// The condition for a change to be after the frontier (and visible: the server sees to that). With
     /// `xid >= xmin` instead, one old transaction would make every refresh scan the whole buffer.
     pub(crate) fn after(&self) -> String {
+        let parameters = self.parameters();
+        let value = |i: usize| literal(&parameters[i]);
+        condition(&value(0), &value(1), &value(2), &value(3))
+    }
+
+    /// The values of [`condition`].
+    fn parameters(&self) -> Vec<String> {
         let mut parts = self.snapshot.split(':');
         let _xmin = parts.next();
         let xmax = parts.next().unwrap_or("0");
@@ -26,21 +33,21 @@ impl Frontier {
             .split(',')
             .filter(|x| !x.is_empty() && *x != own)
             .collect();
-        let mut sql = format!("(xid >= '{xmax}'::xid8 AND xid <> '{own}'::xid8");
-        if !running.is_empty() {
-            sql.push_str(&format!(
-                " OR xid = ANY ('{{{}}}'::xid8[])",
-                running.join(",")
-            ));
-        }
-        sql.push_str(&format!(" OR xid = '{own}'::xid8 AND seq > {})", self.seq));
-        sql
+        let running = format!("{{{}}}", running.join(","));
+        vec![xmax.to_owned(), running, own, self.seq.to_string()]
     }
+}
+
+fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> String {
+    format!(
+        "(xid >= {xmax}::xid8 AND xid <> {own}::xid8 OR xid = ANY ({running}::xid8[])
+            OR xid = {own}::xid8 AND seq > {seq}::bigint)"
+    )
 }
 
 /// Puts the net change of a table into its staging table. Returns one row: how many rows were staged, whether changes
 /// were lost, how many changes there were before netting, and the staging table's rows by its last ANALYZE.
-pub(crate) fn stage(buffer: i64, frontier: &Frontier, columns: &[Column]) -> String {
+pub(crate) fn stage(buffer: i64, frontier: &Frontier, columns: &[Column]) -> (String, Vec<String>) {
     let names: Vec<_> = columns.iter().map(|c| format!("c{}", c.attnum)).collect();
     let list = super::comma(&names);
     let cells: Vec<_> = columns
@@ -48,14 +55,15 @@ pub(crate) fn stage(buffer: i64, frontier: &Frontier, columns: &[Column]) -> Str
         .zip(&names)
         .map(|(c, n)| Cell::new(n.clone(), c))
         .collect();
-    format!(
+    let sql = format!(
         "WITH due AS MATERIALIZED (SELECT w{list} FROM pgtrickle.changes_{buffer} WHERE {}),
          staged AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)
          SELECT (SELECT count(*) FROM staged), EXISTS (SELECT FROM due WHERE w = 0), (SELECT count(*) FROM due),
             (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.delta_{buffer}'::regclass)",
-        frontier.after(),
+        condition("$1", "$2", "$3", "$4"),
         net("w", &cells, "due WHERE w <> 0")
-    )
+    );
+    (sql, frontier.parameters())
 }
 
 #[cfg(test)]
@@ -72,7 +80,8 @@ mod tests {
         };
         assert_eq!(
             frontier.after(),
-            "(xid >= '20'::xid8 AND xid <> '12'::xid8 OR xid = ANY ('{10,15}'::xid8[]) OR xid = '12'::xid8 AND seq > 7)"
+            "(xid >= '20'::xid8 AND xid <> '12'::xid8 OR xid = ANY ('{10,15}'::xid8[])
+            OR xid = '12'::xid8 AND seq > '7'::bigint)"
         );
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::record::{self, Record};
 use super::refresh::{Attempt, Now, finish, history};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
-use crate::conn::{Conn, Error};
+use crate::conn::{Conn, Error, Statement};
 use crate::delta::{apply, state};
 use crate::plan::Body;
 
@@ -17,7 +17,10 @@ pub(super) async fn rebuild<C: Conn>(
     started: Instant,
     reason: &str,
 ) -> Result<Attempt, Error> {
-    let statements = rebuild_statements(record)?;
+    let statements = rebuild_statements(record)?
+        .into_iter()
+        .map(Statement::from)
+        .collect();
     let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
     finish(c, record, now, statements, "full", reason, started).await
 }
@@ -126,13 +129,8 @@ pub async fn refresh_in_transaction<C: Conn>(
         inserted: number(1),
         changed: number(0) + number(1) > 0,
     };
-    c.query(&history(
-        id,
-        row.text(2).unwrap_or_default(),
-        &outcome,
-        started,
-    ))
-    .await?;
+    let history = history(id, row.text(2).unwrap_or_default(), &outcome, started);
+    c.run(&[history]).await?;
     saved.restore(c).await?;
     Ok(outcome)
 }

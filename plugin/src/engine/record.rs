@@ -2,7 +2,7 @@
 
 use super::StreamTableId;
 use super::fingerprint;
-use crate::conn::{Conn, Error};
+use crate::conn::{Conn, Error, Statement};
 use crate::delta::apply::Target;
 use crate::delta::stage::Frontier;
 use crate::plan::{Plan, literal, quote};
@@ -92,6 +92,17 @@ pub(super) struct Record {
     pub out_rows: Option<f64>,
     /// The user's table as it is called now.
     pub target: Option<Target>,
+    /// The orders of magnitude of all tables a refresh reads.
+    sizes: String,
+}
+
+const OF_SOURCE: &str = "pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.";
+
+/// The order of magnitude of a table's size, as an SQL expression.
+fn magnitude(relation: &str) -> String {
+    format!(
+        "pg_catalog.round(pg_catalog.ln((pg_catalog.pg_relation_size({relation}) / 8192 + 1)::float8) / 1.5)"
+    )
 }
 
 /// Reads a stream table's row.
@@ -99,19 +110,26 @@ pub(super) struct Record {
 /// # Errors
 /// 42704 if there is no such stream table.
 pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
-    let rows = c
-        .query(&format!(
-            "SELECT c.def_view, c.relid, c.target_schema, c.target_name, c.status, c.refresh_mode, c.with_data, c.plan,
-                c.fingerprint, c.frontier_snapshot, c.frontier_xid, c.frontier_seq, c.frontier_cluster,
-                pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.relname),
-                (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-                 WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped),
-                (SELECT o.reltuples FROM pg_catalog.pg_class o
-                 WHERE o.oid = pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.out_', c.id)))
-             FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
-             LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE c.id = {id}"
-        ))
-        .await?;
+    // What is cast here is of a type that [`crate::conn::Row`] does not read.
+    let sizes = ["s.relid", &format!("{OF_SOURCE}changes_', s.buffer))::oid")].map(magnitude);
+    let own = ["c.relid", &format!("{OF_SOURCE}state_', c.id))::oid")].map(magnitude);
+    let sql = format!(
+        "SELECT c.def_view::bigint, c.relid::bigint, c.target_schema, c.target_name, c.status, c.refresh_mode, c.with_data,
+            c.plan, c.fingerprint, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, c.frontier_cluster,
+            pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.relname),
+            (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped)::text,
+            (SELECT o.reltuples FROM pg_catalog.pg_class o
+             WHERE o.oid = pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.out_', c.id))),
+            pg_catalog.concat_ws(' ', {}, (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', {}), ' ' ORDER BY s.relid)
+                FROM pgtrickle.source s WHERE s.stream_table = c.id))
+         FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
+         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE c.id = $1::bigint",
+        own.join(", "),
+        sizes.join(", "),
+    );
+    let results = c.run(&[Statement::kept(sql, vec![id.to_string()])]).await?;
+    let rows = results.into_iter().next().unwrap_or_default();
     let row = rows
         .first()
         .ok_or_else(|| Error::refused("42704", format!("stream table {id} does not exist")))?;
@@ -162,10 +180,23 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
         frontier,
         out_rows: row.text(15).and_then(|n| n.parse().ok()),
         target,
+        sizes: text(16),
     })
 }
 
 impl Record {
+    /// A statement of a refresh whose plan the server may keep as long as the tables stay about as large: a plan made for
+    /// an empty table is ruin for a full one, and nothing else would tell the server before the next ANALYZE.
+    pub(super) fn kept(&self, sql: &str, parameters: Vec<String>) -> Statement {
+        // The sizes of partitions are not looked at.
+        let kept = !self.plan.tables.iter().any(|table| table.partitioned);
+        Statement {
+            sql: format!("/* {} */ {sql}", self.sizes),
+            parameters,
+            kept,
+        }
+    }
+
     /// The user's table.
     ///
     /// # Errors

@@ -5,10 +5,10 @@ use std::time::Instant;
 use super::rebuild::rebuild;
 use super::record::{self, Record};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings};
-use crate::conn::{Conn, Error, Row};
+use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::stage::{Frontier, stage};
 use crate::delta::{apply, keyed};
-use crate::plan::{Body, Table, literal, terms};
+use crate::plan::{Body, Table, terms};
 
 /// Brings a stream table up to date, in transactions of its own.
 ///
@@ -88,28 +88,33 @@ async fn attempt<C: Conn>(
         (Some(frontier), None) if !record.plan.is_full() => Some(frontier),
         _ => None,
     };
-    let mut statements = settings::begin(&record.plan.settings);
-    statements.extend(record.locks());
-    statements.push(format!(
-        "SELECT pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id(),
-            pg_catalog.nextval('pgtrickle.change_seq'), frontier_snapshot, frontier_seq, {}, {} = fingerprint,
-            clock_timestamp(), {}
+    let mut statements: Vec<Statement> = settings::begin(&record.plan.settings)
+        .into_iter()
+        .chain(record.locks())
+        .map(Statement::from)
+        .collect();
+    let look = format!(
+        "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_xact_id()::text,
+            pg_catalog.nextval('pgtrickle.change_seq'), frontier_snapshot::text, frontier_seq, {}, {} = fingerprint,
+            clock_timestamp()::text, {}
          FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED",
         record::cluster(&record.plan),
         record.fingerprint_now(),
         beyond(&record)
-    ));
+    );
+    statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
     let mut staged: Vec<&Table> = Vec::new();
     if let Some(frontier) = buffers {
         for table in &record.plan.tables {
             if let Some(buffer) = table.buffer {
-                statements.push(stage(buffer, frontier, &table.columns));
+                let (sql, parameters) = stage(buffer, frontier, &table.columns);
+                statements.push(record.kept(&sql, parameters));
                 staged.push(table);
             }
         }
     }
-    let results = c.batch(&statements).await.map_err(gone_is_drift)?;
+    let results = c.run(&statements).await.map_err(gone_is_drift)?;
     let now = Now::read(&record, results.get(head - 1))?;
     if !now.same_fingerprint {
         return Err(Error::Drift("the fingerprint differs".to_owned()));
@@ -211,7 +216,7 @@ async fn incremental<C: Conn>(
     let mut changed = Vec::new();
     let mut emptied = Vec::new();
     let mut total = 0;
-    let mut statements = Vec::new();
+    let mut statements: Vec<Statement> = Vec::new();
     for (table, row) in staged.iter().zip(rows) {
         let count = row.int(0).unwrap_or_default();
         let Some(buffer) = table.buffer.filter(|_| count > 0) else {
@@ -221,12 +226,11 @@ async fn incremental<C: Conn>(
         total += count;
         emptied.push(format!("DELETE FROM pgtrickle.delta_{buffer}"));
         let analysed = row.text(3).and_then(|n| n.parse().ok());
-        statements.extend(analyze(
-            &format!("pgtrickle.delta_{buffer}"),
-            count,
-            analysed,
-        ));
+        statements.extend(
+            analyze(&format!("pgtrickle.delta_{buffer}"), count, analysed).map(Statement::from),
+        );
     }
+    let kept = |sql: String| record.kept(&sql, Vec::new());
     let delta = |body: &str| -> Result<String, Error> {
         Ok(terms::delta(body, &plan.tables, |t| changed.contains(&t.relid))?.join(" UNION ALL "))
     };
@@ -236,19 +240,19 @@ async fn incremental<C: Conn>(
                 return Err(Error::Internal("a full plan has no delta".to_owned()));
             }
             Body::Linear { sql } => {
-                statements.push(apply::collect(id, &plan.columns, "", &delta(sql)?))
+                statements.push(kept(apply::collect(id, &plan.columns, "", &delta(sql)?)));
             }
             Body::Keyed(k) => {
                 let delta = delta(&k.body)?;
                 let left = if k.by_weights {
-                    statements.push(keyed::by_weights(id, k, &plan.columns, &delta));
+                    statements.push(kept(keyed::by_weights(id, k, &plan.columns, &delta)));
                     keyed::left_over(id, k)
                 } else {
                     Some(keyed::affected(id, k, &delta))
                 };
                 if let Some(left) = left {
-                    statements.push(left);
-                    let results = c.batch(&std::mem::take(&mut statements)).await?;
+                    statements.push(kept(left));
+                    let results = c.run(&std::mem::take(&mut statements)).await?;
                     let row = results
                         .last()
                         .and_then(|r| r.first())
@@ -257,25 +261,23 @@ async fn incremental<C: Conn>(
                     let count = row.int(0).unwrap_or_default();
                     if count > 0 {
                         let analysed = row.text(2).and_then(|n| n.parse().ok());
-                        statements.extend(analyze(
-                            &format!("pgtrickle.keys_{id}"),
-                            count,
-                            analysed,
-                        ));
-                        statements.extend(keyed::recompute(id, k, &plan.columns, row.is_true(1)));
+                        statements.extend(
+                            analyze(&format!("pgtrickle.keys_{id}"), count, analysed)
+                                .map(Statement::from),
+                        );
+                        let recompute = keyed::recompute(id, k, &plan.columns, row.is_true(1));
+                        statements.extend(recompute.into_iter().map(kept));
                     }
                 }
             }
         }
     }
     if !changed.is_empty() {
-        statements.extend(analyze(
-            &format!("pgtrickle.out_{id}"),
-            total,
-            record.out_rows,
-        ));
+        statements.extend(
+            analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows).map(Statement::from),
+        );
     }
-    statements.extend(emptied);
+    statements.extend(emptied.into_iter().map(kept));
     finish(c, record, now, statements, "incremental", None, started).await
 }
 
@@ -284,7 +286,7 @@ pub(super) async fn finish<C: Conn>(
     c: &mut C,
     record: &Record,
     now: &Now,
-    mut statements: Vec<String>,
+    mut statements: Vec<Statement>,
     mode: &'static str,
     reason: Option<String>,
     started: Instant,
@@ -292,19 +294,26 @@ pub(super) async fn finish<C: Conn>(
     let id = record.id;
     let target = record.target()?;
     let head = statements.len();
-    statements.extend(apply::apply(id.0, &record.plan, target));
-    statements.push(format!(
-        "UPDATE pgtrickle.catalog SET frontier_snapshot = {}, frontier_xid = '{}', frontier_seq = {}, frontier_cluster = {},
-            last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
+    let apply = apply::apply(id.0, &record.plan, target);
+    statements.extend(apply.iter().map(|sql| record.kept(sql, Vec::new())));
+    let frontier = format!(
+        "UPDATE pgtrickle.catalog SET frontier_snapshot = $1::pg_snapshot, frontier_xid = $2::xid8, frontier_seq = $3::bigint,
+            frontier_cluster = $4, last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
             status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END
-         WHERE id = {id} RETURNING {}",
-        literal(&now.frontier.snapshot),
-        now.frontier.xid,
-        now.frontier.seq,
-        literal(&now.frontier.cluster),
+         WHERE id = $5::bigint RETURNING {}",
         beyond(record)
+    );
+    statements.push(Statement::kept(
+        frontier,
+        vec![
+            now.frontier.snapshot.clone(),
+            now.frontier.xid.to_string(),
+            now.frontier.seq.to_string(),
+            now.frontier.cluster.clone(),
+            id.to_string(),
+        ],
     ));
-    let results = c.batch(&statements).await?;
+    let results = c.run(&statements).await?;
     let number = |i: usize, column: usize| {
         results
             .get(head + i)
@@ -332,9 +341,9 @@ pub(super) async fn finish<C: Conn>(
         deleted: deleted.unsigned_abs(),
         changed: inserted + deleted > 0,
     };
-    c.batch(&[
+    c.run(&[
         history(id, &now.started_at, &outcome, started),
-        "COMMIT".to_owned(),
+        "COMMIT".to_owned().into(),
     ])
     .await?;
     Ok(Attempt::Done(outcome))
@@ -345,15 +354,20 @@ pub(super) fn history(
     started_at: &str,
     outcome: &RefreshOutcome,
     started: Instant,
-) -> String {
-    format!(
+) -> Statement {
+    Statement::kept(
         "INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted, rows_deleted)
-         SELECT id, owner, {}, '{} microseconds', '{}', {}, {}, {} FROM pgtrickle.catalog WHERE id = {id}",
-        literal(started_at),
-        started.elapsed().as_micros(),
-        outcome.mode,
-        outcome.reason.as_deref().map_or_else(|| "NULL".to_owned(), literal),
-        outcome.inserted,
-        outcome.deleted
+         SELECT id, owner, $2::timestamptz, $3::interval, $4, nullif($5, ''), $6::bigint, $7::bigint
+         FROM pgtrickle.catalog WHERE id = $1::bigint"
+            .to_owned(),
+        vec![
+            id.to_string(),
+            started_at.to_owned(),
+            format!("{} microseconds", started.elapsed().as_micros()),
+            outcome.mode.to_owned(),
+            outcome.reason.clone().unwrap_or_default(),
+            outcome.inserted.to_string(),
+            outcome.deleted.to_string(),
+        ],
     )
 }

@@ -10,8 +10,9 @@ use pgcat::plugins::PoolHandle;
 use tokio::io::DuplexStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
+use tokio_postgres::{AsyncMessage, Connection, NoTls};
 
+use super::prepared::PreparedClient;
 use super::role::WorkerConn;
 use crate::conn::Error;
 
@@ -21,7 +22,7 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// In-process clients of a pool. Between transactions they hold no server connection, so they are kept.
 pub(super) struct Clients {
     pool: PoolHandle,
-    idle: RefCell<Vec<Client>>,
+    idle: RefCell<Vec<PreparedClient>>,
     permits: std::sync::Arc<Semaphore>,
     max_connections: usize,
 }
@@ -67,7 +68,7 @@ impl Clients {
         })
     }
 
-    async fn connect(&self) -> Result<Client, Error> {
+    async fn connect(&self) -> Result<PreparedClient, Error> {
         let identity = self.pool.identity();
         let mut config = tokio_postgres::Config::new();
         config.user(&identity.user).dbname(&identity.database);
@@ -80,7 +81,7 @@ impl Clients {
             .await
             .map_err(|_| Error::Connection("login timed out".to_owned()))??;
         tokio::task::spawn_local(drive(connection));
-        Ok(client)
+        Ok(PreparedClient::new(client))
     }
 }
 

@@ -13,6 +13,7 @@ mod history;
 mod lane;
 mod own_writes;
 mod pace;
+mod prepared;
 mod role;
 mod signal;
 mod table;

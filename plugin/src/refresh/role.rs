@@ -1,20 +1,19 @@
 //! Working as a stream table's owner where the owner has no pool of its own.
 
-use tokio_postgres::Client;
-
-use crate::conn::{Conn, Error, Row};
+use super::prepared::PreparedClient;
+use crate::conn::{Conn, Error, Row, Statement};
 
 /// A worker's connection. With a role, everything runs in transactions as that role; `SET LOCAL` ends with
 /// the transaction, so it cannot leak to whoever gets the server connection next.
 pub(super) struct WorkerConn {
-    client: Client,
+    client: PreparedClient,
     set_role: Option<String>,
     /// A transaction has been begun and not ended.
     open: bool,
 }
 
 impl WorkerConn {
-    pub(super) fn new(client: Client, role: Option<String>) -> Self {
+    pub(super) fn new(client: PreparedClient, role: Option<String>) -> Self {
         let set_role =
             role.map(|role| format!("SET LOCAL ROLE {}", crate::command::identifier(&role)));
         Self {
@@ -24,7 +23,7 @@ impl WorkerConn {
         }
     }
 
-    pub(super) fn into_client(self) -> Client {
+    pub(super) fn into_client(self) -> PreparedClient {
         self.client
     }
 
@@ -62,27 +61,29 @@ impl Conn for WorkerConn {
         Conn::query(&mut self.client, sql).await
     }
 
-    async fn batch(&mut self, statements: &[String]) -> Result<Vec<Vec<Row>>, Error> {
+    async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Error> {
         let Some(set_role) = self.set_role.clone() else {
-            return self.client.batch(statements).await;
+            return self.client.run(statements).await;
         };
         let begin = statements
             .iter()
-            .position(|statement| starts_with(statement, "BEGIN"));
+            .position(|statement| starts_with(&statement.sql, "BEGIN"));
         if !self.open && begin != Some(0) {
             let mut results = Vec::with_capacity(statements.len());
             for statement in statements {
-                results.push(self.query(statement).await?);
+                results.push(self.query(&statement.inlined()).await?);
             }
             return Ok(results);
         }
-        self.open = !statements.last().is_some_and(|statement| ends(statement));
+        self.open = !statements
+            .last()
+            .is_some_and(|statement| ends(&statement.sql));
         let Some(begin) = begin else {
-            return self.client.batch(statements).await;
+            return self.client.run(statements).await;
         };
         let mut with_role = statements.to_vec();
-        with_role.insert(begin + 1, set_role);
-        let mut results = self.client.batch(&with_role).await?;
+        with_role.insert(begin + 1, set_role.into());
+        let mut results = self.client.run(&with_role).await?;
         // The caller counts the results of its own statements.
         if results.len() > begin + 1 {
             results.remove(begin + 1);
