@@ -95,6 +95,19 @@ pub trait Conn {
         Ok(results)
     }
 
+    /// Runs one statement of a kind that comes often: see [`Statement::kept`].
+    ///
+    /// # Errors
+    /// As [`Conn::query`].
+    async fn query_kept(
+        &mut self,
+        sql: String,
+        parameters: Vec<String>,
+    ) -> Result<Vec<Row>, Error> {
+        let results = self.run(&[Statement::kept(sql, parameters)]).await?;
+        Ok(results.into_iter().next().unwrap_or_default())
+    }
+
     /// [`Conn::run`] of statements without parameters that do not come again.
     ///
     /// # Errors

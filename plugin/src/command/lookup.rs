@@ -33,11 +33,8 @@ impl Relation {
 /// Has this database a schema `pgtrickle` with its catalog? Without it there is no stream table.
 pub(crate) async fn installed(conn: &mut impl Conn) -> Result<bool, Error> {
     let sql = format!("SELECT {}", crate::catalog::present("catalog"));
-    Ok(conn
-        .query(&sql)
-        .await?
-        .first()
-        .is_some_and(|row| row.is_true(0)))
+    let rows = conn.query_kept(sql, Vec::new()).await?;
+    Ok(rows.first().is_some_and(|row| row.is_true(0)))
 }
 
 /// The relation `name` stands for under the client's search_path. Only where [`installed`].
@@ -46,14 +43,11 @@ pub(crate) async fn find(
     name: &QualifiedName,
 ) -> Result<Option<Relation>, Error> {
     // Everybody may write catalog rows that name himself as owner; they say nothing about tables that are not his.
-    let sql = format!(
-        "SELECT c.oid, c.relname, c.relkind, pg_catalog.pg_has_role(c.relowner, 'USAGE'), \
+    let sql = "SELECT c.oid::bigint, c.relname::text, c.relkind::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'), \
          (SELECT s.id FROM pgtrickle.catalog s WHERE s.relid = c.oid \
          AND pg_catalog.pg_has_role(s.owner, c.relowner, 'MEMBER') LIMIT 1) \
-         FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass({})",
-        literal(&name.sql())
-    );
-    let rows = conn.query(&sql).await?;
+         FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)";
+    let rows = conn.query_kept(sql.to_owned(), vec![name.sql()]).await?;
     Ok(rows.first().and_then(|row| {
         Some(Relation {
             oid: row.text(0)?.parse().ok()?,

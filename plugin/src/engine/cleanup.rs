@@ -20,14 +20,12 @@ pub async fn pending<C: Conn>(
         return Ok(Vec::new());
     }
     let list: Vec<_> = ids.iter().map(|id| id.to_string()).collect();
-    let rows = c
-        .query(&format!(
-            "SELECT c.id, c.frontier_snapshot, c.frontier_xid, c.frontier_seq, s.buffer
-             FROM pgtrickle.catalog c LEFT JOIN pgtrickle.source s ON s.stream_table = c.id AND s.buffer IS NOT NULL
-             WHERE c.id IN ({}) AND (c.effective_mode = 'incremental' OR c.frontier_snapshot IS NULL) ORDER BY c.id",
-            list.join(", ")
-        ))
-        .await?;
+    let sql = "SELECT c.id, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, s.buffer
+         FROM pgtrickle.catalog c LEFT JOIN pgtrickle.source s ON s.stream_table = c.id AND s.buffer IS NOT NULL
+         WHERE c.id = ANY ($1::bigint[]) AND (c.effective_mode = 'incremental' OR c.frontier_snapshot IS NULL)
+         ORDER BY c.id";
+    let list = format!("{{{}}}", list.join(","));
+    let rows = c.query_kept(sql.to_owned(), vec![list]).await?;
     let mut found = Vec::new();
     let mut looks = Vec::new();
     for row in &rows {

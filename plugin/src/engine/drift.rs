@@ -39,11 +39,8 @@ pub(super) fn meaning(fingerprint: &str) -> &str {
 /// # Errors
 /// Those of the server.
 pub async fn is_owner<C: Conn>(c: &mut C, id: StreamTableId) -> Result<bool, Error> {
-    let rows = c
-        .query(&format!(
-            "SELECT pg_catalog.pg_get_userbyid(owner) = current_user FROM pgtrickle.catalog WHERE id = {id}"
-        ))
-        .await?;
+    let sql = "SELECT pg_catalog.pg_get_userbyid(owner) = current_user FROM pgtrickle.catalog WHERE id = $1::bigint";
+    let rows = c.query_kept(sql.to_owned(), vec![id.to_string()]).await?;
     Ok(rows.first().is_some_and(|r| r.is_true(0)))
 }
 

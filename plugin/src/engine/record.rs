@@ -128,8 +128,7 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
         own.join(", "),
         sizes.join(", "),
     );
-    let results = c.run(&[Statement::kept(sql, vec![id.to_string()])]).await?;
-    let rows = results.into_iter().next().unwrap_or_default();
+    let rows = c.query_kept(sql, vec![id.to_string()]).await?;
     let row = rows
         .first()
         .ok_or_else(|| Error::refused("42704", format!("stream table {id} does not exist")))?;
@@ -224,13 +223,12 @@ impl Record {
 
     /// The fingerprint as it is now; `None` if the definition view is gone.
     pub(super) async fn sources_now<C: Conn>(&self, c: &mut C) -> Result<Option<String>, Error> {
-        let rows = c
-            .query(&format!(
-                "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
-                self.fingerprint_now(),
-                self.view
-            ))
-            .await?;
+        let sql = format!(
+            "SELECT {}, EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {} AND relkind = 'v')",
+            self.fingerprint_now(),
+            self.view
+        );
+        let rows = c.query_kept(sql, Vec::new()).await?;
         let row = rows.first().cloned().unwrap_or_default();
         Ok(row
             .is_true(1)

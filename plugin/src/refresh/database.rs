@@ -222,7 +222,7 @@ impl Database {
             crate::catalog::present("catalog")
         );
         let own = self.own_writes.look();
-        let looked = conn.query(&sql).await;
+        let looked = conn.query_kept(sql, Vec::new()).await;
         self.own_writes.looked();
         let row = looked?.first().cloned().unwrap_or_default();
         let now = row.text(0).and_then(Snapshot::parse);
@@ -294,18 +294,19 @@ fn report_orphans(owner: &str, tables: &[Listed]) {
 }
 
 async fn list(conn: &mut impl Conn) -> Result<Vec<Listed>, Error> {
-    let sql = "SELECT c.id, pg_catalog.pg_get_userbyid(c.owner), \
+    let sql = "SELECT c.id, pg_catalog.pg_get_userbyid(c.owner)::text, \
         coalesce(n.nspname, c.target_schema) || '.' || coalesce(r.relname, c.target_name), \
         c.schedule, c.status, c.frontier_snapshot IS NULL, \
         c.with_data OR c.last_refresh IS NOT NULL, \
         c.relid IS NOT NULL AND r.oid IS NULL, c.failures, \
-        extract(epoch FROM pg_catalog.clock_timestamp() - c.last_refresh), \
-        extract(epoch FROM pg_catalog.clock_timestamp() - c.created_at), \
+        extract(epoch FROM pg_catalog.clock_timestamp() - c.last_refresh)::float8, \
+        extract(epoch FROM pg_catalog.clock_timestamp() - c.created_at)::float8, \
         c.effective_mode = 'full', c.frontier_xid IS NULL \
         FROM pgtrickle.catalog c \
         LEFT JOIN pg_catalog.pg_class r ON r.oid = c.relid \
         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace ORDER BY c.id";
-    Ok(conn.query(sql).await?.iter().filter_map(listed).collect())
+    let rows = conn.query_kept(sql.to_owned(), Vec::new()).await?;
+    Ok(rows.iter().filter_map(listed).collect())
 }
 
 fn listed(row: &Row) -> Option<Listed> {

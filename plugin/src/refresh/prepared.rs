@@ -149,6 +149,7 @@ impl<'a> FromSql<'a> for Text {
             Type::INT8 => i64::from_sql(ty, raw)?.to_string(),
             Type::INT4 => i32::from_sql(ty, raw)?.to_string(),
             Type::FLOAT4 => f32::from_sql(ty, raw)?.to_string(),
+            Type::FLOAT8 => f64::from_sql(ty, raw)?.to_string(),
             _ => String::from_sql(ty, raw)?,
         }))
     }
@@ -156,7 +157,7 @@ impl<'a> FromSql<'a> for Text {
     fn accepts(ty: &Type) -> bool {
         matches!(
             *ty,
-            Type::BOOL | Type::INT8 | Type::INT4 | Type::FLOAT4 | Type::TEXT
+            Type::BOOL | Type::INT8 | Type::INT4 | Type::FLOAT4 | Type::FLOAT8 | Type::TEXT
         )
     }
 }
