@@ -2,6 +2,7 @@
 //!
 //! - [`config`]: `pgcat.toml` as a typed, validated model.
 //! - [`wire`]: the protocol's bytes; [`session`]: pure state machines over them.
+//! - [`tls`]: what the settings of TLS mean.
 //! - [`net`]: threads, sockets and the relay; [`pool`]: who has which server connection.
 //! - [`plugins`]: what code outside this crate may do.
 //!
@@ -16,6 +17,7 @@ pub mod plugins;
 mod pool;
 pub mod router;
 pub mod session;
+pub mod tls;
 pub mod wire;
 
 pub use error::Error;

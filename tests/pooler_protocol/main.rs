@@ -19,4 +19,5 @@ mod shutdown;
 mod simple;
 mod stage;
 mod startup;
+mod tls_clients;
 mod waiting;

@@ -1,12 +1,12 @@
 //! `[general]`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
 use super::model::{AuthQuery, AuthType, General, Pool};
 use super::section::Section;
+use super::tls;
 
 /// What pools and users take over from `[general]` unless they set it.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
 
     let auth_query = AuthQueryKeys::read(section)?;
     let (admin_username, admin_password) = admin_login(section)?;
-    let (tls_certificate, tls_private_key) = tls_files(section)?;
+    let client_tls = tls::client(section)?;
     let general = General {
         host: section
             .string("host")?
@@ -99,8 +99,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
             .integer("worker_threads", 1, MAX_WORKER_THREADS)?
             .unwrap_or(4),
         autoreload: section.timeout("autoreload")?.flatten(),
-        tls_certificate,
-        tls_private_key,
+        client_tls,
         server_tls: flag("server_tls", false)?,
         verify_server_certificate: flag("verify_server_certificate", false)?,
         admin_username,
@@ -189,22 +188,4 @@ fn admin_login(section: &Section<'_>) -> Result<(String, String), ConfigError> {
         (Some(_), None) => Err(section.error("admin_password", "expected a string, found nothing")),
         (None, Some(_)) => Err(section.error("admin_username", "expected a string, found nothing")),
     }
-}
-
-fn tls_files(section: &Section<'_>) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
-    let file = |name| -> Result<Option<PathBuf>, ConfigError> {
-        let Some(path) = section.string(name)?.map(PathBuf::from) else {
-            return Ok(None);
-        };
-        std::fs::File::open(&path).map_err(|error| {
-            section.error(name, format!("{name} is incorrectly configured: {error}"))
-        })?;
-        Ok(Some(path))
-    };
-    let certificate = file("tls_certificate")?;
-    if certificate.is_some() && section.value("tls_private_key").is_none() {
-        let message = "tls_certificate is set, but the tls_private_key is not";
-        return Err(section.error("tls_certificate", message));
-    }
-    Ok((certificate, file("tls_private_key")?))
 }

@@ -20,6 +20,7 @@ mod section;
 mod shard;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod unimplemented;
 mod user;
 mod value;

@@ -49,8 +49,8 @@ pub struct General {
     pub worker_threads: usize,
     /// Re-read the file this often and reload when it changed.
     pub autoreload: Option<Duration>,
-    pub tls_certificate: Option<PathBuf>,
-    pub tls_private_key: Option<PathBuf>,
+    /// TLS towards clients; `None`: they get none.
+    pub client_tls: Option<ClientTls>,
     pub server_tls: bool,
     pub verify_server_certificate: bool,
     /// Empty where no admin login is configured: there is no admin database then.
@@ -62,6 +62,28 @@ pub struct General {
     pub dns_cache_enabled: bool,
     pub dns_max_ttl: Duration,
     pub auth_query: Option<AuthQuery>,
+}
+
+/// How much TLS is insisted on: libpq's `sslmode`, with PgBouncer's meaning where it is the pooler that
+/// is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// TLS towards clients. The files are read when the pooler starts, and on a reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTls {
+    pub mode: TlsMode,
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    /// Who signs clients' certificates. Present if the mode verifies them.
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,8 +4,6 @@
 /// than `false` or `0`, which is what "no effect" amounts to) gets one warning that lists them.
 pub const NOT_IMPLEMENTED: &[&str] = &[
     // TLS
-    "general.tls_certificate",
-    "general.tls_private_key",
     "general.server_tls",
     "general.verify_server_certificate",
     // the admin database and metrics

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::io::{Io, OutBuffer};
@@ -9,10 +10,12 @@ use super::login;
 use super::server::Parameters;
 use super::session::{Session, shutting_down};
 use super::threads::{CancelKey, Registration, ThreadContext};
+use super::tls::TlsStream;
 use crate::error::Error;
 use crate::pool::local::LocalPool;
 use crate::router::route::Route;
 use crate::session::settings::Settings;
+use crate::tls::Acceptor;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build};
 use crate::wire::startup::{FirstPacket, Startup, parse_options};
@@ -22,11 +25,16 @@ use crate::wire::{HEADER, Header, TransactionStatus, backend};
 /// `authentication_timeout`.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The first byte of a TLS handshake, where a length has a zero: PostgreSQL 17's direct TLS.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// A connection that has not logged in yet.
 pub(super) struct Newcomer {
     pub io: Io,
     pub input: Vec<u8>,
     pub out: OutBuffer,
+    /// What the TLS session, if there is one, began with.
+    pub tls: Option<Arc<Acceptor>>,
 }
 
 /// Serves a connection from its first byte to its end.
@@ -35,6 +43,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         io,
         input: Vec::new(),
         out: OutBuffer::default(),
+        tls: None,
     };
     let login = tokio::time::timeout(LOGIN_TIMEOUT, newcomer.log_in(thread, internal_pool));
     let admitted = match login.await {
@@ -147,8 +156,29 @@ impl Newcomer {
 
     /// The startup message; `None` if the connection wanted something else, and has had it.
     async fn read_startup(&mut self, thread: &ThreadContext) -> Result<Option<Startup>, Error> {
+        let acceptor = match self.io {
+            Io::Tcp(_) => thread.pooler.tls().clients,
+            // As PostgreSQL: no TLS on a Unix socket.
+            Io::Memory(_) | Io::Tls(_) | Io::Unix(_) => None,
+        };
         let (mut asked_ssl, mut asked_gss) = (false, false);
         loop {
+            if !asked_ssl && !asked_gss && self.peek().await? == Some(TLS_HANDSHAKE) {
+                let Some(acceptor) = &acceptor else {
+                    log::info!("client refused: a TLS handshake, but TLS is not configured");
+                    return Ok(None);
+                };
+                self.begin_tls(acceptor).await?;
+                if !matches!(&self.io, Io::Tls(stream) if stream.has_protocol()) {
+                    // Without it the bytes might be meant for another protocol, as by a browser that
+                    // was lured here (ALPACA).
+                    log::info!(
+                        "client refused: direct TLS without the ALPN protocol \"postgresql\""
+                    );
+                    return Ok(None);
+                }
+                (asked_ssl, asked_gss) = (true, true);
+            }
             let Some(field) = self.read_exact(4).await? else {
                 return Ok(None);
             };
@@ -165,7 +195,15 @@ impl Newcomer {
                 return Ok(None);
             };
             match FirstPacket::read(&body).map_err(bad)? {
-                FirstPacket::Startup(startup) => return Ok(Some(startup)),
+                FirstPacket::Startup(startup) => {
+                    if acceptor.is_some_and(|tls| tls.required) && self.tls.is_none() {
+                        return Err(Error::Refused(Box::new(
+                            ErrorFields::fatal("28000", "SSL connection is required")
+                                .hint("Connect with sslmode=require."),
+                        )));
+                    }
+                    return Ok(Some(startup));
+                }
                 FirstPacket::Cancel { pid, key } => {
                     if let Ok(key) = <[u8; 4]>::try_from(key.as_slice()) {
                         let key = CancelKey {
@@ -176,21 +214,53 @@ impl Newcomer {
                     }
                     return Ok(None);
                 }
-                FirstPacket::SslRequest if !asked_ssl => asked_ssl = true,
+                FirstPacket::SslRequest if !asked_ssl => {
+                    asked_ssl = true;
+                    if let Some(acceptor) = &acceptor {
+                        self.refuse_early_bytes()?;
+                        self.out.tail().push(b'S');
+                        self.flush().await?;
+                        self.begin_tls(acceptor).await?;
+                        asked_gss = true;
+                        continue;
+                    }
+                }
                 FirstPacket::GssEncRequest if !asked_gss => asked_gss = true,
                 FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
-                    return Err(Error::protocol("encryption was already refused"));
+                    return Err(Error::protocol("encryption was already negotiated"));
                 }
             }
-            if !self.input.is_empty() {
-                // Sent before the answer, so perhaps by somebody in the middle (CVE-2021-3935).
-                return Err(Error::protocol(
-                    "received unencrypted data after an encryption request",
-                ));
-            }
+            self.refuse_early_bytes()?;
             self.out.tail().push(b'N');
             self.flush().await?;
         }
+    }
+
+    fn refuse_early_bytes(&self) -> Result<(), Error> {
+        if self.input.is_empty() {
+            return Ok(());
+        }
+        // Sent before the answer, so perhaps by somebody in the middle, who wants them to be taken
+        // for a part of what is encrypted (CVE-2021-3935, CVE-2021-23214).
+        Err(Error::protocol(
+            "received unencrypted data after an encryption request",
+        ))
+    }
+
+    /// Goes over to TLS, with what has been read as the beginning of the handshake.
+    async fn begin_tls(&mut self, acceptor: &Arc<Acceptor>) -> Result<(), Error> {
+        let (placeholder, _) = tokio::io::duplex(1);
+        let Io::Tcp(socket) = std::mem::replace(&mut self.io, Io::Memory(placeholder)) else {
+            unreachable!("TLS is offered on TCP only");
+        };
+        let early = std::mem::take(&mut self.input);
+        let stream = TlsStream::accept(socket, acceptor.config.clone(), &early).await;
+        self.io = Io::Tls(stream.map_err(|error| {
+            log::info!("client refused: TLS handshake: {error}");
+            Error::Client(error)
+        })?);
+        self.tls = Some(acceptor.clone());
+        Ok(())
     }
 
     /// Finds the pool and lets the client prove who it is.
@@ -235,20 +305,34 @@ impl Newcomer {
             .map_err(Error::Client)
     }
 
+    /// The next byte, which stays where it is; `None` at the end of the connection.
+    async fn peek(&mut self) -> Result<Option<u8>, Error> {
+        if self.input.is_empty() {
+            self.read_more().await?;
+        }
+        Ok(self.input.first().copied())
+    }
+
+    /// Reads what comes next; 0 bytes are the end of the connection.
+    async fn read_more(&mut self) -> Result<usize, Error> {
+        let mut chunk = [0; 1024];
+        let got = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+            .await
+            .map_err(Error::Client)?;
+        self.input.extend_from_slice(&chunk[..got]);
+        Ok(got)
+    }
+
     /// `n` bytes; `None` if the connection ends before the first of them.
     async fn read_exact(&mut self, n: usize) -> Result<Option<Vec<u8>>, Error> {
         while self.input.len() < n {
-            let mut chunk = [0; 1024];
-            let got = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
-                .await
-                .map_err(Error::Client)?;
-            if got == 0 && self.input.is_empty() {
+            if self.read_more().await? > 0 {
+                continue;
+            }
+            if self.input.is_empty() {
                 return Ok(None);
             }
-            if got == 0 {
-                return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
-            }
-            self.input.extend_from_slice(&chunk[..got]);
+            return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
         }
         let rest = self.input.split_off(n);
         Ok(Some(std::mem::replace(&mut self.input, rest)))

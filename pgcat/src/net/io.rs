@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 
+use super::tls::{DetachedTls, TlsStream};
 use crate::config::model::General;
 
 /// A connected stream, registered with the thread that uses it.
@@ -23,6 +24,8 @@ pub enum Io {
     /// The other end is a client inside this process.
     Memory(DuplexStream),
     Tcp(TcpStream),
+    /// Over TCP.
+    Tls(TlsStream),
     Unix(UnixStream),
 }
 
@@ -31,6 +34,7 @@ pub enum Io {
 pub enum DetachedIo {
     Memory(DuplexStream),
     Tcp(StdTcpStream),
+    Tls(DetachedTls),
     Unix(StdUnixStream),
 }
 
@@ -43,6 +47,7 @@ impl Io {
         Ok(match self {
             Self::Memory(stream) => DetachedIo::Memory(stream),
             Self::Tcp(stream) => DetachedIo::Tcp(stream.into_std()?),
+            Self::Tls(stream) => DetachedIo::Tls(stream.detach()?),
             Self::Unix(stream) => DetachedIo::Unix(stream.into_std()?),
         })
     }
@@ -61,6 +66,7 @@ impl Io {
                     .map_ok(|()| buffer.filled().len())
             }
             Self::Tcp(stream) => stream.poll_recv(cx, buffer),
+            Self::Tls(stream) => stream.poll_read(cx, buffer),
             Self::Unix(stream) => stream.poll_recv(cx, buffer),
         }
     }
@@ -69,7 +75,7 @@ impl Io {
     /// the reactor has seen nothing happen.
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
         match self {
-            Self::Memory(_) => {
+            Self::Memory(_) | Self::Tls(_) => {
                 let mut cx = Context::from_waker(Waker::noop());
                 match self.poll_read(&mut cx, buffer) {
                     Poll::Ready(outcome) => Some(outcome),
@@ -81,11 +87,13 @@ impl Io {
         }
     }
 
-    /// Writes as much of `bytes` as the stream takes now.
+    /// Writes as much of `bytes` as the stream takes now. After `Pending` the next call has to begin
+    /// with the same bytes: see [`TlsStream::poll_write`].
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Memory(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tcp(stream) => stream.poll_send(cx, bytes),
+            Self::Tls(stream) => stream.poll_write(cx, bytes),
             Self::Unix(stream) => stream.poll_send(cx, bytes),
         }
     }
@@ -105,6 +113,7 @@ impl DetachedIo {
         Ok(match self {
             Self::Memory(stream) => Io::Memory(stream),
             Self::Tcp(stream) => Io::Tcp(TcpStream::from_std(stream)?),
+            Self::Tls(stream) => Io::Tls(stream.attach()?),
             Self::Unix(stream) => Io::Unix(UnixStream::from_std(stream)?),
         })
     }

@@ -62,7 +62,10 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
             accepted = listener.accept() => accept(&pooler, accepted).await,
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
-            _ = hangup.recv() => log::warn!("Got SIGHUP; reloading is not supported yet"),
+            _ = hangup.recv() => match pooler.reload_tls() {
+                Ok(()) => log::info!("Got SIGHUP; certificates have been read again, and nothing else"),
+                Err(error) => log::error!("Got SIGHUP; the certificates stay as they were: {error}"),
+            },
         }
     };
     log::info!("Got {reason}, shutting down");

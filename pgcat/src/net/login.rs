@@ -4,7 +4,7 @@ use super::client::Newcomer;
 use crate::config::model::{AuthType, User};
 use crate::error::Error;
 use crate::pool::shared::PoolShared;
-use crate::session::auth::scram::MECHANISM;
+use crate::session::auth::scram::{Binding, MECHANISM, MECHANISM_PLUS};
 use crate::session::auth::{AuthError, ScramSecret, ScramServer, Secret, md5, scram};
 use crate::wire::backend;
 use crate::wire::error_fields::ErrorFields;
@@ -71,7 +71,12 @@ async fn by_scram_exchange(
             Error::Refused(Box::new(fields))
         }
     };
+    let tls = client.tls.clone();
+    let end_point = tls.as_ref().and_then(|tls| tls.end_point.as_deref());
     let mut mechanisms = Vec::new();
+    if end_point.is_some() {
+        put_cstr(&mut mechanisms, MECHANISM_PLUS.as_bytes());
+    }
     put_cstr(&mut mechanisms, MECHANISM.as_bytes());
     mechanisms.push(0);
     request(client, SASL, &mechanisms).await?;
@@ -79,14 +84,19 @@ async fn by_scram_exchange(
     let answer = client.read_password().await?;
     let malformed = || Error::protocol("malformed SASLInitialResponse message");
     let (mechanism, rest) = take_cstr(&answer).ok_or_else(malformed)?;
-    if mechanism != MECHANISM.as_bytes() {
-        return Err(Error::protocol(
-            "client selected an invalid SASL authentication mechanism",
-        ));
-    }
+    let binding = match (mechanism, end_point) {
+        (name, None) if name == MECHANISM.as_bytes() => Binding::None,
+        (name, Some(_)) if name == MECHANISM.as_bytes() => Binding::Declined,
+        (name, Some(hash)) if name == MECHANISM_PLUS.as_bytes() => Binding::To(hash),
+        _ => {
+            return Err(Error::protocol(
+                "client selected an invalid SASL authentication mechanism",
+            ));
+        }
+    };
     let (_, first) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
     let nonce = scram::random_nonce();
-    let (challenge, awaiting) = ScramServer::new(secret, &nonce)
+    let (challenge, awaiting) = ScramServer::new(secret, &nonce, binding)
         .first(first)
         .map_err(failed)?;
     request(client, SASL_CONTINUE, &challenge).await?;

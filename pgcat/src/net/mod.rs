@@ -14,5 +14,6 @@ pub mod server;
 mod server_login;
 pub mod session;
 pub mod threads;
+pub mod tls;
 
 pub use listener::run;

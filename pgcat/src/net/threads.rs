@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::plugins::Plugin;
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
 use crate::session::prepared::Interner;
+use crate::tls::Tls;
 
 /// What all threads share.
 pub struct Pooler {
@@ -29,6 +30,8 @@ pub struct Pooler {
     pub threads: Vec<ThreadHandle>,
     pub interner: Interner,
     pub tcp: TcpOptions,
+    /// Replaced by a reload; looked at when a connection begins.
+    tls: RwLock<Tls>,
     /// Where coarse time begins, for all threads.
     began: Instant,
     /// Which session a cancel key belongs to.
@@ -145,6 +148,7 @@ impl Pooler {
             })
             .unzip();
         let tcp = TcpOptions::new(&config.general);
+        let tls = load_tls(&config).map_err(Error::Start)?;
         let pooler = Arc::new(Self {
             config,
             pools,
@@ -152,6 +156,7 @@ impl Pooler {
             threads,
             interner: Interner::default(),
             tcp,
+            tls: RwLock::new(tls),
             began: Instant::now(),
             cancel_keys: Mutex::default(),
             next_session: AtomicU64::new(1),
@@ -206,6 +211,24 @@ impl Pooler {
             .for_each(|thread| thread.send(Mail::Stop));
     }
 
+    /// What TLS sessions begin with now.
+    pub fn tls(&self) -> Tls {
+        self.tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads certificates, keys and CAs again; connections that exist keep what they began with.
+    ///
+    /// # Errors
+    /// What is wrong with the files, with line and key. Everything stays as it was then.
+    pub fn reload_tls(&self) -> Result<(), String> {
+        let tls = load_tls(&self.config)?;
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+        Ok(())
+    }
+
     /// How many clients have logged in.
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::SeqCst)
@@ -227,6 +250,14 @@ impl Pooler {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn load_tls(config: &Config) -> Result<Tls, String> {
+    Tls::load(&config.general).map_err(|error| {
+        let line = crate::config::line_of(&config.path, &["general", error.key]);
+        let line = line.map_or(String::new(), |line| format!(":{line}"));
+        format!("{}{line}: {error}", config.path.display())
+    })
 }
 
 /// A session's registration with its thread; ends with it.

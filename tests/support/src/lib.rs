@@ -15,6 +15,7 @@
 //! left behind even by a test process that is killed. Helpers panic: in a test there is nobody to
 //! hand an error to.
 
+mod certificates;
 mod config;
 mod connect;
 mod install;
@@ -28,6 +29,7 @@ mod statements;
 pub mod wire;
 pub mod workload;
 
+pub use certificates::{Authority, Certificate};
 pub use config::PoolerConfig;
 pub use connect::{connect, try_connect};
 pub use install::{bin_dir, client_program, majors};

@@ -13,6 +13,7 @@ pub struct Psql {
     database: String,
     password: String,
     aligned: bool,
+    variables: Vec<(String, String)>,
 }
 
 /// What psql printed.
@@ -32,6 +33,7 @@ impl Psql {
             database: database.to_owned(),
             password: user.to_owned(),
             aligned: false,
+            variables: Vec::new(),
         }
     }
 
@@ -40,6 +42,20 @@ impl Psql {
     pub fn password(mut self, password: &str) -> Self {
         password.clone_into(&mut self.password);
         self
+    }
+
+    /// An environment variable of libpq's, such as `PGSSLMODE`.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The libpq of this major, which must not be Debian's, under Debian's psql.
+    #[must_use]
+    pub fn libpq(self, major: u32) -> Self {
+        let directory = install::bin_dir(major).join("../lib");
+        self.variable("LD_LIBRARY_PATH", directory.display().to_string())
     }
 
     /// psql's own table layout, as a user sees it.
@@ -94,6 +110,7 @@ impl Psql {
             .env("PGPASSWORD", &self.password)
             .env("PGDATABASE", &self.database)
             .env("LC_ALL", "C.UTF-8")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }

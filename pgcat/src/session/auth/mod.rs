@@ -65,6 +65,12 @@ pub enum AuthError {
     Malformed(&'static str),
     #[error("invalid SCRAM response")]
     InvalidResponse(&'static str),
+    #[error("SCRAM channel binding check failed")]
+    ChannelBinding,
+    /// The client believes that channel binding was not offered: somebody in the middle has changed the
+    /// offer.
+    #[error("SCRAM channel binding negotiation error")]
+    Downgraded,
     #[error("{0}")]
     Unsupported(&'static str),
     /// A server asks for more work than any setting of `scram_iterations` in earnest.
@@ -76,6 +82,7 @@ impl AuthError {
     pub fn sqlstate(&self) -> &'static str {
         match self {
             Self::WrongPassword => "28P01",
+            Self::ChannelBinding | Self::Downgraded => "28000",
             Self::Malformed(_) | Self::InvalidResponse(_) | Self::TooManyIterations(_) => "08P01",
             Self::Unsupported(_) => "0A000",
         }
@@ -85,6 +92,10 @@ impl AuthError {
     pub fn detail(&self) -> Option<&'static str> {
         match self {
             Self::Malformed(detail) | Self::InvalidResponse(detail) => Some(detail),
+            Self::Downgraded => Some(
+                "The client supports SCRAM channel binding but thinks the server does not.  However, this \
+                 server does support channel binding.",
+            ),
             _ => None,
         }
     }

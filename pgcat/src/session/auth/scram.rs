@@ -11,8 +11,22 @@ use super::scram_messages::{ClientFinal, ClientFirst};
 use super::scram_secret::{Key, ScramSecret, sign};
 use super::{AuthError, constant_time_eq};
 
-/// The only mechanism: channel binding (`-PLUS`) needs TLS.
+/// The mechanism without channel binding.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The mechanism with channel binding, offered on TLS.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// What ties an exchange to the TLS connection it is held on, so that nobody in the middle can pass it
+/// on: `tls-server-end-point` of RFC 5929.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding<'a> {
+    /// Not offered.
+    None,
+    /// Offered, and the client chose the other mechanism.
+    Declined,
+    /// The client chose it: the hash of our certificate.
+    To(&'a [u8]),
+}
 
 /// The highest iteration count taken from a server: a few seconds of work. Without a bound a server,
 /// or who poses as one, stops the thread for minutes (CVE-2026-6664 of another pooler).
@@ -23,6 +37,7 @@ pub const MAX_ITERATIONS: u64 = 10_000_000;
 pub struct ScramServer<'a> {
     secret: &'a ScramSecret,
     nonce: &'a str,
+    binding: Binding<'a>,
 }
 
 /// An exchange that waits for the client's proof.
@@ -32,7 +47,9 @@ pub struct AwaitingProof {
     server_key: Key,
     /// Of both sides.
     nonce: String,
-    gs2_header: String,
+    /// What the client has to repeat: its header, and the channel's data.
+    channel_binding: Vec<u8>,
+    is_bound: bool,
     /// What has been signed so far: `client-first-message-bare,server-first-message`.
     transcript: String,
 }
@@ -70,10 +87,11 @@ pub fn check_iterations(server_first: &[u8]) -> Result<(), AuthError> {
 
 impl<'a> ScramServer<'a> {
     /// `server_nonce` is [`random_nonce`], but in tests.
-    pub fn new(secret: &'a ScramSecret, server_nonce: &'a str) -> Self {
+    pub fn new(secret: &'a ScramSecret, server_nonce: &'a str, binding: Binding<'a>) -> Self {
         Self {
             secret,
             nonce: server_nonce,
+            binding,
         }
     }
 
@@ -83,14 +101,19 @@ impl<'a> ScramServer<'a> {
     /// # Errors
     /// The message is malformed or asks for something unsupported.
     pub fn first(self, message: &[u8]) -> Result<(Vec<u8>, AwaitingProof), AuthError> {
-        let client = ClientFirst::parse(message)?;
+        let client = ClientFirst::parse(message, self.binding)?;
         let nonce = format!("{}{}", client.nonce, self.nonce);
         let salt = STANDARD.encode(&self.secret.salt);
         let reply = format!("r={nonce},s={salt},i={}", self.secret.iterations);
+        let mut channel_binding = client.gs2_header.as_bytes().to_vec();
+        if let Binding::To(data) = self.binding {
+            channel_binding.extend_from_slice(data);
+        }
         let next = AwaitingProof {
             stored_key: self.secret.stored_key,
             server_key: self.secret.server_key,
-            gs2_header: client.gs2_header.to_owned(),
+            channel_binding,
+            is_bound: matches!(self.binding, Binding::To(_)),
             transcript: format!("{},{reply}", client.bare),
             nonce,
         };
@@ -106,10 +129,14 @@ impl AwaitingProof {
     /// [`AuthError::WrongPassword`], or the message does not fit the exchange.
     pub fn finish(self, message: &[u8]) -> Result<Vec<u8>, AuthError> {
         let client = ClientFinal::parse(message)?;
-        if client.channel_binding != STANDARD.encode(&self.gs2_header) {
-            return Err(AuthError::Malformed(
-                "Unexpected SCRAM channel-binding attribute in client-final-message.",
-            ));
+        if client.channel_binding != STANDARD.encode(&self.channel_binding) {
+            return Err(if self.is_bound {
+                AuthError::ChannelBinding
+            } else {
+                AuthError::Malformed(
+                    "Unexpected SCRAM channel-binding attribute in client-final-message.",
+                )
+            });
         }
         if client.nonce != self.nonce {
             return Err(AuthError::InvalidResponse("Nonce does not match."));
@@ -155,7 +182,7 @@ mod tests {
 
     fn rfc_exchange() -> AwaitingProof {
         let secret = rfc_secret();
-        let (reply, next) = ScramServer::new(&secret, SERVER_NONCE)
+        let (reply, next) = ScramServer::new(&secret, SERVER_NONCE, Binding::None)
             .first(CLIENT_FIRST.as_bytes())
             .expect("a first message");
         assert_eq!(String::from_utf8_lossy(&reply), SERVER_FIRST);
@@ -183,9 +210,23 @@ mod tests {
     }
 
     fn log_in(secret: &ScramSecret, password: &str) -> Result<(), AuthError> {
+        exchange(
+            secret,
+            password,
+            ChannelBinding::unsupported(),
+            Binding::None,
+        )
+    }
+
+    fn exchange(
+        secret: &ScramSecret,
+        password: &str,
+        clients: ChannelBinding,
+        ours: Binding<'_>,
+    ) -> Result<(), AuthError> {
         let nonce = random_nonce();
-        let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-        let (reply, server) = ScramServer::new(secret, &nonce).first(client.message())?;
+        let mut client = ScramSha256::new(password.as_bytes(), clients);
+        let (reply, server) = ScramServer::new(secret, &nonce, ours).first(client.message())?;
         check_iterations(&reply)?;
         client
             .update(&reply)
@@ -198,10 +239,44 @@ mod tests {
     }
 
     #[test]
+    fn channel_binding_is_to_our_certificate() {
+        let secret = rfc_secret();
+        let theirs = || ChannelBinding::tls_server_end_point(b"certificate".to_vec());
+        let log_in = |clients, ours| exchange(&secret, "pencil", clients, ours);
+        assert_eq!(log_in(theirs(), Binding::To(b"certificate")), Ok(()));
+        assert_eq!(
+            log_in(theirs(), Binding::To(b"another one")),
+            Err(AuthError::ChannelBinding)
+        );
+        // The client takes the mechanism without although it was offered the one with, by choice …
+        assert_eq!(
+            log_in(ChannelBinding::unsupported(), Binding::Declined),
+            Ok(())
+        );
+        // … or because the offer was taken out on its way.
+        assert_eq!(
+            log_in(ChannelBinding::unrequested(), Binding::Declined),
+            Err(AuthError::Downgraded)
+        );
+        assert_eq!(log_in(ChannelBinding::unrequested(), Binding::None), Ok(()));
+        for (clients, ours) in [
+            (theirs(), Binding::None),
+            (theirs(), Binding::Declined),
+            (
+                ChannelBinding::unsupported(),
+                Binding::To(b"certificate".as_slice()),
+            ),
+        ] {
+            let error = log_in(clients, ours).expect_err("mechanism and message differ");
+            assert_eq!(error.sqlstate(), "08P01");
+        }
+    }
+
+    #[test]
     fn the_first_message_is_read_as_postgresql_reads_it() {
         let secret = rfc_secret();
         let first = |text: &str| {
-            ScramServer::new(&secret, SERVER_NONCE)
+            ScramServer::new(&secret, SERVER_NONCE, Binding::None)
                 .first(text.as_bytes())
                 .map(drop)
         };
@@ -209,7 +284,7 @@ mod tests {
         assert_eq!(first("y,,n=,r=abc"), Ok(()));
         assert_eq!(first("n,,n=*,r=abc,x=ignored"), Ok(()));
         for (text, sqlstate) in [
-            ("p=tls-server-end-point,,n=,r=abc", "0A000"),
+            ("p=tls-server-end-point,,n=,r=abc", "08P01"),
             ("n,a=other,n=,r=abc", "0A000"),
             ("n,,m=x,n=,r=abc", "0A000"),
             ("", "08P01"),

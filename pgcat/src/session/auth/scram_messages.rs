@@ -4,12 +4,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::AuthError;
+use super::scram::Binding;
 use super::scram_secret::Key;
 
 /// `client-first-message`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ClientFirst<'a> {
-    /// `n,,` or `y,,`, repeated by the client in its last message.
+    /// `n,,`, `y,,` or `p=…,,`, repeated by the client in its last message.
     pub gs2_header: &'a str,
     /// All behind the header; part of what is signed.
     pub bare: &'a str,
@@ -27,24 +28,36 @@ pub(super) struct ClientFinal<'a> {
 }
 
 impl<'a> ClientFirst<'a> {
-    pub fn parse(message: &'a [u8]) -> Result<Self, AuthError> {
+    pub fn parse(message: &'a [u8], binding: Binding<'_>) -> Result<Self, AuthError> {
         let message = text(message)?;
-        match message.as_bytes().first() {
-            // "y": the client could bind to a TLS channel and saw no offer. True: there is no TLS yet.
-            Some(b'n' | b'y') => {}
-            Some(b'p') => {
+        let (flag, rest) = message.split_once(',').ok_or(AuthError::Malformed(
+            "Comma expected after the channel-binding flag.",
+        ))?;
+        match (flag, binding) {
+            ("n", Binding::None | Binding::Declined) | ("y", Binding::None) => {}
+            // It would have bound, had it seen the offer.
+            ("y", Binding::Declined) => return Err(AuthError::Downgraded),
+            ("p=tls-server-end-point", Binding::To(_)) => {}
+            ("n" | "y", Binding::To(_)) => {
+                return Err(AuthError::Malformed(
+                    "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel \
+                     binding data.",
+                ));
+            }
+            (flag, Binding::To(_)) if flag.starts_with("p=") => {
                 return Err(AuthError::Unsupported(
-                    "client selected SCRAM-SHA-256 with channel binding, which was not offered",
+                    "unsupported SCRAM channel-binding type",
+                ));
+            }
+            (flag, _) if flag.starts_with("p=") => {
+                return Err(AuthError::Malformed(
+                    "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message \
+                     includes channel binding data.",
                 ));
             }
             _ => return Err(AuthError::Malformed("Unexpected channel-binding flag.")),
         }
-        if message.as_bytes().get(1) != Some(&b',') {
-            return Err(AuthError::Malformed(
-                "Comma expected after the channel-binding flag.",
-            ));
-        }
-        match message.as_bytes().get(2) {
+        match rest.as_bytes().first() {
             Some(b',') => {}
             Some(b'a') => {
                 return Err(AuthError::Unsupported(
@@ -57,7 +70,7 @@ impl<'a> ClientFirst<'a> {
                 ));
             }
         }
-        let (gs2_header, bare) = message.split_at(3);
+        let (gs2_header, bare) = message.split_at(flag.len() + 2);
         if bare.starts_with("m=") {
             return Err(AuthError::Unsupported(
                 "client requires an unsupported SCRAM extension",
