@@ -9,7 +9,7 @@ use super::session::{ClientStatement, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::plugins::{Action, Statement};
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::prepared;
+use crate::session::prepared::{self, PreparedStatement};
 use crate::session::traits::Traits;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr, take_cstr};
@@ -209,9 +209,9 @@ impl Session {
         }
     }
 
-    /// Makes sure that the server has the statement a message is about to use; returns its name there.
-    /// `None`: the client's name means nothing to the pooler, and the server is to say so.
-    fn provide(&mut self, walk: &mut Walk<'_>, name: &[u8]) -> Option<Box<[u8]>> {
+    /// Makes sure that the server has the statement a message is about to use, and returns it. `None`:
+    /// the client's name means nothing to the pooler, and the server is to say so.
+    fn provide(&mut self, walk: &mut Walk<'_>, name: &[u8]) -> Option<Arc<PreparedStatement>> {
         let session = self.registration.id;
         if name.is_empty() {
             let current = (session, self.unnamed.version);
@@ -259,7 +259,7 @@ impl Session {
                 message::parse_raw(out, &statement.server_name, &statement.rest);
             });
         }
-        Some(statement.server_name.clone())
+        Some(statement)
     }
 
     fn bind(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
@@ -289,18 +289,18 @@ impl Session {
             return Ok(Step::Stop(Event::Settle));
         }
         self.portals.remove(portal);
-        let server_name = self.provide(walk, name);
+        let statement = self.provide(walk, name);
         self.expect(Request::Bind, Undo::Nothing);
-        let Some(server_name) = server_name else {
+        let Some(statement) = statement else {
             return Ok(Step::Forward);
         };
         let names = portal.len() + name.len() + 2;
-        let length = (walk.header.body + 4 - name.len() + server_name.len()) as u32;
+        let length = (walk.header.body + 4 - name.len() + statement.server_name.len()) as u32;
         let out = self.inject(walk);
         out.push(frontend::BIND);
         out.extend_from_slice(&length.to_be_bytes());
         put_cstr(out, portal);
-        put_cstr(out, &server_name);
+        put_cstr(out, &statement.server_name);
         Ok(Step::ForwardAfter(HEADER + names))
     }
 
@@ -334,14 +334,14 @@ impl Session {
         if self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
         }
-        let server_name = self.provide(walk, name);
+        let statement = self.provide(walk, name);
         self.expect(Request::DescribeStatement, Undo::Nothing);
-        let Some(server_name) = server_name else {
+        let Some(statement) = statement else {
             return Ok(Step::Forward);
         };
         build(self.inject(walk), frontend::DESCRIBE, |out| {
             out.push(b'S');
-            put_cstr(out, &server_name);
+            put_cstr(out, &statement.server_name);
         });
         Ok(Step::Done)
     }
