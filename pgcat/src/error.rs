@@ -29,6 +29,9 @@ pub enum Error {
     /// A server did not answer within `connect_timeout` when a connection was to be opened.
     #[error("the server did not answer within connect_timeout")]
     ConnectTimeout,
+    /// An idle server connection did not answer within `healthcheck_timeout`.
+    #[error("the server did not answer the health check")]
+    FailedHealthCheck,
     /// No server of the wanted role or shard is configured.
     #[error("no server of the pool can serve this")]
     NoSuchServer,

@@ -1,7 +1,6 @@
 //! Which of several servers a connection goes to.
 
 use test_support::wire::Wire;
-use test_support::{Auth, PoolerConfig, Postgres, Settings};
 
 use crate::stage::{HOST, HOSTS, client, config, start, tally};
 
@@ -74,24 +73,5 @@ fn a_transaction_stays_where_it_began() {
         client.run("BEGIN");
         assert_eq!(tally(&mut client, HOST, 5).len(), 1);
         client.run("COMMIT");
-    }
-}
-
-/// A server that cannot be reached fails nobody while another serves.
-#[test]
-fn an_unreachable_server_is_passed_over() {
-    let mut down = Postgres::start_with(15, &Settings::auth(Auth::Trust));
-    let up = Postgres::start_with(15, &Settings::auth(Auth::Trust));
-    down.stop();
-    let config = PoolerConfig::new(&up)
-        .servers(&[
-            ("127.0.0.1", down.port(), "replica"),
-            ("127.0.0.1", up.port(), "replica"),
-        ])
-        .user_with("postgres", 2, "auth_type = \"trust\"");
-    let pooler = start(&config);
-    let mut client = client(&pooler);
-    for _ in 0..50 {
-        assert_eq!(client.value("SELECT 1"), "1");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use test_support::wire::Wire;
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
@@ -58,4 +60,31 @@ pub fn tally(client: &mut Wire, sql: &str, times: usize) -> BTreeMap<String, usi
         *tally.entry(client.value(sql)).or_default() += 1;
     }
     tally
+}
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A server of its own, to be harmed.
+pub fn own_server() -> Postgres {
+    Postgres::start_with(15, &Settings::auth(Auth::Trust))
+}
+
+/// A pool `postgres` of the user `postgres` over these servers.
+pub fn config_of(servers: &[(&Postgres, &str)]) -> PoolerConfig {
+    let listed: Vec<_> = servers
+        .iter()
+        .map(|(server, role)| ("127.0.0.1", server.port(), *role))
+        .collect();
+    PoolerConfig::new(servers[0].0).servers(&listed).user_with(
+        "postgres",
+        4,
+        "auth_type = \"trust\"",
+    )
 }

@@ -156,6 +156,8 @@ pub struct Pool {
     pub query_parser_max_length: Option<usize>,
     pub query_parser_read_write_splitting: bool,
     pub primary_reads_enabled: bool,
+    /// Whether the primary serves what is meant for replicas while none of them is well.
+    pub replica_to_primary_failover_enabled: bool,
     pub sharding_function: ShardingFunction,
     pub automatic_sharding_key: Option<String>,
     pub sharding_key_regex: Option<String>,

@@ -107,6 +107,7 @@ pub(super) fn read(
         )?,
         query_parser_read_write_splitting,
         primary_reads_enabled: flag("primary_reads_enabled", false)?,
+        replica_to_primary_failover_enabled: flag("replica_to_primary_failover_enabled", false)?,
         sharding_function: section
             .choice("sharding_function", SHARDING_FUNCTIONS)?
             .unwrap_or(ShardingFunction::PgBigintHash),

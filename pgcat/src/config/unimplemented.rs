@@ -12,13 +12,8 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "general.admin_auth_type",
     "general.enable_prometheus_exporter",
     "general.prometheus_exporter_port",
-    // reload, DNS, health
+    // reload
     "general.autoreload",
-    "general.dns_cache_enabled",
-    "general.dns_max_ttl",
-    "general.healthcheck_timeout",
-    "general.healthcheck_delay",
-    "general.ban_time",
     // authentication by query
     "general.auth_query",
     "general.auth_query_user",
@@ -27,7 +22,6 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "pools.*.auth_query_user",
     "pools.*.auth_query_password",
     // more than one server
-    "pools.*.checkout_failure_limit",
     "pools.*.shards.*.mirrors",
     // routing by the text of a query
     "pools.*.query_parser_enabled",

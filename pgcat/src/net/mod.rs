@@ -1,6 +1,7 @@
 //! Sockets, threads, and the relay between clients and servers.
 
 pub mod client;
+mod dns;
 mod extended;
 mod frontend;
 mod handled;

@@ -50,6 +50,8 @@ pub struct Server {
     /// pooler's or a plugin's, or after a failure. Set throughout, because the session may end, and
     /// its futures be dropped, at any await.
     pub unaccounted: bool,
+    /// Of the server's address, when the connection was made.
+    pub generation: u64,
     /// Coarse milliseconds.
     pub created_at: u64,
     pub idle_since: u64,
@@ -112,6 +114,7 @@ impl Server {
             dirty: false,
             unsynced: false,
             unaccounted: false,
+            generation: slot.address().health.generation(),
             created_at: now,
             idle_since: now,
             slot,
@@ -125,11 +128,20 @@ impl Server {
         self.slot.address()
     }
 
+    /// Notes whether the server is a standby.
+    pub fn note_standby(&self, in_recovery: bool) {
+        let slot = &self.slot;
+        slot.pool().note_standby(slot.address(), in_recovery);
+    }
+
     /// Notes a ParameterStatus.
     pub fn note_parameter(&mut self, body: &[u8]) {
         if let Some((name, rest)) = take_cstr(body)
             && let Some((value, _)) = take_cstr(rest)
         {
+            if name == b"in_hot_standby" {
+                self.note_standby(value == b"on");
+            }
             self.parameters.insert(
                 String::from_utf8_lossy(name).into_owned(),
                 String::from_utf8_lossy(value).into_owned(),
@@ -298,6 +310,19 @@ impl Server {
                 _ => self.collect(tag, &body, &mut result, unsolicited)?,
             }
         }
+    }
+
+    /// Asks the server whether it is a standby, and notes the answer.
+    ///
+    /// # Errors
+    /// As [`Server::simple_query`].
+    pub async fn ask_standby(&mut self) -> Result<(), Error> {
+        let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+        let result = self.simple_query(sql, &mut Vec::new()).await?;
+        self.unnamed = None;
+        let in_recovery = result.rows.first().and_then(|row| row.first()?.as_deref());
+        self.note_standby(in_recovery == Some("t"));
+        Ok(())
     }
 
     pub(super) fn collect(

@@ -57,6 +57,8 @@ pub struct Session {
     pub(super) startup_settings: Settings,
     /// Which servers the next statement may go to.
     pub(super) route: Route,
+    /// How often no server connection could be had.
+    checkout_failures: u64,
     /// A connection taken from the pool whose settings are to be changed with care.
     pub(super) checked_out: Option<Box<Server>>,
     /// The client said Terminate.
@@ -155,6 +157,7 @@ impl Session {
             startup_settings: settings,
             custom_settings: BTreeSet::new(),
             route,
+            checkout_failures: 0,
             checked_out: None,
             terminated: false,
             statements: HashMap::new(),
@@ -210,6 +213,7 @@ impl Session {
                 Event::Settle => self.settle().await?,
                 Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
             }
+            self.check_failures()?;
         }
     }
 
@@ -217,7 +221,24 @@ impl Session {
     pub(super) async fn checkout(&mut self) -> Result<Box<Server>, Error> {
         match self.checked_out.take() {
             Some(server) => Ok(server),
-            None => self.pool.checkout(&self.thread, self.route).await,
+            None => {
+                let outcome = self.pool.checkout(&self.thread, self.route).await;
+                self.checkout_failures += u64::from(outcome.is_err());
+                outcome
+            }
+        }
+    }
+
+    /// Ends a session that has failed to get a server connection too often, for its client to try
+    /// another pooler.
+    fn check_failures(&self) -> Result<(), Error> {
+        let failures = self.checkout_failures;
+        match self.pool.shared.settings.checkout_failure_limit {
+            Some(limit) if failures >= limit => Err(Error::Refused(Box::new(ErrorFields::fatal(
+                "58000",
+                format!("checkout failure limit reached ({failures} / {limit})"),
+            )))),
+            _ => Ok(()),
         }
     }
 

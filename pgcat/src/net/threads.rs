@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client;
+use super::dns;
 use super::io::{DetachedIo, TcpOptions};
 use super::server::ServerKey;
 use crate::config::model::Config;
@@ -358,6 +359,13 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
         shutting_down: Cell::new(false),
     });
     tokio::task::spawn_local(keep_time(thread.clone()));
+    let general = &thread.pooler.config.general;
+    if index == 0 && general.validate_config {
+        thread.pools.iter().for_each(|pool| pool.validate(&thread));
+    }
+    if index == 0 && general.dns_cache_enabled {
+        tokio::task::spawn_local(dns::watch(thread.clone()));
+    }
     while let Some(mail) = mailbox.recv().await {
         match mail {
             Mail::Accepted(io) => begin(&thread, io, None),

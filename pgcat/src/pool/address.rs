@@ -2,8 +2,9 @@
 //!
 //! What is to be shown or counted per server hangs here.
 
-use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
+use super::health::Health;
 use super::slots::Slots;
 use crate::config::model::{Mirror, Pool, Role, ServerAddress, User, WantedRole};
 
@@ -25,8 +26,7 @@ pub struct Address {
     /// Where what is sent to it is sent, too.
     pub mirrors: Vec<Mirror>,
     pub slots: Slots,
-    /// Whether the last attempt to connect failed: log the first failure, not each.
-    pub failing: AtomicBool,
+    pub health: Health,
 }
 
 impl Address {
@@ -59,25 +59,33 @@ impl Address {
                         .cloned()
                         .collect(),
                     slots: Slots::new(user.pool_size as usize, threads),
-                    failing: AtomicBool::new(false),
+                    health: Health::new(server.role),
                 });
             }
         }
         addresses.into()
     }
 
-    /// What the server is now.
+    /// What the server is now: [`Role::Auto`] if it is yet to be asked.
     pub fn role(&self) -> Role {
-        self.server.role
+        match self.server.role {
+            Role::Auto => self.health.role(),
+            configured => configured,
+        }
     }
 
-    /// Whether it is what a statement asks for.
+    /// Whether it is, or may turn out to be, what a statement asks for.
     pub fn serves(&self, wanted: WantedRole) -> bool {
-        matches!(
-            (self.role(), wanted),
-            (Role::Primary, WantedRole::Any | WantedRole::Primary)
-                | (Role::Replica, WantedRole::Any | WantedRole::Replica)
-                | (Role::Auto, WantedRole::Any)
-        )
+        match self.role() {
+            Role::Primary => wanted != WantedRole::Replica,
+            Role::Replica => wanted != WantedRole::Primary,
+            Role::Auto => true,
+            Role::Mirror => false,
+        }
+    }
+
+    /// For how long it is banned if a connection fails. A primary has no substitute, so it never is.
+    pub fn ban_after_failure(&self, ban_time: Duration) -> Option<Duration> {
+        (self.role() == Role::Replica && !ban_time.is_zero()).then_some(ban_time)
     }
 }

@@ -19,7 +19,7 @@ impl PoolShared {
             .iter()
             .filter(|address| in_shard(address, route) && address.serves(wanted))
             .filter(|address| !tried.contains(&address.id));
-        let mut best: Option<(usize, (bool, usize))> = None;
+        let mut best: Option<(usize, (bool, bool, bool, usize))> = None;
         let mut equals: u32 = 0;
         for address in candidates {
             let busy = match self.settings.load_balancing_mode {
@@ -27,7 +27,12 @@ impl PoolShared {
                 LoadBalancing::Random => 0,
             };
             // Nobody waits for one server while another has a connection to spare.
-            let cost = (!address.slots.has_room(), busy);
+            let cost = (
+                address.health.is_avoided(),
+                address.role() == Role::Auto,
+                !address.slots.has_room(),
+                busy,
+            );
             let better = match best {
                 Some((_, least)) if cost == least => {
                     equals += 1;
@@ -46,12 +51,36 @@ impl PoolShared {
         best.map(|(id, _)| id)
     }
 
+    /// Whether the server, once a connection has shown what it is, may serve after all.
+    pub fn may_serve(&self, address: &Address, route: Route) -> bool {
+        self.addresses.len() == 1 || address.serves(self.possible_role(route))
+    }
+
+    /// Whether a server that can serve may turn up soon: a failover is perhaps under way.
+    pub fn awaits_failover(&self, route: Route) -> bool {
+        let mut servers = self.addresses.iter();
+        self.addresses.len() > 1
+            && route.role == WantedRole::Primary
+            && servers.any(|address| in_shard(address, route) && address.server.role == Role::Auto)
+    }
+
     /// The role a route asks for, where servers of that role exist: a statement that any replica could
     /// serve goes to the primary of a shard that has no replicas.
     fn possible_role(&self, route: Route) -> WantedRole {
+        let may_fail_over = self.settings.replica_to_primary_failover_enabled;
         let exists = self.addresses.iter().any(|address| {
+            let health = &address.health;
             in_shard(address, route)
-                && (address.serves(route.role) || address.server.role == Role::Auto)
+                && match (route.role, address.server.role) {
+                    (WantedRole::Any, _) => true,
+                    (WantedRole::Primary, role) => matches!(role, Role::Primary | Role::Auto),
+                    (WantedRole::Replica, Role::Replica) => !may_fail_over || !health.is_avoided(),
+                    // After a failover perhaps all that is left is a primary, which can read, too.
+                    (WantedRole::Replica, Role::Auto) => {
+                        address.serves(WantedRole::Replica) && !health.is_avoided()
+                    }
+                    (WantedRole::Replica, _) => false,
+                }
         });
         if exists { route.role } else { WantedRole::Any }
     }

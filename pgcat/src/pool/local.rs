@@ -5,17 +5,23 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::address::Address;
+use super::health::BanReason;
 use super::shared::PoolShared;
 use super::slots::{Grant, Slot};
+use crate::config::model::Role;
 use crate::error::Error;
 use crate::net::server::Server;
 use crate::net::threads::ThreadContext;
 use crate::plugins::Plugin;
 use crate::router::route::Route;
+
+/// How often those who wait for a failover look.
+const FAILOVER_LOOK: Duration = Duration::from_millis(100);
 
 /// See the module's text.
 pub struct LocalPool {
@@ -54,7 +60,12 @@ impl LocalPool {
         if self.address(at).slots.waiting() > 0 {
             return None;
         }
-        self.pop_idle(thread, at)
+        let server = self.pop_idle(thread, at)?;
+        if self.is_check_due(thread, &server) {
+            self.push_unused(thread, server);
+            return None;
+        }
+        Some(server)
     }
 
     fn pop_idle(&self, thread: &ThreadContext, at: usize) -> Option<Box<Server>> {
@@ -67,14 +78,26 @@ impl LocalPool {
             };
             drop(idle);
             self.address(at).slots.idle_removed(thread.index);
-            if server.is_alive() {
+            if server.is_alive() && server.generation == self.address(at).health.generation() {
                 return Some(server);
             }
         }
     }
 
+    /// Puts a connection back to where [`LocalPool::pop_idle`] took it from, as if it had not.
+    fn push_unused(&self, thread: &ThreadContext, server: Box<Server>) {
+        let at = server.address().id;
+        let mut idle = self.idle[at].borrow_mut();
+        if thread.pooler.config.general.server_round_robin {
+            idle.push_front(server);
+        } else {
+            idle.push_back(server);
+        }
+        self.address(at).slots.idle_added(thread.index);
+    }
+
     /// A connection to a server that the route allows. One that cannot be reached is passed over for
-    /// the next.
+    /// the next. While a failover is under way, the wait for a new primary is `connect_timeout`.
     ///
     /// # Errors
     /// [`Error::Timeout`] after a wait of `connect_timeout`, or why the last server could not be
@@ -84,11 +107,34 @@ impl LocalPool {
         thread: &Rc<ThreadContext>,
         route: Route,
     ) -> Result<Box<Server>, Error> {
+        let began = thread.now.get();
+        let patience = self.shared.user.connect_timeout.as_millis() as u64;
+        loop {
+            match self.checkout_some(thread, route).await {
+                Err(error) if !matches!(error, Error::Timeout) => {
+                    let waited = thread.now.get().saturating_sub(began);
+                    if waited >= patience || !self.shared.awaits_failover(route) {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(FAILOVER_LOOK).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn checkout_some(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        route: Route,
+    ) -> Result<Box<Server>, Error> {
         let mut tried = Vec::new();
         let mut failure = Error::NoSuchServer;
         while let Some(at) = self.shared.choose(route, &tried) {
             match self.checkout_at(thread, at).await {
-                Ok(server) => return Ok(server),
+                Ok(server) if self.shared.may_serve(self.address(at), route) => return Ok(server),
+                // What it is has only now become known.
+                Ok(server) => self.release(thread, server),
                 // It is busy, not broken.
                 Err(Error::Timeout) => return Err(Error::Timeout),
                 Err(error) => failure = error,
@@ -105,44 +151,103 @@ impl LocalPool {
         thread: &Rc<ThreadContext>,
         at: usize,
     ) -> Result<Box<Server>, Error> {
-        if let Some(server) = self.try_checkout_at(thread, at) {
-            return Ok(server);
-        }
         let slots = &self.address(at).slots;
-        if slots.waiting() == 0
-            && let Some(slot) = Slot::take(&self.shared, at)
-        {
-            return self.open(thread, slot).await;
-        }
-        let granted = slots.enqueue(thread.index, thread.now.get());
-        // From here on a connection that is given back sees the waiter. One that was given back, or
-        // closed, just before is looked for now.
-        if let Some(slot) = Slot::take(&self.shared, at) {
-            slots.grant(slot);
-        }
-        self.serve_waiters(thread, at);
-        for index in slots.idle_threads(thread.index) {
-            thread.pooler.threads[index].serve_waiters(self.shared.index, at);
-        }
-        match granted.await {
-            Ok(grant) => self.redeem(thread, grant).await,
-            // Taken off the queue: see `Slots::expire`.
-            Err(_) => Err(Error::Timeout),
+        loop {
+            if slots.waiting() == 0 {
+                if let Some(server) = self.pop_idle(thread, at) {
+                    match self.checked(thread, server).await? {
+                        Some(server) => return Ok(server),
+                        None => continue,
+                    }
+                }
+                if let Some(slot) = Slot::take(&self.shared, at) {
+                    return self.open(thread, slot).await;
+                }
+            }
+            let granted = slots.enqueue(thread.index, thread.now.get());
+            // From here on a connection that is given back sees the waiter. One that was given back, or
+            // closed, just before is looked for now.
+            if let Some(slot) = Slot::take(&self.shared, at) {
+                slots.grant(slot);
+            }
+            self.serve_waiters(thread, at);
+            for index in slots.idle_threads(thread.index) {
+                thread.pooler.threads[index].serve_waiters(self.shared.index, at);
+            }
+            // Nothing is granted to those taken off the queue: see `Slots::expire`.
+            let server = match granted.await.map_err(|_| Error::Timeout)? {
+                Grant::Slot(slot) => return self.open(thread, slot).await,
+                Grant::Here(server) => server,
+                Grant::Moved(server) => match server.attach() {
+                    Ok(server) => server,
+                    Err(slot) => return self.open(thread, slot).await,
+                },
+            };
+            if let Some(server) = self.checked(thread, server).await? {
+                return Ok(server);
+            }
         }
     }
 
-    async fn redeem(
-        self: &Rc<Self>,
-        thread: &Rc<ThreadContext>,
-        grant: Grant,
-    ) -> Result<Box<Server>, Error> {
-        match grant {
-            Grant::Slot(slot) => self.open(thread, slot).await,
-            Grant::Here(server) => Ok(server),
-            Grant::Moved(server) => match server.attach() {
-                Ok(server) => Ok(server),
-                Err(slot) => self.open(thread, slot).await,
-            },
+    fn is_check_due(&self, thread: &ThreadContext, server: &Server) -> bool {
+        let delay = thread.pooler.config.general.healthcheck_delay.as_millis() as u64;
+        thread.now.get().saturating_sub(server.idle_since) >= delay
+    }
+
+    /// The connection, having asked the server for a sign of life if it was idle for long. `None`: the
+    /// connection is lost.
+    async fn checked(
+        &self,
+        thread: &ThreadContext,
+        mut server: Box<Server>,
+    ) -> Result<Option<Box<Server>>, Error> {
+        if !self.is_check_due(thread, &server) {
+            return Ok(Some(server));
+        }
+        let limit = thread.pooler.config.general.healthcheck_timeout;
+        match timeout(limit, server.simple_query(";", &mut Vec::new())).await {
+            Ok(Ok(_)) => Ok(Some(server)),
+            Ok(Err(error)) => {
+                log::info!(
+                    "a connection to {} was lost: {error}",
+                    server.address().name
+                );
+                Ok(None)
+            }
+            Err(_) => {
+                let error = Error::FailedHealthCheck;
+                self.note_failure(
+                    thread,
+                    server.address(),
+                    BanReason::FailedHealthCheck,
+                    &error,
+                );
+                Err(error)
+            }
+        }
+    }
+
+    fn note_failure(
+        &self,
+        thread: &ThreadContext,
+        address: &Address,
+        reason: BanReason,
+        error: &Error,
+    ) {
+        let now = thread.now.get();
+        let ban = address.ban_after_failure(thread.pooler.config.general.ban_time);
+        let first = address.health.failed(now, reason, ban);
+        let (name, user) = (&address.name, &self.shared.identity.user);
+        if first {
+            log::error!("server {name} (user {user}): {error}");
+            if let Some(length) = ban {
+                log::warn!(
+                    "server {name} (user {user}) is banned for {} s",
+                    length.as_secs()
+                );
+            }
+        } else {
+            log::debug!("server {name} (user {user}): {error}");
         }
     }
 
@@ -152,24 +257,39 @@ impl LocalPool {
         thread: &Rc<ThreadContext>,
         slot: Slot,
     ) -> Result<Box<Server>, Error> {
-        let limit = self.shared.user.connect_timeout;
         let address = self.address(slot.address().id);
-        let connecting = Server::connect(slot, &thread.pooler.tcp, thread.now.get());
-        let outcome = timeout(limit, connecting)
+        if let Some(refusal) = address.health.refusal(thread.now.get()) {
+            return Err(Error::ServerRefused(Box::new(refusal)));
+        }
+        let connecting = async {
+            let mut server = Server::connect(slot, &thread.pooler.tcp, thread.now.get()).await?;
+            let silent = !server.parameters.contains_key("in_hot_standby");
+            if address.server.role == Role::Auto && silent {
+                // Other poolers do not report it.
+                server.ask_standby().await?;
+            }
+            Ok(server)
+        };
+        let outcome = timeout(self.shared.user.connect_timeout, connecting)
             .await
             .unwrap_or(Err(Error::ConnectTimeout));
-        let failing = outcome.is_err();
-        let was_failing = address.failing.swap(failing, Ordering::Relaxed);
-        let user = &self.shared.identity.user;
         match &outcome {
-            Ok(_) if was_failing => {
-                log::info!("server {} (user {user}) is reachable again", address.name);
+            Ok(_) => {
+                if address.health.succeeded(thread.now.get()) {
+                    let user = &self.shared.identity.user;
+                    log::info!("server {} (user {user}) is reachable again", address.name);
+                }
             }
-            Ok(_) => (),
-            Err(error) if was_failing => {
-                log::debug!("connecting to {} (user {user}): {error}", address.name);
+            // It is well, only full.
+            Err(Error::ServerRefused(fields)) if fields.code == "53300" => {
+                log::warn!("server {}: {fields}", address.name);
             }
-            Err(error) => log::error!("connecting to {} (user {user}): {error}", address.name),
+            Err(error) => {
+                if let Error::ServerRefused(fields) = error {
+                    address.health.refused(thread.now.get(), fields);
+                }
+                self.note_failure(thread, address, BanReason::FailedCheckout, error);
+            }
         }
         outcome
     }
@@ -177,7 +297,8 @@ impl LocalPool {
     /// Gives a connection back. Only one that holds to the pool's invariant stays: see
     /// [`Server::is_reusable`].
     pub fn release(self: &Rc<Self>, thread: &Rc<ThreadContext>, server: Box<Server>) {
-        if !server.is_reusable() || self.is_expired(thread, &server) {
+        let outdated = server.generation != server.address().health.generation();
+        if !server.is_reusable() || outdated || self.is_expired(thread, &server) {
             self.close(server);
             return;
         }
@@ -258,12 +379,12 @@ impl LocalPool {
         let cleaning = async {
             // A cancel request on its way must not hit the next client's statement.
             while server.key.cancels.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             server.discard_all().await
         };
         // A server that does not answer its DISCARD ALL is not worth keeping.
-        match timeout(std::time::Duration::from_secs(15), cleaning).await {
+        match timeout(Duration::from_secs(15), cleaning).await {
             Ok(Ok(())) => self.put(thread, server),
             _ => self.close(server),
         }
@@ -304,23 +425,95 @@ impl LocalPool {
             let idle_for = thread.now.get().saturating_sub(server.idle_since);
             let too_long = idle_timeout.is_some_and(|limit| idle_for >= limit)
                 && address.slots.open() > minimum;
-            if too_long || self.is_expired(thread, &server) || !server.is_alive() {
+            let outdated = server.generation != address.health.generation();
+            if too_long || outdated || self.is_expired(thread, &server) || !server.is_alive() {
                 address.slots.idle_removed(thread.index);
                 self.close(server);
             } else {
                 idle.borrow_mut().push_back(server);
             }
         }
-        if thread.index == 0
-            && address.slots.open() < minimum
-            && let Some(slot) = Slot::take(&self.shared, address.id)
-        {
-            let (pool, thread) = (self.clone(), thread.clone());
-            tokio::task::spawn_local(async move {
-                if let Ok(server) = pool.open(&thread, slot).await {
-                    pool.put(&thread, server);
+        if thread.index == 0 {
+            self.keep_ready(thread, address, minimum);
+        }
+    }
+
+    /// Opens the connections that are to be kept, finds out whether a server that failed is back, and
+    /// asks one whose role may change for it.
+    fn keep_ready(self: &Rc<Self>, thread: &Rc<ThreadContext>, address: &Address, minimum: usize) {
+        let health = &address.health;
+        let missing = minimum.saturating_sub(address.slots.open());
+        let several = self.shared.addresses.len() > 1;
+        let probe = several && health.is_probe_due(thread.now.get());
+        let wanted = if health.is_avoided() {
+            usize::from(probe)
+        } else {
+            missing
+        };
+        for _ in 0..wanted {
+            let Some(slot) = Slot::take(&self.shared, address.id) else {
+                break;
+            };
+            self.open_spare(thread, slot);
+        }
+        if several && address.server.role == Role::Auto && !health.is_avoided() {
+            self.ask_role(thread, address);
+        }
+    }
+
+    fn open_spare(self: &Rc<Self>, thread: &Rc<ThreadContext>, slot: Slot) {
+        let (pool, thread) = (self.clone(), thread.clone());
+        tokio::task::spawn_local(async move {
+            if let Ok(server) = pool.open(&thread, slot).await {
+                pool.put(&thread, server);
+            }
+        });
+    }
+
+    /// Connections in use say by themselves when a standby has been promoted; idle ones only when
+    /// asked something.
+    fn ask_role(self: &Rc<Self>, thread: &Rc<ThreadContext>, address: &Address) {
+        let Some(mut server) = self.pop_idle(thread, address.id) else {
+            if let Some(slot) = Slot::take(&self.shared, address.id) {
+                self.open_spare(thread, slot);
+            }
+            return;
+        };
+        let (pool, thread) = (self.clone(), thread.clone());
+        tokio::task::spawn_local(async move {
+            let limit = thread.pooler.config.general.healthcheck_timeout;
+            match timeout(limit, server.ask_standby()).await {
+                Ok(Ok(())) => {
+                    if let Some(server) = pool.give(&thread, server) {
+                        pool.push_unused(&thread, server);
+                    }
                 }
-            });
+                Ok(Err(error)) => log::info!(
+                    "a connection to {} was lost: {error}",
+                    server.address().name
+                ),
+                Err(_) => {
+                    let error = Error::FailedHealthCheck;
+                    pool.note_failure(
+                        &thread,
+                        server.address(),
+                        BanReason::FailedHealthCheck,
+                        &error,
+                    );
+                }
+            }
+        });
+    }
+
+    /// Connects to every server once: what is wrong in the configuration is then in the log before a
+    /// client meets it, and the first clients find connections.
+    pub fn validate(self: &Rc<Self>, thread: &Rc<ThreadContext>) {
+        for address in &self.shared.addresses {
+            if address.server.role != Role::Mirror
+                && let Some(slot) = Slot::take(&self.shared, address.id)
+            {
+                self.open_spare(thread, slot);
+            }
         }
     }
 

@@ -1,12 +1,13 @@
 //! Pools: which server connections there are, who holds them, and who waits for one.
 //!
 //! A pool (one user of one database) has shards, a shard has servers ([`address`]), and each server
-//! has its own limit of connections and its own queue ([`slots`]). Idle connections belong to a thread
+//! has its own limit of connections and its own queue ([`slots`]) and is found to be well or not by itself ([`health`]). Idle connections belong to a thread
 //! ([`local`]). Which server a statement goes to is decided by [`balance`], among those its
 //! [`crate::router::route::Route`] allows.
 
 pub mod address;
 mod balance;
+pub mod health;
 pub mod local;
 pub mod shared;
 pub mod slots;

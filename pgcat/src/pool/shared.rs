@@ -89,6 +89,39 @@ impl PoolShared {
             .unwrap_or(&self.addresses[0])
     }
 
+    /// Notes what a server has said about being a standby, if that decides its role.
+    pub fn note_standby(&self, address: &Address, in_recovery: bool) {
+        if address.server.role != Role::Auto {
+            return;
+        }
+        let role = if in_recovery {
+            Role::Replica
+        } else {
+            Role::Primary
+        };
+        if !address.health.note_role(role) {
+            return;
+        }
+        let word = if in_recovery { "replica" } else { "primary" };
+        log::info!(
+            "server {} (user {}) is a {word}",
+            address.name,
+            self.identity.user
+        );
+        if role == Role::Primary {
+            // The one that was it before is to be asked again: it may be gone, or a standby now.
+            let others = self.addresses.iter().filter(|other| {
+                other.shard == address.shard
+                    && other.id != address.id
+                    && other.server.role == Role::Auto
+                    && other.role() == Role::Primary
+            });
+            others.for_each(|other| {
+                other.health.note_role(Role::Auto);
+            });
+        }
+    }
+
     /// Takes those off the queues who have waited for `connect_timeout`.
     pub fn expire(&self, now: u64) {
         let limit = self.user.connect_timeout.as_millis() as u64;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -94,6 +95,90 @@ impl Postgres {
         panic!("PostgreSQL {major} does not start:\n{}", server.log());
     }
 
+    /// A streaming standby of this server, caught up with its login roles and data so far. It trusts as
+    /// this server does.
+    ///
+    /// # Panics
+    /// If the copy cannot be made.
+    pub fn standby(&self) -> Self {
+        let mut standby = Self {
+            major: self.major,
+            workplace: Workplace::new("standby"),
+            port: 0,
+            postmaster: None,
+        };
+        standby.open_workplace();
+        let copy = standby
+            .program("pg_basebackup")
+            .arg("--host")
+            .arg(self.socket_directory())
+            .args(["--port", &self.port.to_string(), "--username=postgres"])
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf"])
+            .arg("--pgdata")
+            .arg(standby.data_directory())
+            .output()
+            .expect("pg_basebackup runs");
+        assert!(
+            copy.status.success(),
+            "pg_basebackup: {}",
+            String::from_utf8_lossy(&copy.stderr)
+        );
+        let mut conf = File::options()
+            .append(true)
+            .open(standby.data_directory().join("postgresql.auto.conf"))
+            .expect("postgresql.auto.conf");
+        writeln!(
+            conf,
+            "unix_socket_directories = '{}'",
+            standby.workplace.path().display()
+        )
+        .expect("postgresql.auto.conf");
+        for _ in 0..5 {
+            standby.port = process::free_port();
+            if standby.launch() {
+                return standby;
+            }
+        }
+        panic!("the standby does not start:\n{}", standby.log());
+    }
+
+    /// Makes a standby a primary.
+    ///
+    /// # Panics
+    /// If it does not become one.
+    pub fn promote(&self) {
+        let output = self
+            .program("pg_ctl")
+            .args(["promote", "--wait", "--pgdata"])
+            .arg(self.data_directory())
+            .output()
+            .expect("pg_ctl runs");
+        assert!(
+            output.status.success(),
+            "promote: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+
+    /// Stops the postmaster and all its children in their tracks: connections stay open, new ones are
+    /// accepted by the kernel, and nothing answers.
+    pub fn freeze(&self) {
+        self.signal_all("STOP");
+    }
+
+    /// Undoes [`Self::freeze`].
+    pub fn thaw(&self) {
+        self.signal_all("CONT");
+    }
+
+    fn signal_all(&self, signal: &str) {
+        let postmaster = self.pid();
+        process::signal(postmaster, signal);
+        for child in process::children(postmaster) {
+            process::signal(child, signal);
+        }
+    }
+
     pub fn major(&self) -> u32 {
         self.major
     }
@@ -174,13 +259,17 @@ impl Postgres {
         }
     }
 
-    fn initdb(&mut self, settings: &Settings) {
-        let owner = process::unprivileged_user();
+    /// Lets the user that servers run as into the workplace.
+    fn open_workplace(&self) {
         fs::set_permissions(self.workplace.path(), fs::Permissions::from_mode(0o755))
             .expect("chmod");
-        if let Some((user, group)) = owner {
+        if let Some((user, group)) = process::unprivileged_user() {
             chown(self.workplace.path(), Some(user), Some(group)).expect("chown");
         }
+    }
+
+    fn initdb(&mut self, settings: &Settings) {
+        self.open_workplace();
         let password_file = self.workplace.path().join("password");
         fs::write(&password_file, "postgres\n").expect("password file");
         fs::set_permissions(&password_file, fs::Permissions::from_mode(0o644)).expect("chmod");
@@ -307,6 +396,8 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(mut postmaster) = self.postmaster.take() {
+            // A frozen one would not even notice.
+            process::signal(postmaster.id(), "CONT");
             // Nobody will read this data again: no checkpoint, no waiting for clients.
             process::signal(postmaster.id(), "QUIT");
             if process::wait_for_exit(&mut postmaster, Duration::from_secs(10)).is_none() {

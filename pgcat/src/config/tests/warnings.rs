@@ -58,8 +58,7 @@ fn settings_without_effect_are_listed_once_and_only_if_they_ask_for_something() 
     assert_eq!(
         warnings,
         [
-            "pgcat.toml:5: these settings have no effect yet: general.ban_time (line 5), \
-          general.admin_username (line 6), general.admin_password (line 7), plugins.prewarmer (line 11)"
+            "pgcat.toml:6: these settings have no effect yet: general.admin_username (line 6), general.admin_password (line 7), plugins.prewarmer (line 11)"
         ]
     );
 }
