@@ -107,6 +107,8 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         admin_auth_type: section
             .choice("admin_auth_type", AUTH_TYPES)?
             .unwrap_or(AuthType::Md5),
+        admin_users: names(section, "admin_users")?,
+        stats_users: names(section, "stats_users")?,
         validate_config: flag("validate_config", true)?,
         dns_cache_enabled: flag("dns_cache_enabled", false)?,
         dns_max_ttl: section
@@ -176,6 +178,14 @@ impl AuthQueryKeys {
             password: self.password.clone()?,
         })
     }
+}
+
+fn names(section: &Section<'_>, key: &'static str) -> Result<Vec<String>, ConfigError> {
+    let Some(value) = section.value(key) else {
+        return Ok(Vec::new());
+    };
+    let names = value.array("an array of user names")?;
+    names.into_iter().map(|name| name.string()).collect()
 }
 
 /// Both keys or neither; PgCat requires both. Without them there is no admin database.

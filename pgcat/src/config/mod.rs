@@ -65,6 +65,12 @@ pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigEr
     let mut pools = BTreeMap::new();
     let section = root.required_section("pools")?;
     for (name, value) in section.entries() {
+        if let Some(dialect) = crate::admin::Dialect::of(&name) {
+            let database = dialect.database();
+            return Err(value.section()?.error_here(format!(
+                "the name {database:?} is reserved for the admin database"
+            )));
+        }
         let pool = pool::read(&value.section()?, &name, &inherited, &plugins)?;
         pools.insert(name, pool);
     }

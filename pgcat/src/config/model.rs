@@ -57,6 +57,10 @@ pub struct General {
     pub admin_username: String,
     pub admin_password: String,
     pub admin_auth_type: AuthType,
+    /// Users of pools who may also use the admin databases (PgBouncer's key).
+    pub admin_users: Vec<String>,
+    /// Users of pools who may look at the admin databases (PgBouncer's key).
+    pub stats_users: Vec<String>,
     /// Connect to every server at start, and log what fails.
     pub validate_config: bool,
     pub dns_cache_enabled: bool,
@@ -84,6 +88,26 @@ pub struct ClientTls {
     pub private_key: PathBuf,
     /// Who signs clients' certificates. Present if the mode verifies them.
     pub ca: Option<PathBuf>,
+}
+
+impl General {
+    /// Who may use the admin databases, if anybody may.
+    pub fn admin(&self) -> Option<User> {
+        (!self.admin_username.is_empty()).then(|| User {
+            username: self.admin_username.clone(),
+            password: Some(self.admin_password.clone()),
+            auth_type: self.admin_auth_type,
+            server_username: String::new(),
+            server_password: None,
+            pool_size: 0,
+            min_pool_size: 0,
+            pool_mode: PoolMode::Session,
+            server_lifetime: None,
+            idle_timeout: None,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: None,
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,10 +6,7 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     // TLS
     "general.server_tls",
     "general.verify_server_certificate",
-    // the admin database and metrics
-    "general.admin_username",
-    "general.admin_password",
-    "general.admin_auth_type",
+    // metrics
     "general.enable_prometheus_exporter",
     "general.prometheus_exporter_port",
     // reload

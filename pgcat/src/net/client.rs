@@ -1,17 +1,23 @@
 //! A client's connection from its first packet to the end of its login.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use super::io::{Io, OutBuffer};
 use super::login;
+use super::registration::{Kind, Registration, Who};
 use super::server::Parameters;
 use super::session::{Session, shutting_down};
-use super::threads::{CancelKey, Registration, ThreadContext};
+use super::threads::{CancelKey, ThreadContext};
 use super::tls::TlsStream;
+use crate::admin::session::AdminSession;
+use crate::admin::{Dialect, Privilege};
+use crate::config::model::AuthType;
 use crate::error::Error;
+use crate::plugins::PoolIdentity;
 use crate::pool::local::LocalPool;
 use crate::router::route::Route;
 use crate::session::settings::Settings;
@@ -47,7 +53,19 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
     };
     let login = tokio::time::timeout(LOGIN_TIMEOUT, newcomer.log_in(thread, internal_pool));
     let admitted = match login.await {
-        Ok(Ok(Some(admitted))) => admitted,
+        Ok(Ok(Some(Admission::Pool(admitted)))) => admitted,
+        Ok(Ok(Some(Admission::Admin {
+            registration,
+            dialect,
+            privilege,
+        }))) => {
+            let Newcomer { io, input, .. } = newcomer;
+            let session = AdminSession::new(thread.clone(), registration, io, dialect, privilege);
+            if let Err(error) = session.run(input).await {
+                log::debug!("admin database {}: {error}", dialect.database());
+            }
+            return;
+        }
         // A cancel request, or a port check that sent nothing.
         Ok(Ok(None)) => return,
         Ok(Err(error)) => return newcomer.turn_away(error).await,
@@ -91,7 +109,17 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
     }
 }
 
-/// A client that has logged in.
+/// Where a client has logged in to.
+enum Admission {
+    Admin {
+        registration: Registration,
+        dialect: Dialect,
+        privilege: Privilege,
+    },
+    Pool(Admitted),
+}
+
+/// A client of a pool.
 struct Admitted {
     pool: Rc<LocalPool>,
     registration: Registration,
@@ -103,7 +131,7 @@ impl Newcomer {
         &mut self,
         thread: &Rc<ThreadContext>,
         internal_pool: Option<usize>,
-    ) -> Result<Option<Admitted>, Error> {
+    ) -> Result<Option<Admission>, Error> {
         let Some(startup) = self.read_startup(thread).await? else {
             return Ok(None);
         };
@@ -126,6 +154,14 @@ impl Newcomer {
             .parameter("database")
             .filter(|name| !name.is_empty())
             .unwrap_or(user);
+        if let Some(dialect) = Dialect::of(database)
+            && internal_pool.is_none()
+        {
+            return self
+                .log_in_admin(thread, &startup, user, dialect)
+                .await
+                .map(Some);
+        }
         let pool = match internal_pool {
             Some(index) => thread.pools[index].clone(),
             None => self.authenticate(thread, database, user).await?,
@@ -144,14 +180,79 @@ impl Newcomer {
         }
         let settings = session_settings(&startup)?;
         let parameters = greeting(thread, &pool, &settings).await?;
-        let registration = Registration::new(thread, internal_pool.is_none());
-        self.greet(&parameters, registration.key);
+        let kind = match internal_pool {
+            Some(_) => Kind::Internal,
+            None => Kind::Client,
+        };
+        let who = self.who(kind, pool.shared.identity.clone(), &startup);
+        let registration = Registration::new(thread, who);
+        let parameters = parameters.iter();
+        self.greet(
+            parameters.map(|(n, v)| (n.as_str(), v.as_str())),
+            registration.key,
+        );
         self.flush().await?;
-        Ok(Some(Admitted {
+        Ok(Some(Admission::Pool(Admitted {
             pool,
             registration,
             settings,
-        }))
+        })))
+    }
+
+    /// Lets a client into an admin database: the administrator, or a user of a pool who is named in
+    /// `admin_users` or `stats_users`.
+    async fn log_in_admin(
+        &mut self,
+        thread: &Rc<ThreadContext>,
+        startup: &Startup,
+        user: &str,
+        dialect: Dialect,
+    ) -> Result<Admission, Error> {
+        let general = &thread.pooler.config.general;
+        let privilege = if general.admin_users.iter().any(|name| name == user) {
+            Some(Privilege::Admin)
+        } else if general.stats_users.iter().any(|name| name == user) {
+            Some(Privilege::Stats)
+        } else {
+            None
+        };
+        let pools = &thread.pooler.pools;
+        let of_pool = pools.iter().find(|pool| pool.identity.user == user);
+        let privilege = match (privilege, of_pool) {
+            (Some(privilege), Some(pool)) => {
+                login::prove(self, &pool.user, &pool.scram_secret).await?;
+                privilege
+            }
+            _ => {
+                let Some(admin) = general.admin() else {
+                    return Err(Error::Refused(Box::new(ErrorFields::fatal(
+                        "58000",
+                        "there is no admin database: admin_username is not set",
+                    ))));
+                };
+                // PgCat's `trust` lets anybody in, by any name.
+                let known = admin.username == user || admin.auth_type == AuthType::Trust;
+                let secret = OnceLock::new();
+                let proof = login::prove(self, &admin, &secret).await;
+                if !known {
+                    return Err(login::refused(user));
+                }
+                proof?;
+                Privilege::Admin
+            }
+        };
+        let identity = PoolIdentity {
+            database: dialect.database().to_owned(),
+            user: user.to_owned(),
+        };
+        let registration = Registration::new(thread, self.who(Kind::Admin, identity, startup));
+        self.greet(AdminSession::greeting(dialect), registration.key);
+        self.flush().await?;
+        Ok(Admission::Admin {
+            registration,
+            dialect,
+            privilege,
+        })
     }
 
     /// The startup message; `None` if the connection wanted something else, and has had it.
@@ -263,6 +364,25 @@ impl Newcomer {
         Ok(())
     }
 
+    fn who(&self, kind: Kind, identity: PoolIdentity, startup: &Startup) -> Who {
+        Who {
+            kind,
+            identity,
+            application_name: RefCell::new(
+                startup
+                    .parameter("application_name")
+                    .unwrap_or_default()
+                    .to_owned(),
+            ),
+            ends: self.io.ends(),
+            tls: match &self.io {
+                Io::Tls(stream) => stream.description(),
+                Io::Memory(_) | Io::Tcp(_) | Io::Unix(_) => String::new(),
+            },
+            connected: SystemTime::now(),
+        }
+    }
+
     /// Finds the pool and lets the client prove who it is.
     async fn authenticate(
         &mut self,
@@ -279,12 +399,16 @@ impl Newcomer {
                 format!("No pool configured for database: \"{database}\", user: \"{user}\""),
             ))));
         };
-        login::prove(self, &pool.shared).await?;
+        login::prove(self, &pool.shared.user, &pool.shared.scram_secret).await?;
         Ok(pool.clone())
     }
 
     /// AuthenticationOk, the parameters, the cancel key, and ReadyForQuery, all at once.
-    fn greet(&mut self, parameters: &Parameters, key: CancelKey) {
+    fn greet<'p>(
+        &mut self,
+        parameters: impl IntoIterator<Item = (&'p str, &'p str)>,
+        key: CancelKey,
+    ) {
         let out = self.out.tail();
         build(out, backend::AUTHENTICATION, |out| {
             out.extend_from_slice(&[0; 4])

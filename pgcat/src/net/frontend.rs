@@ -124,6 +124,14 @@ impl Session {
             // The beginning of a message does not count, as in PostgreSQL.
             self.registration.handle.idle_in_transaction.set(None);
         }
+        if walk.at > 0
+            && let Some(server) = &self.server
+        {
+            server.connection().sent(walk.at);
+            if server.ledger.is_waiting() {
+                self.count_request();
+            }
+        }
         if let Some(server) = &mut self.server
             && !walk.run.is_empty()
             && server

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::extended::in_failed_transaction;
 use super::pipeline::PipelineEnd;
+use super::rows;
 use super::session::Session;
 use crate::error::Error;
 use crate::plugins::{
@@ -49,91 +50,21 @@ enum Control {
 }
 
 impl HandledPortal {
-    fn format(&self, column: usize) -> u16 {
-        match self.formats[..] {
-            [] => 0,
-            [all] => all,
-            _ => self.formats.get(column).copied().unwrap_or(0),
-        }
-    }
-
     /// RowDescription or NoData.
     pub fn description(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        let columns = self.statement.columns();
-        if columns.is_empty() {
-            build(&mut out, backend::NO_DATA, |_| ());
-            return out;
-        }
-        build(&mut out, backend::ROW_DESCRIPTION, |out| {
-            out.extend_from_slice(&(columns.len() as u16).to_be_bytes());
-            for (index, column) in columns.iter().enumerate() {
-                put_cstr(out, column.name.as_bytes());
-                out.extend_from_slice(&[0; 6]);
-                out.extend_from_slice(&column.type_oid.to_be_bytes());
-                let size: i16 = match column.type_oid {
-                    16 => 1,
-                    23 => 4,
-                    20 | 701 => 8,
-                    _ => -1,
-                };
-                out.extend_from_slice(&size.to_be_bytes());
-                out.extend_from_slice(&(-1_i32).to_be_bytes());
-                out.extend_from_slice(&self.format(index).to_be_bytes());
-            }
-        });
+        rows::describe(self.statement.columns(), &self.formats, &mut out);
         out
     }
 
     /// The DataRows and CommandComplete.
     fn result(&self, completion: &Completion, out: &mut Vec<u8>) -> Result<(), Box<ErrorFields>> {
         for row in &completion.rows {
-            let mut values = Vec::with_capacity(row.len());
-            for (index, value) in row.iter().enumerate() {
-                let Some(value) = value else {
-                    values.push(None);
-                    continue;
-                };
-                values.push(Some(if self.format(index) == 1 {
-                    binary(self.statement.columns()[index].type_oid, value)?
-                } else {
-                    value.clone().into_bytes()
-                }));
-            }
-            build(out, backend::DATA_ROW, |out| {
-                out.extend_from_slice(&(values.len() as u16).to_be_bytes());
-                for value in values {
-                    match value {
-                        Some(value) => {
-                            out.extend_from_slice(&(value.len() as i32).to_be_bytes());
-                            out.extend_from_slice(&value);
-                        }
-                        None => out.extend_from_slice(&(-1_i32).to_be_bytes()),
-                    }
-                }
-            });
+            rows::write(self.statement.columns(), &self.formats, row, out)?;
         }
         message::command_complete(out, &completion.tag);
         Ok(())
     }
-}
-
-/// A value in binary form, for the types plugins' results have.
-fn binary(type_oid: u32, text: &str) -> Result<Vec<u8>, Box<ErrorFields>> {
-    let bytes = match type_oid {
-        16 => Some(vec![u8::from(text == "t")]),
-        20 => text.parse::<i64>().ok().map(|v| v.to_be_bytes().to_vec()),
-        23 => text.parse::<i32>().ok().map(|v| v.to_be_bytes().to_vec()),
-        25 | 19 | 1043 => Some(text.as_bytes().to_vec()),
-        701 => text.parse::<f64>().ok().map(|v| v.to_be_bytes().to_vec()),
-        _ => None,
-    };
-    bytes.ok_or_else(|| {
-        Box::new(ErrorFields::error(
-            "0A000",
-            "binary format is not supported for this result",
-        ))
-    })
 }
 
 impl Session {
@@ -245,6 +176,7 @@ impl Session {
         if !self.hold_server(true).await? {
             return Ok(());
         }
+        self.count_request();
         // PostgreSQL runs a Query of several statements in one implicit transaction, which a BEGIN in
         // it turns into a block.
         let several = pieces.len() > 1;
@@ -305,6 +237,7 @@ impl Session {
         }
         let status = self.status();
         message::ready_for_query(self.out.tail(), status);
+        self.count_ready();
         if status == TransactionStatus::Idle {
             self.wrote = false;
             for plugin in &self.pool.plugins {

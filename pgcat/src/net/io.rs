@@ -1,7 +1,7 @@
 //! The byte streams under clients and servers.
 
 use std::io;
-use std::net::TcpStream as StdTcpStream;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
@@ -95,6 +95,15 @@ impl Io {
             Self::Tcp(stream) => stream.poll_send(cx, bytes),
             Self::Tls(stream) => stream.poll_write(cx, bytes),
             Self::Unix(stream) => stream.poll_send(cx, bytes),
+        }
+    }
+
+    /// The peer's address and ours, of a TCP connection.
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        match self {
+            Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
+            Self::Tls(stream) => stream.ends(),
+            Self::Memory(_) | Self::Unix(_) => None,
         }
     }
 

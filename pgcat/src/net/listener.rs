@@ -14,6 +14,7 @@ use crate::config::model::Config;
 use crate::error::Error;
 use crate::plugins::{Plugin, PoolIdentity};
 use crate::pool::shared::PoolShared;
+use crate::pool::statistics::Ids;
 
 /// Serves clients until a signal ends it.
 ///
@@ -41,8 +42,12 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
 
     let shutdown_timeout = config.general.shutdown_timeout;
-    let pools = pools(&config);
-    let (pooler, threads) = Pooler::start(config, pools, plugins)?;
+    let ids = Ids::default();
+    let pools = pools(&config, &ids);
+    let listen = listener
+        .local_addr()
+        .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
+    let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids)?;
     let handles: Vec<_> = pooler
         .pools
         .iter()
@@ -51,10 +56,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     for plugin in &pooler.plugins {
         plugin.start(&handles);
     }
-    let address = listener
-        .local_addr()
-        .map_or(address, |bound| bound.to_string());
-    log::info!("Running on {address}");
+    log::info!("Running on {listen}");
     log::info!("Waiting for clients");
 
     let reason = loop {
@@ -104,7 +106,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     Ok(())
 }
 
-fn pools(config: &Config) -> Vec<Arc<PoolShared>> {
+fn pools(config: &Config, ids: &Ids) -> Vec<Arc<PoolShared>> {
     let users = config
         .pools
         .iter()
@@ -123,6 +125,7 @@ fn pools(config: &Config) -> Vec<Arc<PoolShared>> {
                 user.clone(),
                 pool.clone(),
                 threads,
+                ids.clone(),
             ))
         })
         .collect()

@@ -1,9 +1,10 @@
 //! How a client proves who it is.
 
+use std::sync::OnceLock;
+
 use super::client::Newcomer;
 use crate::config::model::{AuthType, User};
 use crate::error::Error;
-use crate::pool::shared::PoolShared;
 use crate::session::auth::scram::{Binding, MECHANISM, MECHANISM_PLUS};
 use crate::session::auth::{AuthError, ScramSecret, ScramServer, Secret, md5, scram};
 use crate::wire::backend;
@@ -16,17 +17,21 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
-/// Asks the client for its proof, as the pool's user is configured.
+/// Asks the client for its proof, as the user is configured. What it is verified with by SCRAM is made
+/// once, and then known.
 ///
 /// # Errors
 /// [`Error::Refused`]: 28P01, worded alike whatever was wrong, or 08P01 for a malformed exchange.
-pub(super) async fn prove(client: &mut Newcomer, pool: &PoolShared) -> Result<(), Error> {
-    let user = &pool.user;
+pub(super) async fn prove(
+    client: &mut Newcomer,
+    user: &User,
+    known: &OnceLock<Option<ScramSecret>>,
+) -> Result<(), Error> {
     if user.auth_type == AuthType::Trust {
         return Ok(());
     }
     let Some(password) = &user.password else {
-        return Err(refused(user));
+        return Err(refused(&user.username));
     };
     let secret = Secret::parse(password);
     // As PostgreSQL does for `md5` in pg_hba.conf: a stored SCRAM secret means a SCRAM exchange.
@@ -35,13 +40,13 @@ pub(super) async fn prove(client: &mut Newcomer, pool: &PoolShared) -> Result<()
         return by_md5(client, user, &secret).await;
     }
     // Made once: it costs milliseconds, and its salt must not change from try to try.
-    let scram = pool.scram_secret.get_or_init(|| secret.to_scram());
+    let scram = known.get_or_init(|| secret.to_scram());
     let Some(scram) = scram else {
         log::error!(
             "user {}: an md5 hash cannot serve for scram-sha-256",
             user.username
         );
-        return Err(refused(user));
+        return Err(refused(&user.username));
     };
     by_scram_exchange(client, user, scram).await
 }
@@ -54,7 +59,7 @@ async fn by_md5(client: &mut Newcomer, user: &User, secret: &Secret) -> Result<(
     if md5::verify(secret, &user.username, salt, answer) {
         Ok(())
     } else {
-        Err(refused(user))
+        Err(refused(&user.username))
     }
 }
 
@@ -64,7 +69,7 @@ async fn by_scram_exchange(
     secret: &ScramSecret,
 ) -> Result<(), Error> {
     let failed = |error: AuthError| match error {
-        AuthError::WrongPassword => refused(user),
+        AuthError::WrongPassword => refused(&user.username),
         error => {
             let mut fields = ErrorFields::fatal(error.sqlstate(), error.to_string());
             fields.detail = error.detail().map(str::to_owned);
@@ -113,12 +118,10 @@ async fn request(client: &mut Newcomer, code: u32, data: &[u8]) -> Result<(), Er
     client.flush().await
 }
 
-fn refused(user: &User) -> Error {
+/// The answer to anybody who could not prove who he is.
+pub(super) fn refused(user: &str) -> Error {
     Error::Refused(Box::new(ErrorFields::fatal(
         "28P01",
-        format!(
-            "password authentication failed for user \"{}\"",
-            user.username
-        ),
+        format!("password authentication failed for user \"{user}\""),
     )))
 }

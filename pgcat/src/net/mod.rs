@@ -1,6 +1,7 @@
 //! Sockets, threads, and the relay between clients and servers.
 
 pub mod client;
+pub mod clock;
 mod dns;
 mod extended;
 mod frontend;
@@ -10,7 +11,9 @@ mod listener;
 mod login;
 pub mod pipeline;
 pub mod pool_handle;
+pub mod registration;
 mod relay;
+pub mod rows;
 pub mod server;
 mod server_login;
 pub mod session;

@@ -187,6 +187,7 @@ impl Session {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Server(error))),
             Poll::Pending => return Poll::Pending,
         };
+        server.connection().received(n);
         let outcome = if server.input.is_empty() {
             let data = &scratch[..n];
             self.process_server(data, cx).map(|used| {
@@ -386,11 +387,16 @@ impl Session {
             } else {
                 Arc::new(captured)
             };
+            self.note_application_name();
             return Ok(());
         }
         if fate == Fate::Swallow {
             return Ok(());
         }
+        self.count_ready();
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         let quiet = server.ledger.is_empty();
         if quiet {
             self.dropped.clear();
@@ -504,6 +510,12 @@ impl Session {
                 }
             }
         }
+        if fate == Fate::Forward {
+            server.connection().failed();
+            self.registration
+                .handle
+                .count(|counters| counters.errors += 1);
+        }
         let fields = ErrorFields::read(body);
         if fate == Fate::Capture && self.patience == Patience::AsSet && fields.code == "57014" {
             self.patience = Patience::Wanted;
@@ -525,6 +537,15 @@ impl Session {
             server.dirty = true;
         }
         Ok(())
+    }
+
+    /// The client may have changed its application's name.
+    fn note_application_name(&self) {
+        let name = self.settings.value("application_name").unwrap_or_default();
+        let mut known = self.registration.handle.who.application_name.borrow_mut();
+        if *known != name {
+            *known = name.to_owned();
+        }
     }
 
     pub(super) fn is_pooled(&self) -> bool {

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::plugins::QueryResult;
 use crate::pool::address::Address;
 use crate::pool::slots::Slot;
+use crate::pool::statistics::Connection;
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::Settings;
@@ -120,6 +121,8 @@ impl Server {
             slot,
         });
         server.log_in().await?;
+        let ends = server.io.ends();
+        server.connection().logged_in(server.key.pid, ends);
         Ok(server)
     }
 
@@ -132,6 +135,11 @@ impl Server {
     pub fn note_standby(&self, in_recovery: bool) {
         let slot = &self.slot;
         slot.pool().note_standby(slot.address(), in_recovery);
+    }
+
+    /// What is counted and shown of the connection.
+    pub fn connection(&self) -> &Connection {
+        self.slot.connection()
     }
 
     /// Notes a ParameterStatus.

@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 
 use super::handled::{HandledPortal, Piece};
 use super::io::{Io, OutBuffer};
+use super::registration::Registration;
 use super::server::Server;
-use super::threads::{Registration, ThreadContext};
+use super::threads::ThreadContext;
 use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::plugins::Statement;
@@ -71,6 +72,10 @@ pub struct Session {
     pub(super) hold: bool,
     /// A message of the client's batch has gone to the server since the last Sync.
     pub(super) batch_reached_server: bool,
+    /// When the request that is being answered came, by the thread's clock; 0: none is.
+    pub(super) query_began: u64,
+    /// The same of the transaction.
+    pub(super) transaction_began: u64,
     /// The client is in this process: no plugin looks at its statements.
     pub(super) internal: bool,
 }
@@ -175,6 +180,8 @@ impl Session {
             told_fatal: false,
             hold: false,
             batch_reached_server: false,
+            query_began: 0,
+            transaction_began: 0,
             internal,
         }
     }
@@ -222,8 +229,16 @@ impl Session {
         match self.checked_out.take() {
             Some(server) => Ok(server),
             None => {
+                let began = self.thread.clock.now();
+                let handle = self.registration.handle.clone();
+                handle.waiting_since.set(Some(began));
                 let outcome = self.pool.checkout(&self.thread, self.route).await;
+                handle.waiting_since.set(None);
                 self.checkout_failures += u64::from(outcome.is_err());
+                if let Ok(server) = &outcome {
+                    let waited = self.thread.clock.now() - began;
+                    server.address().statistics.waited(waited);
+                }
                 outcome
             }
         }
@@ -304,16 +319,58 @@ impl Session {
             }
         }
         *self.registration.handle.server.borrow_mut() = Some(server.key.clone());
+        server.connection().assigned(self.registration.id);
         self.server_body = Body::default();
         self.told_fatal = false;
         self.server = Some(server);
+    }
+
+    /// A request, or a part of one, has gone to the server.
+    pub(super) fn count_request(&mut self) {
+        if self.query_began == 0 {
+            self.query_began = self.thread.clock.now();
+            self.registration.handle.requested.set(self.query_began);
+            if self.transaction_began == 0 {
+                self.transaction_began = self.query_began;
+            }
+        }
+    }
+
+    /// The client is told that its request has been answered.
+    pub(super) fn count_ready(&mut self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        let now = self.thread.clock.now();
+        let pipelined = server.ledger.is_waiting();
+        let began = std::mem::replace(&mut self.query_began, if pipelined { now } else { 0 });
+        let connection = server.connection();
+        connection.query_ended(since(began, now));
+        let ended = server.status == TransactionStatus::Idle;
+        if ended {
+            let began =
+                std::mem::replace(&mut self.transaction_began, if pipelined { now } else { 0 });
+            connection.transaction_ended(since(began, now));
+        }
+        self.registration.handle.count(|counters| {
+            counters.queries += 1;
+            counters.transactions += u64::from(ended);
+        });
     }
 
     /// Lets go of the server connection.
     pub(super) fn detach(&mut self) -> Option<Box<Server>> {
         *self.registration.handle.server.borrow_mut() = None;
         self.registration.handle.idle_in_transaction.set(None);
-        self.server.take()
+        self.registration
+            .handle
+            .prepared_statements
+            .set(self.statements.len());
+        self.query_began = 0;
+        self.transaction_began = 0;
+        let server = self.server.take()?;
+        server.connection().returned(server.statements.len());
+        Some(server)
     }
 
     /// Gives the server connection back if the transaction is over. In session mode it stays.
@@ -458,6 +515,15 @@ impl Session {
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.release_if_idle();
         self.flush_client().await
+    }
+}
+
+/// Time since `began`, where 0 stands for "it has not".
+fn since(began: u64, now: u64) -> u64 {
+    if began == 0 {
+        0
+    } else {
+        now.saturating_sub(began)
     }
 }
 

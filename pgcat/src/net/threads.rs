@@ -3,29 +3,32 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::client;
+use super::clock::{Clock, Woken};
 use super::dns;
 use super::io::{DetachedIo, TcpOptions};
-use super::server::ServerKey;
+use super::registration::{Kind, SessionHandle};
+use crate::admin::state::ClientState;
 use crate::config::model::Config;
 use crate::error::Error;
 use crate::plugins::Plugin;
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
+use crate::pool::statistics::{self, Ids};
 use crate::session::prepared::Interner;
 use crate::tls::Tls;
 
 /// What all threads share.
 pub struct Pooler {
-    pub config: Config,
+    pub config: Arc<Config>,
     pub pools: Vec<Arc<PoolShared>>,
     pub plugins: Vec<Arc<dyn Plugin>>,
     pub threads: Vec<ThreadHandle>,
@@ -35,11 +38,16 @@ pub struct Pooler {
     tls: RwLock<Tls>,
     /// Where coarse time begins, for all threads.
     began: Instant,
+    /// The same moment by the calendar.
+    began_at: SystemTime,
+    /// Where clients connect to.
+    pub listen: SocketAddr,
+    /// For connections and sessions.
+    pub ids: Ids,
     /// Which session a cancel key belongs to.
     cancel_keys: Mutex<HashMap<CancelKey, (usize, u64)>>,
-    next_session: AtomicU64,
     /// Clients that have logged in, the in-process ones not counted.
-    clients: AtomicUsize,
+    pub(super) clients: AtomicUsize,
 }
 
 /// The pid and secret the pooler gives a client.
@@ -49,8 +57,10 @@ pub struct CancelKey {
     pub secret: u32,
 }
 
+/// Something to be done on a thread.
+type Work = Box<dyn FnOnce(&Rc<ThreadContext>) + Send>;
+
 /// What one thread asks of another.
-#[derive(Debug)]
 enum Mail {
     /// A connection that has just been accepted.
     Accepted(DetachedIo),
@@ -68,6 +78,8 @@ enum Mail {
         pool: usize,
         address: usize,
     },
+    /// Do this on the thread.
+    Run(Work),
     /// End sessions as they become idle.
     Shutdown,
     /// End now.
@@ -75,7 +87,6 @@ enum Mail {
 }
 
 /// A thread as seen from the others.
-#[derive(Debug)]
 pub struct ThreadHandle {
     mail: mpsc::UnboundedSender<Mail>,
     /// Sessions on the thread.
@@ -89,30 +100,23 @@ pub struct ThreadContext {
     pub pools: Vec<Rc<LocalPool>>,
     /// Reads land here; only what is left over is copied into a connection's own buffer.
     pub scratch: RefCell<Box<[u8]>>,
-    sessions: RefCell<HashMap<u64, Rc<SessionHandle>>>,
+    pub(super) sessions: RefCell<HashMap<u64, Rc<SessionHandle>>>,
     /// Milliseconds since the pooler began, to about [`TICK`]: reading the clock costs more than a
     /// transaction can afford.
     pub now: Cell<u64>,
+    /// Finer, for statistics.
+    pub clock: Clock,
     pub shutting_down: Cell<bool>,
-}
-
-/// What the thread knows of a session without waking its task.
-#[derive(Debug, Default)]
-pub struct SessionHandle {
-    /// The server connection the session has now.
-    pub server: RefCell<Option<Arc<ServerKey>>>,
-    /// Since when the client has left a transaction idle; `None`: it has not.
-    pub idle_in_transaction: Cell<Option<u64>>,
-    /// The client left a transaction idle for too long.
-    pub timed_out: Cell<bool>,
-    pub waker: RefCell<Option<Waker>>,
 }
 
 /// Precision of coarse time, and how often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// How often idle server connections are looked at, in ticks.
 const TEND_EVERY: u64 = 10;
-const SCRATCH: usize = 64 * 1024;
+/// The same of the periods of statistics.
+const PERIOD: u64 = (statistics::PERIOD.as_millis() / TICK.as_millis()) as u64;
+/// Size of the buffer that a thread reads into.
+pub const SCRATCH: usize = 64 * 1024;
 
 impl ThreadHandle {
     /// Asks the thread to give its idle connections to a server of a pool to those who wait.
@@ -135,6 +139,8 @@ impl Pooler {
         config: Config,
         pools: Vec<Arc<PoolShared>>,
         plugins: Vec<Arc<dyn Plugin>>,
+        listen: SocketAddr,
+        ids: Ids,
     ) -> Result<(Arc<Self>, Vec<std::thread::JoinHandle<()>>), Error> {
         let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..config.general.worker_threads)
             .map(|_| {
@@ -151,7 +157,7 @@ impl Pooler {
         let tcp = TcpOptions::new(&config.general);
         let tls = load_tls(&config).map_err(Error::Start)?;
         let pooler = Arc::new(Self {
-            config,
+            config: Arc::new(config),
             pools,
             plugins,
             threads,
@@ -159,8 +165,10 @@ impl Pooler {
             tcp,
             tls: RwLock::new(tls),
             began: Instant::now(),
+            began_at: SystemTime::now(),
+            listen,
+            ids,
             cancel_keys: Mutex::default(),
-            next_session: AtomicU64::new(1),
             clients: AtomicUsize::new(0),
         });
         let mut handles = Vec::new();
@@ -246,6 +254,78 @@ impl Pooler {
         let _ = delivered.await;
     }
 
+    /// A new cancel key, of a session of this thread.
+    pub(super) fn new_key(&self, thread: usize, session: u64) -> CancelKey {
+        let mut keys = self.keys();
+        let key = loop {
+            // Positive, because pgjdbc ignores a negative pid.
+            let key = CancelKey {
+                pid: rand::random::<u32>() >> 1,
+                secret: rand::random(),
+            };
+            if key.pid != 0 && !keys.contains_key(&key) {
+                break key;
+            }
+        };
+        keys.insert(key, (thread, session));
+        key
+    }
+
+    pub(super) fn forget_key(&self, key: &CancelKey) {
+        self.keys().remove(key);
+    }
+
+    /// Does something on every thread, and gathers what comes of it.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl Fn(&Rc<ThreadContext>) -> T + Clone + Send + 'static,
+    ) -> Vec<T> {
+        let mut pending = Vec::new();
+        for thread in &self.threads {
+            let (answer, answered) = oneshot::channel();
+            let question = question.clone();
+            thread.send(Mail::Run(Box::new(move |thread| {
+                // Nobody may be listening any more.
+                let _ = answer.send(question(thread));
+            })));
+            pending.push(answered);
+        }
+        let mut answers = Vec::new();
+        for answered in pending {
+            // A thread that has ended has nothing to say.
+            answers.extend(answered.await.ok());
+        }
+        answers
+    }
+
+    /// The clients that have logged in, by number, and how many have not yet.
+    pub async fn client_states(&self) -> (Vec<ClientState>, usize) {
+        let connected: usize = self
+            .threads
+            .iter()
+            .map(|thread| thread.load.load(Ordering::Relaxed))
+            .sum();
+        let answers = self.ask(|thread| thread.client_states()).await;
+        let sessions: usize = answers.iter().map(|(_, sessions)| sessions).sum();
+        let mut clients: Vec<_> = answers
+            .into_iter()
+            .flat_map(|(clients, _)| clients)
+            .collect();
+        clients.sort_by_key(|client| client.id);
+        (clients, connected.saturating_sub(sessions))
+    }
+
+    fn begin_period(&self) {
+        let now = Instant::now();
+        let addresses = self.pools.iter().flat_map(|pool| &pool.addresses);
+        addresses.for_each(|address| address.statistics.begin_period(now));
+    }
+
+    /// Coarse milliseconds, as in [`ThreadContext::now`].
+    pub fn now(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
     fn keys(&self) -> std::sync::MutexGuard<'_, HashMap<CancelKey, (usize, u64)>> {
         self.cancel_keys
             .lock()
@@ -261,58 +341,6 @@ fn load_tls(config: &Config) -> Result<Tls, String> {
     })
 }
 
-/// A session's registration with its thread; ends with it.
-pub struct Registration {
-    thread: Rc<ThreadContext>,
-    pub id: u64,
-    pub key: CancelKey,
-    pub handle: Rc<SessionHandle>,
-    /// Whether the client is another process, and a shutdown waits for it.
-    external: bool,
-}
-
-impl Registration {
-    pub fn new(thread: &Rc<ThreadContext>, external: bool) -> Self {
-        let pooler = &thread.pooler;
-        if external {
-            pooler.clients.fetch_add(1, Ordering::SeqCst);
-        }
-        let id = pooler.next_session.fetch_add(1, Ordering::Relaxed);
-        let handle = Rc::new(SessionHandle::default());
-        thread.sessions.borrow_mut().insert(id, handle.clone());
-        let mut keys = pooler.keys();
-        let key = loop {
-            // Positive, because pgjdbc ignores a negative pid.
-            let key = CancelKey {
-                pid: rand::random::<u32>() >> 1,
-                secret: rand::random(),
-            };
-            if key.pid != 0 && !keys.contains_key(&key) {
-                break key;
-            }
-        };
-        keys.insert(key, (thread.index, id));
-        drop(keys);
-        Self {
-            thread: thread.clone(),
-            id,
-            key,
-            handle,
-            external,
-        }
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.thread.sessions.borrow_mut().remove(&self.id);
-        self.thread.pooler.keys().remove(&self.key);
-        if self.external {
-            self.thread.pooler.clients.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
 /// A connection's share of its thread's load, counted when it was given to the thread.
 struct Load<'a>(&'a ThreadContext);
 
@@ -324,16 +352,24 @@ impl Drop for Load<'_> {
 }
 
 fn run_thread(index: usize, pooler: Arc<Pooler>, mailbox: mpsc::UnboundedReceiver<Mail>) {
+    let woken = Woken::default();
+    let waking = woken.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_unpark(move || waking.set())
         .build_local(tokio::runtime::LocalOptions::default());
     match runtime {
-        Ok(runtime) => runtime.block_on(serve(index, pooler, mailbox)),
+        Ok(runtime) => runtime.block_on(serve(index, pooler, mailbox, woken)),
         Err(error) => log::error!("could not start the runtime of thread {index}: {error}"),
     }
 }
 
-async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
+async fn serve(
+    index: usize,
+    pooler: Arc<Pooler>,
+    mut mailbox: mpsc::UnboundedReceiver<Mail>,
+    woken: Woken,
+) {
     let pools = pooler
         .pools
         .iter()
@@ -351,6 +387,7 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
         .collect();
     let thread = Rc::new(ThreadContext {
         index,
+        clock: Clock::new(pooler.began, woken),
         pooler,
         pools,
         scratch: RefCell::new(vec![0; SCRATCH].into()),
@@ -374,6 +411,7 @@ async fn serve(index: usize, pooler: Arc<Pooler>, mut mailbox: mpsc::UnboundedRe
                 thread.pools[pool].serve_waiters(&thread, address);
             }
             Mail::Cancel { session, done } => thread.cancel(session, done),
+            Mail::Run(work) => work(&thread),
             Mail::Shutdown => {
                 thread.shutting_down.set(true);
                 thread
@@ -425,6 +463,9 @@ async fn keep_time(thread: Rc<ThreadContext>) {
         if let Some(limit) = limit {
             thread.find_overdue(limit);
         }
+        if thread.index == 0 && tick % PERIOD == 0 {
+            thread.pooler.begin_period();
+        }
         if tick % TEND_EVERY == 0 {
             thread.pools.iter().for_each(|pool| pool.tend(&thread));
         }
@@ -449,6 +490,17 @@ impl ThreadContext {
         });
     }
 
+    /// The clients of this thread, and how many sessions there are of any kind.
+    fn client_states(&self) -> (Vec<ClientState>, usize) {
+        let sessions = self.sessions.borrow();
+        let now = self.clock.now();
+        let clients = sessions
+            .iter()
+            .filter(|(_, session)| session.who.kind != Kind::Internal)
+            .map(|(id, session)| session.state(*id, self.pooler.began_at, now));
+        (clients.collect(), sessions.len())
+    }
+
     fn find_overdue(&self, limit: u64) {
         for session in self.sessions.borrow().values() {
             if session
@@ -459,14 +511,6 @@ impl ThreadContext {
                 session.timed_out.set(true);
                 session.wake();
             }
-        }
-    }
-}
-
-impl SessionHandle {
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A TLS stream over a socket: rustls does the protocol, this moves the bytes.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream as StdTcpStream;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -76,6 +76,26 @@ impl TlsStream {
     /// Whether the peer named the protocol by ALPN.
     pub fn has_protocol(&self) -> bool {
         self.parts().state.connection.alpn_protocol().is_some()
+    }
+
+    /// The peer's address and ours.
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let socket = &self.parts().socket;
+        Some((socket.peer_addr().ok()?, socket.local_addr().ok()?))
+    }
+
+    /// Protocol version and cipher suite.
+    pub fn description(&self) -> String {
+        let connection = &self.parts().state.connection;
+        let version = connection.protocol_version();
+        let version = version
+            .and_then(|version| version.as_str())
+            .unwrap_or("TLS");
+        let suite = connection.negotiated_cipher_suite();
+        let suite = suite
+            .and_then(|suite| suite.suite().as_str())
+            .unwrap_or_default();
+        format!("{}/{suite}", version.replace("TLSv1_", "TLSv1."))
     }
 
     /// See [`super::io::Io::poll_read`].

@@ -2,10 +2,12 @@
 //!
 //! What is to be shown or counted per server hangs here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::Health;
 use super::slots::Slots;
+use super::statistics::Statistics;
 use crate::config::model::{Mirror, Pool, Role, ServerAddress, User, WantedRole};
 
 /// See the module's text.
@@ -27,6 +29,7 @@ pub struct Address {
     pub mirrors: Vec<Mirror>,
     pub slots: Slots,
     pub health: Health,
+    pub statistics: Arc<Statistics>,
 }
 
 impl Address {
@@ -60,10 +63,21 @@ impl Address {
                         .collect(),
                     slots: Slots::new(user.pool_size as usize, threads),
                     health: Health::new(server.role),
+                    statistics: Arc::default(),
                 });
             }
         }
         addresses.into()
+    }
+
+    /// The name of its role.
+    pub fn role_name(&self) -> &'static str {
+        match self.health.role() {
+            Role::Auto => "auto",
+            Role::Mirror => "mirror",
+            Role::Primary => "primary",
+            Role::Replica => "replica",
+        }
     }
 
     /// What the server is now: [`Role::Auto`] if it is yet to be asked.

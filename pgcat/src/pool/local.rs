@@ -13,6 +13,7 @@ use super::address::Address;
 use super::health::BanReason;
 use super::shared::PoolShared;
 use super::slots::{Grant, Slot};
+use super::statistics::Phase;
 use crate::config::model::Role;
 use crate::error::Error;
 use crate::net::server::Server;
@@ -317,6 +318,7 @@ impl LocalPool {
         let at = server.address().id;
         let slots = &self.address(at).slots;
         server.idle_since = thread.now.get();
+        server.connection().enter(Phase::Idle);
         self.idle[at].borrow_mut().push_back(server);
         slots.idle_added(thread.index);
         // A waiter that queued between the look above and the count just made has not seen this one.

@@ -3,7 +3,7 @@
 //! A pool (one user of one database) has shards, a shard has servers ([`address`]), and each server
 //! has its own limit of connections and its own queue ([`slots`]) and is found to be well or not by itself ([`health`]). Idle connections belong to a thread
 //! ([`local`]). Which server a statement goes to is decided by [`balance`], among those its
-//! [`crate::router::route::Route`] allows.
+//! [`crate::router::route::Route`] allows. What is counted is in [`statistics`].
 
 pub mod address;
 mod balance;
@@ -11,3 +11,4 @@ pub mod health;
 pub mod local;
 pub mod shared;
 pub mod slots;
+pub mod statistics;

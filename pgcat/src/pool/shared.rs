@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::address::Address;
+use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::server::Parameters;
 use crate::plugins::PoolIdentity;
@@ -21,6 +22,7 @@ pub struct PoolShared {
     pub settings: Pool,
     /// The servers, in the order of shards and of servers in them.
     pub addresses: Box<[Address]>,
+    pub ids: Ids,
     /// Counts the schema changes seen on this pool's connections.
     pub schema_version: AtomicU64,
     /// What a server reports to a session with these settings; asked once, then known.
@@ -39,6 +41,7 @@ impl PoolShared {
         user: User,
         settings: Pool,
         threads: usize,
+        ids: Ids,
     ) -> Self {
         Self {
             index,
@@ -46,6 +49,7 @@ impl PoolShared {
             identity,
             user,
             settings,
+            ids,
             schema_version: AtomicU64::new(0),
             greetings: Mutex::default(),
             scram_secret: OnceLock::new(),

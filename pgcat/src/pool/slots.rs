@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::address::Address;
 use super::shared::PoolShared;
+use super::statistics::Connection;
 use crate::net::server::{DetachedServer, Server};
 
 /// The slots of one server of a pool.
@@ -50,14 +51,18 @@ pub struct Slot {
     pool: Arc<PoolShared>,
     /// Position in [`PoolShared::addresses`].
     address: usize,
+    /// What is counted and shown of the connection.
+    connection: Arc<Connection>,
 }
 
 impl Slot {
     /// The right to open a connection to a server of the pool, if it is below its size.
     pub fn take(pool: &Arc<PoolShared>, address: usize) -> Option<Self> {
-        pool.addresses[address].slots.count().then(|| Self {
+        let to = &pool.addresses[address];
+        to.slots.count().then(|| Self {
             pool: pool.clone(),
             address,
+            connection: to.statistics.opening(pool.ids.next()),
         })
     }
 
@@ -68,11 +73,16 @@ impl Slot {
     pub fn address(&self) -> &Address {
         &self.pool.addresses[self.address]
     }
+
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
 }
 
 impl Drop for Slot {
     /// The connection was closed, or could not be opened: the slot goes to the first waiter.
     fn drop(&mut self) {
+        self.address().statistics.closed(&self.connection);
         let slots = &self.address().slots;
         slots.open.fetch_sub(1, Ordering::SeqCst);
         if slots.waiting() > 0
@@ -150,6 +160,14 @@ impl Slots {
                 (open < self.size).then_some(open + 1)
             })
             .is_ok()
+    }
+
+    /// Since when the first in the queue has been waiting, in coarse milliseconds.
+    pub fn waiting_since(&self) -> Option<u64> {
+        if self.waiting() == 0 {
+            return None;
+        }
+        self.lock().front().map(|first| first.since)
     }
 
     /// Gives a slot to the first waiter; back if there is none.

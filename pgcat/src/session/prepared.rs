@@ -74,6 +74,22 @@ impl Interner {
     }
 }
 
+impl Interner {
+    /// All statements, with how many clients' names stand for each.
+    pub fn list(&self) -> Vec<(Arc<PreparedStatement>, usize)> {
+        let statements = self
+            .statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<_> = statements
+            .values()
+            .map(|statement| (statement.clone(), Arc::strong_count(statement) - 1))
+            .collect();
+        list.sort_by_key(|(statement, _)| statement.id);
+        list
+    }
+}
+
 /// The statements a server connection has, least recently used out first.
 #[derive(Debug)]
 pub struct ServerStatements {
@@ -129,6 +145,10 @@ impl ServerStatements {
     /// The server still has a statement that was to be closed.
     pub fn put_back(&mut self, id: u64) {
         self.used.insert(id, 0);
+    }
+
+    pub fn len(&self) -> usize {
+        self.used.len()
     }
 
     pub fn is_empty(&self) -> bool {

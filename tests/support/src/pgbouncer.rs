@@ -33,7 +33,7 @@ impl PgBouncer {
         let ini = format!(
             "[databases]\npostgres = host=127.0.0.1 port={} dbname=postgres\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-             auth_type = trust\nauth_file = {}\npool_mode = {pool_mode}\n\
+             auth_type = trust\nadmin_users = postgres\nauth_file = {}\npool_mode = {pool_mode}\n\
              default_pool_size = {pool_size}\nmax_client_conn = 1000\n\
              log_connections = 0\nlog_disconnections = 0\nlog_stats = 0\n",
             server.port(),

@@ -19,6 +19,10 @@ fn a_wrong_value_is_named_with_file_line_and_key() {
             "pgcat.toml:6: pools.db.users.0.pool_size: expected an integer, found nothing",
         ),
         (
+            MINIMAL.replace("pools.db", "pools.pgbouncer"),
+            "pgcat.toml:6: pools.pgbouncer: the name \"pgbouncer\" is reserved for the admin database",
+        ),
+        (
             with_general("port = 70000"),
             "pgcat.toml:3: general.port: expected an integer from 0 to 65535, found 70000",
         ),

@@ -17,7 +17,6 @@ fn unknown_keys_are_warned_of_with_the_nearest_name() {
             "pgcat.toml:4: general.verify_config: unknown key is ignored; did you mean \"validate_config\"?",
             "pgcat.toml:5: general.zzz: unknown key is ignored",
             "pgcat.toml:6: general.prepared_statements_cache_size: unknown key is ignored; it belongs in [pools.<name>]",
-            "pgcat.toml:7: these settings have no effect yet: general.admin_username (line 7), general.admin_password (line 8)",
             "pgcat.toml:11: pools.db.users.0.pool_sise: unknown key is ignored; did you mean \"pool_size\"?",
         ]
     );
@@ -57,8 +56,6 @@ fn settings_without_effect_are_listed_once_and_only_if_they_ask_for_something() 
     let (_, warnings) = read(&text);
     assert_eq!(
         warnings,
-        [
-            "pgcat.toml:6: these settings have no effect yet: general.admin_username (line 6), general.admin_password (line 7), plugins.prewarmer (line 11)"
-        ]
+        ["pgcat.toml:11: these settings have no effect yet: plugins.prewarmer (line 11)"]
     );
 }

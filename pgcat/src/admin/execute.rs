@@ -1,0 +1,106 @@
+//! What the commands do.
+
+use std::rc::Rc;
+
+use super::command::Command;
+use super::show::{Row, Show};
+use super::state::State;
+use super::{Dialect, Failure, Privilege};
+use crate::net::threads::ThreadContext;
+use crate::plugins::Column;
+use crate::wire::error_fields::{ErrorFields, Severity};
+
+/// What a command has come to.
+pub(super) struct Outcome {
+    pub rows: Vec<Row>,
+    pub tag: String,
+    pub notice: Option<ErrorFields>,
+}
+
+impl Outcome {
+    fn done(tag: impl Into<String>) -> Self {
+        Self {
+            rows: Vec::new(),
+            tag: tag.into(),
+            notice: None,
+        }
+    }
+}
+
+/// The columns of a command's result, empty if it has none.
+pub(super) fn columns(command: &Command, dialect: Dialect) -> Vec<Column> {
+    match command {
+        Command::Show(show) => show.columns(dialect),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) async fn run(
+    thread: &Rc<ThreadContext>,
+    command: &Command,
+    dialect: Dialect,
+    privilege: Privilege,
+) -> Result<Outcome, Failure> {
+    match command {
+        Command::Show(Show::Help) => return Ok(help(dialect)),
+        Command::Show(show) => {
+            let state = State::of(&thread.pooler).await;
+            return Ok(Outcome {
+                rows: show.rows(dialect, &state),
+                tag: show.tag(dialect).to_owned(),
+                notice: None,
+            });
+        }
+        Command::Set { name } => return set(thread, name, dialect),
+        _ => (),
+    }
+    if privilege != Privilege::Admin {
+        return Err(Failure::NotAllowed);
+    }
+    Err(Failure::Other("not supported yet".to_owned()))
+}
+
+/// Drivers SET this and that as they connect; nothing here depends on it.
+fn set(thread: &ThreadContext, name: &str, dialect: Dialect) -> Result<Outcome, Failure> {
+    let settings = Show::settings(dialect, &thread.pooler.config);
+    if settings.iter().any(|row| row[0].as_deref() == Some(name)) {
+        return Err(Failure::Other(format!(
+            "{name} cannot be SET: change it in the file, then RELOAD"
+        )));
+    }
+    Ok(Outcome {
+        notice: Some(ErrorFields::new(Severity::Notice, "00000", "SET ignored")),
+        ..Outcome::done("SET")
+    })
+}
+
+fn help(dialect: Dialect) -> Outcome {
+    let mut detail = String::new();
+    let names: Vec<_> = Show::names().collect();
+    for names in names.chunks(6) {
+        detail.push_str(&format!("\n\tSHOW {}", names.join("|")));
+    }
+    for command in [
+        "SET key = arg",
+        "RELOAD",
+        "PAUSE [<db>[, <user>]]",
+        "RESUME [<db>[, <user>]]",
+        "DISABLE <db>",
+        "ENABLE <db>",
+        "RECONNECT [<db>[, <user>]]",
+        "KILL [<db>[, <user>]]",
+        "KILL_CLIENT <id>",
+        "SUSPEND",
+        "WAIT_CLOSE [<db>[, <user>]]",
+        "BAN <host> <seconds>",
+        "UNBAN <host>",
+        "SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]",
+    ] {
+        detail.push_str(&format!("\n\t{command}"));
+    }
+    let notice = ErrorFields::new(Severity::Notice, "00000", "Console usage").detail(detail);
+    Outcome {
+        notice: Some(notice),
+        ..Outcome::done(Show::Help.tag(dialect))
+    }
+}

@@ -1,0 +1,88 @@
+//! The admin databases: `pgcat`, as PgCat has it, and `pgbouncer`, as PgBouncer has it, so that the
+//! tools made for either go on working.
+//!
+//! - [`session`]: the protocol, simple and extended.
+//! - [`command`]: what can be said; [`execute`]: what then happens.
+//! - [`show`]: the tables, made from a [`state`] of the pooler.
+
+mod command;
+mod execute;
+pub mod session;
+mod show;
+pub mod state;
+
+use crate::wire::error_fields::ErrorFields;
+
+/// Which of the two databases is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Pgbouncer,
+    Pgcat,
+}
+
+impl Dialect {
+    /// The dialect of a database, if it is an admin database.
+    pub fn of(database: &str) -> Option<Self> {
+        match database {
+            "pgbouncer" => Some(Self::Pgbouncer),
+            "pgcat" => Some(Self::Pgcat),
+            _ => None,
+        }
+    }
+
+    /// The database's name.
+    pub fn database(self) -> &'static str {
+        match self {
+            Self::Pgbouncer => "pgbouncer",
+            Self::Pgcat => "pgcat",
+        }
+    }
+}
+
+/// Who is logged in to an admin database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privilege {
+    Admin,
+    /// May look, but not touch.
+    Stats,
+}
+
+/// Why a command was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    NotAllowed,
+    Other(String),
+    /// No command at all.
+    Unknown(String),
+    UnknownShow(String),
+    Usage(&'static str),
+}
+
+impl Failure {
+    /// In the words, and with the SQLSTATE, of the original.
+    pub fn fields(&self, dialect: Dialect) -> ErrorFields {
+        let message = match (self, dialect) {
+            (Self::NotAllowed, _) => "admin access needed".to_owned(),
+            (Self::Other(message), _) => message.clone(),
+            (Self::Usage(message), _) => (*message).to_owned(),
+            (Self::Unknown(text), Dialect::Pgbouncer) => {
+                format!("invalid command '{text}', use SHOW HELP;")
+            }
+            (Self::UnknownShow(text), Dialect::Pgbouncer) => {
+                format!("invalid command 'SHOW {text}', use SHOW HELP;")
+            }
+            (Self::Unknown(_), Dialect::Pgcat) => {
+                "Unsupported query against the admin database".to_owned()
+            }
+            (Self::UnknownShow(_), Dialect::Pgcat) => {
+                "Unsupported SHOW query against the admin database".to_owned()
+            }
+        };
+        let code = match (self, dialect) {
+            (Self::NotAllowed, _) => "42501",
+            (_, Dialect::Pgbouncer) => "08P01",
+            (_, Dialect::Pgcat) => "58000",
+        };
+        ErrorFields::error(code, message)
+    }
+}

@@ -1,0 +1,149 @@
+//! A session as its thread, and through it the rest of the pooler, knows it.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+use std::time::{Duration, SystemTime};
+
+use super::server::ServerKey;
+use super::threads::{CancelKey, ThreadContext};
+use crate::admin::state::{ClientState, Doing};
+use crate::plugins::PoolIdentity;
+use crate::pool::statistics::Counters;
+
+/// What a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Of an admin database. A shutdown does not wait for it.
+    Admin,
+    Client,
+    /// In this process; a plugin's. Nobody waits for it, and nobody is shown it.
+    Internal,
+}
+
+/// Whose session it is, and how it is connected.
+#[derive(Debug)]
+pub struct Who {
+    pub kind: Kind,
+    pub identity: PoolIdentity,
+    pub application_name: RefCell<String>,
+    /// The peer's address and ours, over TCP.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// Protocol version and cipher; empty without TLS.
+    pub tls: String,
+    pub connected: SystemTime,
+}
+
+/// What the thread knows of a session without waking its task.
+#[derive(Debug)]
+pub struct SessionHandle {
+    pub who: Who,
+    /// The server connection the session has now.
+    pub server: RefCell<Option<Arc<ServerKey>>>,
+    /// Since when the client has left a transaction idle; `None`: it has not.
+    pub idle_in_transaction: Cell<Option<u64>>,
+    /// The client left a transaction idle for too long.
+    pub timed_out: Cell<bool>,
+    /// Since when it has been waiting for a server connection, by the thread's clock.
+    pub waiting_since: Cell<Option<u64>>,
+    /// When its last request came, by the thread's clock; 0: none has.
+    pub requested: Cell<u64>,
+    pub counters: Cell<Counters>,
+    pub prepared_statements: Cell<usize>,
+    pub waker: RefCell<Option<Waker>>,
+}
+
+/// A session's registration with its thread; ends with it.
+pub struct Registration {
+    thread: Rc<ThreadContext>,
+    pub id: u64,
+    pub key: CancelKey,
+    pub handle: Rc<SessionHandle>,
+}
+
+impl Registration {
+    pub fn new(thread: &Rc<ThreadContext>, who: Who) -> Self {
+        let pooler = &thread.pooler;
+        if who.kind == Kind::Client {
+            pooler.clients.fetch_add(1, Ordering::SeqCst);
+        }
+        let id = pooler.ids.next();
+        let handle = Rc::new(SessionHandle {
+            who,
+            server: RefCell::default(),
+            idle_in_transaction: Cell::default(),
+            timed_out: Cell::default(),
+            waiting_since: Cell::default(),
+            requested: Cell::default(),
+            counters: Cell::default(),
+            prepared_statements: Cell::default(),
+            waker: RefCell::default(),
+        });
+        thread.sessions.borrow_mut().insert(id, handle.clone());
+        Self {
+            thread: thread.clone(),
+            id,
+            key: pooler.new_key(thread.index, id),
+            handle,
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.thread.sessions.borrow_mut().remove(&self.id);
+        self.thread.pooler.forget_key(&self.key);
+        if self.handle.who.kind == Kind::Client {
+            self.thread.pooler.clients.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl SessionHandle {
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Adds to the session's counters.
+    pub fn count(&self, change: impl FnOnce(&mut Counters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// The session as the admin databases show it. `began` is when the thread's clock was at 0.
+    pub fn state(&self, id: u64, began: SystemTime, now: u64) -> ClientState {
+        let who = &self.who;
+        let waiting_since = self.waiting_since.get();
+        ClientState {
+            id,
+            database: who.identity.database.clone(),
+            user: who.identity.user.clone(),
+            application_name: who.application_name.borrow().clone(),
+            peer: who.ends.map(|(peer, _)| peer),
+            local: who.ends.map(|(_, local)| local),
+            tls: who.tls.clone(),
+            admin: who.kind == Kind::Admin,
+            doing: match waiting_since {
+                Some(_) => Doing::Waiting,
+                None if who.kind == Kind::Admin || self.server.borrow().is_some() => Doing::Active,
+                None => Doing::Idle,
+            },
+            connected: who.connected,
+            requested: match self.requested.get() {
+                0 => who.connected,
+                requested => began + Duration::from_micros(requested),
+            },
+            waiting_for: waiting_since.map_or(Duration::ZERO, |since| {
+                Duration::from_micros(now.saturating_sub(since))
+            }),
+            counters: self.counters.get(),
+            prepared_statements: self.prepared_statements.get(),
+        }
+    }
+}
