@@ -20,4 +20,5 @@ mod simple;
 mod stage;
 mod startup;
 mod tls_clients;
+mod tls_servers;
 mod waiting;

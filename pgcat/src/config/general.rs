@@ -56,6 +56,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
     let auth_query = AuthQueryKeys::read(section)?;
     let (admin_username, admin_password) = admin_login(section)?;
     let client_tls = tls::client(section)?;
+    let server_tls = tls::server(section)?;
     let general = General {
         host: section
             .string("host")?
@@ -100,8 +101,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
             .unwrap_or(4),
         autoreload: section.timeout("autoreload")?.flatten(),
         client_tls,
-        server_tls: flag("server_tls", false)?,
-        verify_server_certificate: flag("verify_server_certificate", false)?,
+        server_tls,
         admin_username,
         admin_password,
         admin_auth_type: section

@@ -51,8 +51,7 @@ pub struct General {
     pub autoreload: Option<Duration>,
     /// TLS towards clients; `None`: they get none.
     pub client_tls: Option<ClientTls>,
-    pub server_tls: bool,
-    pub verify_server_certificate: bool,
+    pub server_tls: ServerTls,
     /// Empty where no admin login is configured: there is no admin database then.
     pub admin_username: String,
     pub admin_password: String,
@@ -84,8 +83,7 @@ pub enum TlsMode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientTls {
     pub mode: TlsMode,
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
+    pub identity: TlsIdentity,
     /// Who signs clients' certificates. Present if the mode verifies them.
     pub ca: Option<PathBuf>,
 }
@@ -108,6 +106,24 @@ impl General {
             statement_timeout: None,
         })
     }
+}
+
+/// TLS towards servers; on Unix sockets there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTls {
+    /// As PgBouncer has it, `Allow` is `Prefer`.
+    pub mode: TlsMode,
+    /// Whom a verifying mode trusts; `None`: the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// What the pooler shows to servers that ask.
+    pub identity: Option<TlsIdentity>,
+}
+
+/// A certificate, with those between it and the authority, and its private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsIdentity {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

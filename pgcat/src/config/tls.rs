@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::ConfigError;
-use super::model::{ClientTls, TlsMode};
+use super::model::{ClientTls, ServerTls, TlsIdentity, TlsMode};
 use super::section::Section;
 
 const MODES: &[(&str, TlsMode)] = &[
@@ -17,15 +17,10 @@ const MODES: &[(&str, TlsMode)] = &[
 
 /// `tls_certificate`, `tls_private_key` (PgCat's), `tls_mode` and `tls_ca`.
 pub(super) fn client(section: &Section<'_>) -> Result<Option<ClientTls>, ConfigError> {
-    let certificate = file(section, "tls_certificate")?;
-    if certificate.is_some() && section.value("tls_private_key").is_none() {
-        let message = "tls_certificate is set, but the tls_private_key is not";
-        return Err(section.error("tls_certificate", message));
-    }
-    let private_key = file(section, "tls_private_key")?;
+    let identity = identity(section, "tls_certificate", "tls_private_key")?;
     let ca = file(section, "tls_ca")?;
     let mode = section.choice("tls_mode", MODES)?;
-    let Some((certificate, private_key)) = certificate.zip(private_key) else {
+    let Some(identity) = identity else {
         if mode.is_some_and(|mode| mode > TlsMode::Disable) {
             let message = "tls_mode is set, but tls_certificate and tls_private_key are not";
             return Err(section.error("tls_mode", message));
@@ -38,13 +33,64 @@ pub(super) fn client(section: &Section<'_>) -> Result<Option<ClientTls>, ConfigE
             "tls_mode asks for clients' certificates, but tls_ca does not say who signs them";
         return Err(section.error("tls_mode", message));
     }
-    let tls = ClientTls {
-        mode,
-        certificate,
-        private_key,
-        ca,
-    };
+    let tls = ClientTls { mode, identity, ca };
     Ok((mode > TlsMode::Disable).then_some(tls))
+}
+
+/// `server_tls` and `verify_server_certificate` (PgCat's), or instead of them `server_tls_mode`; with
+/// `server_tls_ca`, `server_tls_certificate` and `server_tls_private_key`.
+pub(super) fn server(section: &Section<'_>) -> Result<ServerTls, ConfigError> {
+    let wanted = section.boolean("server_tls")?;
+    let verify = section.boolean("verify_server_certificate")?;
+    let mode = match (section.choice("server_tls_mode", MODES)?, wanted, verify) {
+        (Some(mode), wanted, verify) => {
+            let contradicts =
+                |flag: Option<bool>, least| flag.is_some_and(|on| on != (mode >= least));
+            if contradicts(wanted, TlsMode::Allow) {
+                let message = "server_tls and server_tls_mode contradict each other";
+                return Err(section.error("server_tls_mode", message));
+            }
+            if contradicts(verify, TlsMode::VerifyCa) {
+                let message = "verify_server_certificate and server_tls_mode contradict each other";
+                return Err(section.error("server_tls_mode", message));
+            }
+            mode
+        }
+        // PgCat goes on in the clear where the server has no TLS, which would make the check worthless.
+        (None, Some(true), Some(true)) => TlsMode::VerifyFull,
+        (None, Some(true), _) => TlsMode::Prefer,
+        (None, _, _) => TlsMode::Disable,
+    };
+    Ok(ServerTls {
+        mode,
+        ca: file(section, "server_tls_ca")?,
+        identity: identity(section, "server_tls_certificate", "server_tls_private_key")?,
+    })
+}
+
+/// Both keys or neither.
+fn identity(
+    section: &Section<'_>,
+    certificate: &'static str,
+    private_key: &'static str,
+) -> Result<Option<TlsIdentity>, ConfigError> {
+    let identity = (file(section, certificate)?, file(section, private_key)?);
+    match identity {
+        (Some(certificate), Some(private_key)) => Ok(Some(TlsIdentity {
+            certificate,
+            private_key,
+        })),
+        (None, None) => Ok(None),
+        // PgCat's words.
+        (Some(_), None) => {
+            let message = format!("{certificate} is set, but the {private_key} is not");
+            Err(section.error(certificate, message))
+        }
+        (None, Some(_)) => {
+            let message = format!("{private_key} is set, but the {certificate} is not");
+            Err(section.error(private_key, message))
+        }
+    }
 }
 
 fn file(section: &Section<'_>, name: &'static str) -> Result<Option<PathBuf>, ConfigError> {

@@ -107,6 +107,14 @@ impl Io {
         }
     }
 
+    /// The TLS session, if there is one.
+    pub fn tls(&self) -> Option<&TlsStream> {
+        match self {
+            Self::Tls(stream) => Some(stream),
+            Self::Memory(_) | Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
     /// Whether the peer is another process (and not this one's own in-process client).
     pub fn is_external(&self) -> bool {
         !matches!(self, Self::Memory(_))

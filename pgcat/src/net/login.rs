@@ -106,7 +106,7 @@ async fn by_scram_exchange(
         .map_err(failed)?;
     request(client, SASL_CONTINUE, &challenge).await?;
     let proof = client.read_password().await?;
-    let verification = awaiting.finish(&proof).map_err(failed)?;
+    let (verification, _) = awaiting.finish(&proof).map_err(failed)?;
     request(client, SASL_FINAL, &verification).await
 }
 

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod clock;
+mod dial;
 mod dns;
 mod extended;
 mod frontend;

@@ -6,9 +6,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::net::{TcpStream, UnixStream};
-
-use super::io::{DetachedIo, Io, OutBuffer, TcpOptions};
+use super::dial::Dialler;
+use super::io::{DetachedIo, Io, OutBuffer};
 use crate::config::model::ServerAddress;
 use crate::error::Error;
 use crate::plugins::QueryResult;
@@ -67,6 +66,8 @@ pub struct ServerKey {
     pub pid: u32,
     /// Empty where the server sent no BackendKeyData (other poolers): cancel is not possible.
     pub secret: Vec<u8>,
+    /// The connection has TLS, and so has the cancel request.
+    pub encrypted: bool,
     /// Cancel requests being delivered: until they are, the connection serves no other client.
     pub cancels: AtomicUsize,
 }
@@ -91,10 +92,11 @@ impl Server {
     /// # Errors
     /// [`Error::Server`] if the connection fails, [`Error::ServerRefused`] with the server's own words
     /// if it refuses the login.
-    pub async fn connect(slot: Slot, options: &TcpOptions, now: u64) -> Result<Box<Self>, Error> {
+    pub async fn connect(slot: Slot, dialler: &Dialler, now: u64) -> Result<Box<Self>, Error> {
         let pool = slot.pool();
         let address = &slot.address().server;
-        let io = dial(address, options).await.map_err(Error::Server)?;
+        let io = dialler.dial(address).await?;
+        let encrypted = matches!(io, Io::Tls(_));
         let mut server = Box::new(Self {
             io,
             input: Vec::new(),
@@ -110,6 +112,7 @@ impl Server {
                 address: address.clone(),
                 pid: 0,
                 secret: Vec::new(),
+                encrypted,
                 cancels: AtomicUsize::new(0),
             }),
             dirty: false,
@@ -434,16 +437,26 @@ impl ServerKey {
     /// the server closes the connection after it has sent the signal.
     ///
     /// The caller has counted the request in `cancels`; it is uncounted here.
-    pub async fn cancel(&self, options: &TcpOptions) {
+    pub async fn cancel(&self, dialler: &Dialler) {
         let delivery = async {
-            let mut io = dial(&self.address, options).await?;
+            let mut io = if self.encrypted {
+                dialler.dial_encrypted(&self.address).await?
+            } else {
+                dialler.dial_plain(&self.address).await?
+            };
             let mut out = OutBuffer::default();
             out.tail()
                 .extend(startup::cancel_request(self.pid, &self.secret));
-            poll_fn(|cx| out.poll_flush(&mut io, cx)).await?;
+            poll_fn(|cx| out.poll_flush(&mut io, cx))
+                .await
+                .map_err(Error::Server)?;
             let mut end = [0; 1];
-            while poll_fn(|cx| io.poll_read(cx, &mut end)).await? > 0 {}
-            io::Result::Ok(())
+            while poll_fn(|cx| io.poll_read(cx, &mut end))
+                .await
+                .map_err(Error::Server)?
+                > 0
+            {}
+            Ok::<_, Error>(())
         };
         match tokio::time::timeout(std::time::Duration::from_secs(10), delivery).await {
             Ok(Ok(())) => (),
@@ -452,14 +465,4 @@ impl ServerKey {
         }
         self.cancels.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-async fn dial(address: &ServerAddress, options: &TcpOptions) -> io::Result<Io> {
-    if address.host.starts_with('/') {
-        let path = format!("{}/.s.PGSQL.{}", address.host, address.port);
-        return Ok(Io::Unix(UnixStream::connect(path).await?));
-    }
-    let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-    options.apply(&stream);
-    Ok(Io::Tcp(stream))
 }

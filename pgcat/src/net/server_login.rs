@@ -1,17 +1,25 @@
 //! Logging in to a server: startup and authentication, the client's side.
 
-use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use postgres_protocol::authentication::{md5_hash, sasl};
-
 use super::server::{Server, ServerKey};
 use crate::error::Error;
-use crate::session::auth::scram::check_iterations;
+use crate::session::auth::scram_client::{AwaitingSignature, Proof, ScramClient, ServerBinding};
+use crate::session::auth::{AuthError, Secret, md5};
+use crate::tls;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{build, put_cstr};
 use crate::wire::{backend, frontend, startup};
+
+/// How far a SCRAM exchange has come.
+#[derive(Debug)]
+enum Scram<'a> {
+    None,
+    First(ScramClient<'a>),
+    Final(AwaitingSignature),
+}
 
 impl Server {
     /// Logs in on a connection just made.
@@ -31,7 +39,7 @@ impl Server {
             &self.slot.address().database,
         ));
         self.flush().await?;
-        let mut scram: Option<sasl::ScramSha256> = None;
+        let mut scram = Scram::None;
         loop {
             let (tag, body) = self.read_message().await?;
             match tag {
@@ -47,6 +55,7 @@ impl Server {
                         address: self.key.address.clone(),
                         pid: u32::from_be_bytes(*pid),
                         secret: secret.to_vec(),
+                        encrypted: self.key.encrypted,
                         cancels: AtomicUsize::new(0),
                     });
                 }
@@ -62,12 +71,12 @@ impl Server {
     }
 
     /// Answers an authentication request.
-    fn authenticate(
+    fn authenticate<'a>(
         &mut self,
         body: &[u8],
         user: &str,
-        password: Option<&str>,
-        scram: &mut Option<sasl::ScramSha256>,
+        password: Option<&'a str>,
+        scram: &mut Scram<'a>,
     ) -> Result<(), Error> {
         let (code, data) = body
             .split_first_chunk::<4>()
@@ -84,11 +93,13 @@ impl Server {
                 )))
             })
         };
+        let end_point = self.end_point();
         let out = self.out.tail();
-        let invalid = |error: io::Error| {
-            log::warn!("SCRAM exchange with the server failed: {error}");
+        let invalid = |error: AuthError| {
+            log::warn!("SCRAM exchange with the server: {error}");
             Error::ServerProtocol("SCRAM exchange failed")
         };
+        let unexpected = || Error::ServerProtocol("unexpected SASL message");
         match code {
             3 => {
                 let password = password()?;
@@ -100,49 +111,47 @@ impl Server {
                 let salt = data
                     .first_chunk::<4>()
                     .ok_or(Error::ServerProtocol("short md5 salt"))?;
-                let hash = md5_hash(user.as_bytes(), password()?.as_bytes(), *salt);
+                let answer = md5::response(&Secret::parse(password()?), user, *salt);
+                let answer = answer.ok_or(Error::ServerProtocol("md5 with a SCRAM secret"))?;
                 build(out, frontend::PASSWORD, |out| {
-                    put_cstr(out, hash.as_bytes())
+                    put_cstr(out, answer.as_bytes())
                 });
             }
             10 => {
-                // The list may begin with SCRAM-SHA-256-PLUS; the plain one is what is possible here.
-                if !data.split(|b| *b == 0).any(|name| name == b"SCRAM-SHA-256") {
-                    return Err(Error::ServerProtocol("no supported SASL mechanism"));
-                }
-                let exchange = sasl::ScramSha256::new(
-                    password()?.as_bytes(),
-                    sasl::ChannelBinding::unsupported(),
-                );
-                let first = exchange.message();
+                let binding = ServerBinding::choose(data, end_point).map_err(invalid)?;
+                let mechanism = binding.mechanism();
+                let exchange = ScramClient::new(Proof::Password(password()?), binding);
+                let first = exchange.first();
                 build(out, frontend::PASSWORD, |out| {
-                    put_cstr(out, b"SCRAM-SHA-256");
+                    put_cstr(out, mechanism.as_bytes());
                     out.extend_from_slice(&(first.len() as u32).to_be_bytes());
-                    out.extend_from_slice(first);
+                    out.extend_from_slice(first.as_bytes());
                 });
-                *scram = Some(exchange);
+                *scram = Scram::First(exchange);
             }
             11 => {
-                let exchange = scram
-                    .as_mut()
-                    .ok_or(Error::ServerProtocol("unexpected SASL message"))?;
-                check_iterations(data).map_err(|error| {
-                    log::warn!("SCRAM exchange with the server: {error}");
-                    Error::ServerProtocol("SCRAM exchange refused")
-                })?;
-                exchange.update(data).map_err(invalid)?;
+                let Scram::First(exchange) = mem::replace(scram, Scram::None) else {
+                    return Err(unexpected());
+                };
+                let (proof, awaiting) = exchange.proof(data).map_err(invalid)?;
                 build(out, frontend::PASSWORD, |out| {
-                    out.extend_from_slice(exchange.message())
+                    out.extend_from_slice(proof.as_bytes())
                 });
+                *scram = Scram::Final(awaiting);
             }
             12 => {
-                let exchange = scram
-                    .as_mut()
-                    .ok_or(Error::ServerProtocol("unexpected SASL message"))?;
-                exchange.finish(data).map_err(invalid)?;
+                let Scram::Final(awaiting) = mem::replace(scram, Scram::None) else {
+                    return Err(unexpected());
+                };
+                awaiting.finish(data).map_err(invalid)?;
             }
             _ => return Err(Error::ServerProtocol("unsupported authentication method")),
         }
         Ok(())
+    }
+
+    /// The channel binding of the connection.
+    fn end_point(&self) -> Option<Vec<u8>> {
+        tls::end_point(self.io.tls()?.peer_certificate()?)
     }
 }

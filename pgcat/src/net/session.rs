@@ -418,8 +418,8 @@ impl Session {
             if (server.ledger.is_waiting() || server.unaccounted) && !server.key.secret.is_empty() {
                 let key = server.key.clone();
                 key.cancels.fetch_add(1, Ordering::SeqCst);
-                let tcp = thread.pooler.tcp;
-                tokio::task::spawn_local(async move { key.cancel(&tcp).await });
+                let dialler = thread.pooler.dialler();
+                tokio::task::spawn_local(async move { key.cancel(&dialler).await });
             }
             return pool.close(server);
         }

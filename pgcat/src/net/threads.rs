@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::client;
 use super::clock::{Clock, Woken};
+use super::dial::Dialler;
 use super::dns;
 use super::io::{DetachedIo, TcpOptions};
 use super::registration::{Kind, SessionHandle};
@@ -218,6 +219,14 @@ impl Pooler {
         self.threads
             .iter()
             .for_each(|thread| thread.send(Mail::Stop));
+    }
+
+    /// How servers are reached now.
+    pub(crate) fn dialler(&self) -> Dialler {
+        Dialler {
+            tcp: self.tcp,
+            tls: self.tls(),
+        }
     }
 
     /// What TLS sessions begin with now.
@@ -483,9 +492,9 @@ impl ThreadContext {
             return;
         };
         server.cancels.fetch_add(1, Ordering::SeqCst);
-        let tcp = self.pooler.tcp;
+        let dialler = self.pooler.dialler();
         tokio::task::spawn_local(async move {
-            server.cancel(&tcp).await;
+            server.cancel(&dialler).await;
             drop(done);
         });
     }

@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::{Connection, ServerConfig, ServerConnection};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -47,6 +48,19 @@ impl TlsStream {
     ) -> io::Result<Self> {
         let connection = ServerConnection::new(config).map_err(invalid)?;
         Self::handshake(socket, connection.into(), early).await
+    }
+
+    /// Does the handshake with a server.
+    ///
+    /// # Errors
+    /// As [`TlsStream::accept`].
+    pub async fn connect(
+        socket: TcpStream,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
+        let connection = ClientConnection::new(config, name).map_err(invalid)?;
+        Self::handshake(socket, connection.into(), &[]).await
     }
 
     async fn handshake(

@@ -263,7 +263,8 @@ impl LocalPool {
             return Err(Error::ServerRefused(Box::new(refusal)));
         }
         let connecting = async {
-            let mut server = Server::connect(slot, &thread.pooler.tcp, thread.now.get()).await?;
+            let dialler = thread.pooler.dialler();
+            let mut server = Server::connect(slot, &dialler, thread.now.get()).await?;
             let silent = !server.parameters.contains_key("in_hot_standby");
             if address.server.role == Role::Auto && silent {
                 // Other poolers do not report it.

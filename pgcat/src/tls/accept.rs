@@ -25,8 +25,8 @@ impl Acceptor {
     /// # Errors
     /// The setting that is wrong.
     pub(super) fn load(settings: &ClientTls) -> Result<Self, TlsError> {
-        let chain = certificates("tls_certificate", &settings.certificate)?;
-        let key = private_key("tls_private_key", &settings.private_key)?;
+        let chain = certificates("tls_certificate", &settings.identity.certificate)?;
+        let key = private_key("tls_private_key", &settings.identity.private_key)?;
         let end_point = certificate::end_point(&chain[0]);
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -49,9 +49,9 @@ impl Acceptor {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut config = builder
-            .with_single_cert(chain, key)
-            .map_err(|error| TlsError::file("tls_private_key", &settings.private_key, error))?;
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| {
+            TlsError::file("tls_private_key", &settings.identity.private_key, error)
+        })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // No driver of PostgreSQL resumes sessions, and PostgreSQL itself does not let them.
         config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -25,6 +25,15 @@ pub fn end_point(der: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
+/// Whether the certificate is valid at a time, in seconds since 1970.
+pub fn is_valid_at(der: &[u8], now: u64) -> bool {
+    Certificate::from_der(der).is_ok_and(|certificate| {
+        let validity = certificate.tbs_certificate().validity();
+        let seconds = |time: x509_cert::time::Time| time.to_unix_duration().as_secs();
+        (seconds(validity.not_before)..=seconds(validity.not_after)).contains(&now)
+    })
+}
+
 /// The common name (CN) of whom the certificate is for: the database user, where certificates
 /// authenticate.
 pub fn common_name(der: &[u8]) -> Option<String> {

@@ -13,8 +13,10 @@ use crate::config::model::General;
 
 mod accept;
 pub mod certificate;
+mod connect;
 
 pub use accept::Acceptor;
+pub use connect::{Connector, end_point};
 
 /// The protocol's name in ALPN.
 const ALPN: &[u8] = b"postgresql";
@@ -45,6 +47,8 @@ impl TlsError {
 pub struct Tls {
     /// Towards clients; `None`: they get no TLS.
     pub clients: Option<Arc<Acceptor>>,
+    /// Towards servers; `None`: in the clear.
+    pub servers: Option<Arc<Connector>>,
 }
 
 impl Tls {
@@ -57,7 +61,8 @@ impl Tls {
             Some(settings) => Some(Arc::new(Acceptor::load(settings)?)),
             None => None,
         };
-        Ok(Self { clients })
+        let servers = Connector::load(&general.server_tls)?.map(Arc::new);
+        Ok(Self { clients, servers })
     }
 }
 

@@ -145,6 +145,13 @@ pub fn startup_message(user: &str, database: &str) -> Vec<u8> {
     out
 }
 
+/// The SSLRequest.
+pub fn ssl_request() -> [u8; 8] {
+    let mut out = [0, 0, 0, 8, 0, 0, 0, 0];
+    out[4..].copy_from_slice(&SSL_REQUEST.to_be_bytes());
+    out
+}
+
 /// The CancelRequest for a server's process.
 pub fn cancel_request(pid: u32, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(12 + key.len());

@@ -48,12 +48,31 @@ impl Authority {
         self.workplace.path().join("ca.pem")
     }
 
+    /// A certificate that is its own authority.
+    pub fn self_signed(&self, common_name: &str, hosts: &[&str]) -> Certificate {
+        let paths = self.paths(common_name);
+        let mut params = params(common_name, hosts);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        write(
+            &paths.certificate,
+            &params.self_signed(&key).expect("a certificate").pem(),
+        );
+        write(&paths.key, &key.serialize_pem());
+        paths
+    }
+
+    fn paths(&self, common_name: &str) -> Certificate {
+        let directory = self.workplace.path();
+        Certificate {
+            certificate: directory.join(format!("{common_name}.pem")),
+            key: directory.join(format!("{common_name}.key")),
+        }
+    }
+
     /// A certificate for a common name and for hosts (names or addresses).
     pub fn issue(&self, common_name: &str, hosts: &[&str]) -> Certificate {
-        let paths = Certificate {
-            certificate: self.workplace.path().join(format!("{common_name}.pem")),
-            key: self.workplace.path().join(format!("{common_name}.key")),
-        };
+        let paths = self.paths(common_name);
         let key = KeyPair::generate().expect("a key");
         let certificate = params(common_name, hosts)
             .signed_by(&key, &self.issuer)

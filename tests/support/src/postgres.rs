@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
+use crate::certificates::Certificate;
 use crate::process::{self, Workplace};
 use crate::psql::Psql;
 use crate::{connect, install};
@@ -33,6 +34,9 @@ pub struct Settings {
     pub auth: Auth,
     /// `postgresql.conf` settings, after the defaults and so stronger.
     pub parameters: Vec<(String, String)>,
+    /// `pg_hba.conf` for TCP, instead of what `auth` says.
+    pub hba: Option<String>,
+    pub tls: Option<Certificate>,
 }
 
 impl Default for Settings {
@@ -40,6 +44,8 @@ impl Default for Settings {
         Self {
             auth: Auth::Scram,
             parameters: Vec::new(),
+            hba: None,
+            tls: None,
         }
     }
 }
@@ -50,6 +56,20 @@ impl Settings {
             auth,
             ..Self::default()
         }
+    }
+
+    /// Lines of `pg_hba.conf` for TCP, instead of what `auth` says.
+    #[must_use]
+    pub fn hba(mut self, lines: &str) -> Self {
+        self.hba = Some(lines.to_owned());
+        self
+    }
+
+    /// Offers TLS; takes clients' certificates of the same authority.
+    #[must_use]
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = Some(certificate.clone());
+        self
     }
 
     #[must_use]
@@ -310,10 +330,12 @@ impl Postgres {
             Auth::Md5 => "md5",
             Auth::Scram => "scram-sha-256",
         };
-        let hba = format!(
-            "local all all trust\nlocal replication all trust\n\
-             host all all 127.0.0.1/32 {method}\nhost replication all 127.0.0.1/32 {method}\n"
-        );
+        let tcp = settings.hba.clone().unwrap_or_else(|| {
+            format!(
+                "host all all 127.0.0.1/32 {method}\nhost replication all 127.0.0.1/32 {method}\n"
+            )
+        });
+        let hba = format!("local all all trust\nlocal replication all trust\n{tcp}");
         fs::write(self.data_directory().join("pg_hba.conf"), hba).expect("pg_hba.conf");
 
         let mut conf = format!(
@@ -327,12 +349,33 @@ impl Postgres {
                 "scram-sha-256"
             },
         );
+        if let Some(certificate) = &settings.tls {
+            self.install_certificate(certificate, process::unprivileged_user());
+            conf.push_str("ssl = on\nssl_ca_file = 'ca.pem'\n");
+        }
         for (name, value) in &settings.parameters {
             writeln!(conf, "{name} = '{value}'").expect("writing to a String");
         }
         // Read after postgresql.conf, where PostgreSQL 14's initdb has written defaults of its own.
         fs::write(self.data_directory().join("postgresql.auto.conf"), conf)
             .expect("postgresql.auto.conf");
+    }
+
+    /// Under PostgreSQL's own names, and as its user's.
+    fn install_certificate(&self, certificate: &Certificate, owner: Option<(u32, u32)>) {
+        let authority = certificate.certificate.with_file_name("ca.pem");
+        for (from, to) in [
+            (&certificate.certificate, "server.crt"),
+            (&certificate.key, "server.key"),
+            (&authority, "ca.pem"),
+        ] {
+            let to = self.data_directory().join(to);
+            fs::copy(from, &to).expect("a copy");
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).expect("chmod");
+            if let Some((user, group)) = owner {
+                chown(&to, Some(user), Some(group)).expect("chown");
+            }
+        }
     }
 
     /// Whether the server accepts connections now; `false` if it gave up (port taken, old shared

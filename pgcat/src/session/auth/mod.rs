@@ -3,11 +3,12 @@
 
 pub mod md5;
 pub mod scram;
+pub mod scram_client;
 mod scram_messages;
 mod scram_secret;
 
 pub use scram::{AwaitingProof, ScramServer};
-pub use scram_secret::ScramSecret;
+pub use scram_secret::{ScramKeys, ScramSecret};
 
 /// What is known of a user's password.
 #[derive(Clone, PartialEq, Eq)]

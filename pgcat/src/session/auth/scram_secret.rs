@@ -62,16 +62,40 @@ impl ScramSecret {
     }
 
     pub(super) fn derive(password: &str, salt: Vec<u8>, iterations: u32) -> Self {
-        let mut salted = Key::default();
-        let password = normalise(password);
-        pbkdf2::pbkdf2_hmac::<Sha256>(password.as_bytes(), &salt, iterations, &mut salted);
-        let client_key = sign(&salted, &[b"Client Key"]);
+        let keys = ScramKeys::derive(password, &salt, iterations);
         Self {
             iterations,
             salt,
-            stored_key: Sha256::digest(client_key).into(),
-            server_key: sign(&salted, &[b"Server Key"]),
+            stored_key: Sha256::digest(keys.client).into(),
+            server_key: keys.server,
         }
+    }
+}
+
+/// The two keys made of a password, a salt and an iteration count: enough to log in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ScramKeys {
+    pub(super) client: Key,
+    pub(super) server: Key,
+}
+
+impl ScramKeys {
+    /// Takes milliseconds.
+    pub(super) fn derive(password: &str, salt: &[u8], iterations: u32) -> Self {
+        let mut salted = Key::default();
+        let password = normalise(password);
+        pbkdf2::pbkdf2_hmac::<Sha256>(password.as_bytes(), salt, iterations, &mut salted);
+        Self {
+            client: sign(&salted, &[b"Client Key"]),
+            server: sign(&salted, &[b"Server Key"]),
+        }
+    }
+}
+
+/// As for [`ScramSecret`].
+impl fmt::Debug for ScramKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ScramKeys(..)")
     }
 }
 
