@@ -1,6 +1,7 @@
 //! The admin databases `pgcat` and `pgbouncer`: what they show, and what they do.
 
 mod columns;
+mod control;
 mod login;
 mod protocol;
 mod stage;

@@ -2,6 +2,7 @@
 
 use super::show::Show;
 use super::{Dialect, Failure};
+use crate::net::orders::Ending;
 use crate::router::lexer;
 
 /// A command.
@@ -18,7 +19,7 @@ pub(super) enum Command {
     Resume(Target),
     Set { name: String },
     Show(Show),
-    Shutdown(Shutdown),
+    Shutdown(Ending),
     Suspend,
     Unban { host: String },
     WaitClose(Target),
@@ -31,19 +32,6 @@ pub(super) enum Target {
     Database(String),
     /// Database and user.
     Pool(String, String),
-}
-
-/// What a shutdown waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shutdown {
-    /// Transactions; clients are told as they become idle. PgCat's.
-    Graceful,
-    /// Nothing. PgBouncer's.
-    Immediate,
-    /// Clients, until they leave by themselves; new ones are refused.
-    WaitForClients,
-    /// Transactions, as `Graceful`.
-    WaitForServers,
 }
 
 impl Command {
@@ -135,16 +123,18 @@ fn client_id(argument: Option<&str>) -> Result<u64, Failure> {
     parsed.map_err(|_| Failure::Usage("invalid client id"))
 }
 
-fn shutdown(argument: Option<&str>, dialect: Dialect) -> Option<Shutdown> {
+/// Without an argument, PgBouncer ends at once, and PgCat gracefully.
+fn shutdown(argument: Option<&str>, dialect: Dialect) -> Option<Ending> {
     let Some(argument) = argument else {
         return Some(match dialect {
-            Dialect::Pgbouncer => Shutdown::Immediate,
-            Dialect::Pgcat => Shutdown::Graceful,
+            Dialect::Pgbouncer => Ending::Immediate,
+            Dialect::Pgcat => Ending::Graceful,
         });
     };
     match argument.to_ascii_uppercase().as_str() {
-        "WAIT_FOR_CLIENTS" => Some(Shutdown::WaitForClients),
-        "WAIT_FOR_SERVERS" => Some(Shutdown::WaitForServers),
+        "WAIT_FOR_CLIENTS" => Some(Ending::WaitForClients),
+        // Clients who hold none are told, and leave, at once.
+        "WAIT_FOR_SERVERS" => Some(Ending::Graceful),
         _ => None,
     }
 }
@@ -255,15 +245,15 @@ mod tests {
         assert_eq!(pgbouncer("KILL_CLIENT 31"), Ok(Command::KillClient(31)));
         assert_eq!(
             pgbouncer("shutdown"),
-            Ok(Command::Shutdown(Shutdown::Immediate))
+            Ok(Command::Shutdown(Ending::Immediate))
         );
         assert_eq!(
             Command::parse("shutdown", Dialect::Pgcat),
-            Ok(Command::Shutdown(Shutdown::Graceful))
+            Ok(Command::Shutdown(Ending::Graceful))
         );
         assert_eq!(
             pgbouncer("shutdown wait_for_clients"),
-            Ok(Command::Shutdown(Shutdown::WaitForClients))
+            Ok(Command::Shutdown(Ending::WaitForClients))
         );
         assert_eq!(
             pgbouncer("disable"),

@@ -3,9 +3,11 @@
 use std::rc::Rc;
 
 use super::command::Command;
+use super::control;
 use super::show::{Row, Show};
 use super::state::State;
 use super::{Dialect, Failure, Privilege};
+use crate::net::orders::Order;
 use crate::net::threads::ThreadContext;
 use crate::plugins::Column;
 use crate::wire::error_fields::{ErrorFields, Severity};
@@ -31,6 +33,10 @@ impl Outcome {
 pub(super) fn columns(command: &Command, dialect: Dialect) -> Vec<Column> {
     match command {
         Command::Show(show) => show.columns(dialect),
+        Command::Ban { .. } | Command::Unban { .. } => {
+            ["db", "user", "role", "host"].map(Column::text).into()
+        }
+        Command::Shutdown(_) if dialect == Dialect::Pgcat => vec![Column::text("success")],
         _ => Vec::new(),
     }
 }
@@ -57,7 +63,69 @@ pub(super) async fn run(
     if privilege != Privilege::Admin {
         return Err(Failure::NotAllowed);
     }
-    Err(Failure::Other("not supported yet".to_owned()))
+    let pooler = &thread.pooler;
+    let mut rows = Vec::new();
+    let tag = match command {
+        Command::Ban { host, seconds } => {
+            rows = control::ban(thread, host, *seconds);
+            "BAN"
+        }
+        Command::Unban { host } => {
+            rows = control::unban(thread, host);
+            "UNBAN"
+        }
+        Command::Disable(database) => {
+            control::set_disabled(thread, database, true)?;
+            "DISABLE"
+        }
+        Command::Enable(database) => {
+            control::set_disabled(thread, database, false)?;
+            "ENABLE"
+        }
+        Command::Kill(target) => {
+            control::kill(thread, target).await?;
+            "KILL"
+        }
+        Command::KillClient(id) => {
+            control::kill_client(thread, *id).await?;
+            "KILL_CLIENT"
+        }
+        Command::Pause(target) => {
+            control::pause(thread, target, dialect).await?;
+            "PAUSE"
+        }
+        Command::Resume(target) => {
+            control::resume(thread, target, dialect).await?;
+            "RESUME"
+        }
+        Command::Reconnect(target) => {
+            control::reconnect(thread, target).await?;
+            "RECONNECT"
+        }
+        Command::WaitClose(target) => {
+            control::wait_close(thread, target).await?;
+            "WAIT_CLOSE"
+        }
+        Command::Suspend => {
+            control::suspend(thread).await;
+            "SUSPEND"
+        }
+        Command::Shutdown(ending) => {
+            let ordered = pooler.orders.send(Order::ShutDown(*ending)).is_ok();
+            if dialect == Dialect::Pgcat {
+                let success = if ordered { "t" } else { "f" };
+                rows.push(vec![Some(success.to_owned())]);
+            }
+            "SHUTDOWN"
+        }
+        Command::Reload | Command::Set { .. } | Command::Show(_) => {
+            return Err(Failure::Usage("RELOAD is not supported yet"));
+        }
+    };
+    Ok(Outcome {
+        rows,
+        ..Outcome::done(tag)
+    })
 }
 
 /// Drivers SET this and that as they connect; nothing here depends on it.

@@ -6,6 +6,7 @@
 //! - [`show`]: the tables, made from a [`state`] of the pooler.
 
 mod command;
+mod control;
 mod execute;
 pub mod session;
 mod show;
@@ -49,7 +50,9 @@ pub enum Privilege {
 
 /// Why a command was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+enum Failure {
+    /// A pool or database that does not exist.
+    NoSuchPool(command::Target),
     NotAllowed,
     Other(String),
     /// No command at all.
@@ -65,6 +68,13 @@ impl Failure {
             (Self::NotAllowed, _) => "admin access needed".to_owned(),
             (Self::Other(message), _) => message.clone(),
             (Self::Usage(message), _) => (*message).to_owned(),
+            (Self::NoSuchPool(command::Target::Pool(database, user)), _) => {
+                format!("No pool configured for database: {database}, user: {user}")
+            }
+            (Self::NoSuchPool(command::Target::Database(database)), _) => {
+                format!("no such database: {database}")
+            }
+            (Self::NoSuchPool(command::Target::All), _) => "there are no pools".to_owned(),
             (Self::Unknown(text), Dialect::Pgbouncer) => {
                 format!("invalid command '{text}', use SHOW HELP;")
             }

@@ -154,7 +154,11 @@ impl AdminSession {
             }
             let mut chunk = [0; 4096];
             let n = poll_fn(|cx| {
-                *self.registration.handle.waker.borrow_mut() = Some(cx.waker().clone());
+                let handle = &self.registration.handle;
+                if handle.killed.get() {
+                    return std::task::Poll::Ready(Ok(0));
+                }
+                *handle.waker.borrow_mut() = Some(cx.waker().clone());
                 self.io.poll_read(cx, &mut chunk)
             })
             .await

@@ -109,7 +109,7 @@ impl State {
         let (clients, logging_in) = pooler.client_states().await;
         let now = Instant::now();
         let coarse = pooler.now();
-        let pools = pooler.pools.iter().map(|pool| {
+        let pools = pooler.pools().iter().map(|pool| {
             let servers = pool.addresses.iter().map(|address| {
                 let (recent, period) = address.statistics.recent(now);
                 AddressState {
@@ -127,14 +127,18 @@ impl State {
                 .min();
             PoolState {
                 servers: servers.collect(),
-                paused: false,
-                disabled: false,
+                paused: pool.gate.is_paused(),
+                disabled: pool.gate.is_disabled(),
                 longest_wait: first.map_or(Duration::ZERO, |since| {
                     Duration::from_millis(coarse.saturating_sub(since))
                 }),
                 pool: pool.clone(),
             }
         });
+        let every = |is: &dyn Fn(&PoolShared) -> bool| {
+            let mut pools = pooler.pools().iter().peekable();
+            pools.peek().is_some() && pools.all(|pool| is(pool))
+        };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let statements = pooler.interner.list().into_iter();
         Self {
@@ -145,8 +149,8 @@ impl State {
             pools: pools.collect(),
             clients,
             logging_in,
-            paused: false,
-            suspended: false,
+            paused: every(&|pool| pool.gate.is_paused()),
+            suspended: every(&|pool| pool.gate.is_suspended()),
             statements: statements
                 .map(|(statement, holders)| {
                     (

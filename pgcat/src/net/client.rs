@@ -399,6 +399,12 @@ impl Newcomer {
                 format!("No pool configured for database: \"{database}\", user: \"{user}\""),
             ))));
         };
+        if pool.shared.gate.is_disabled() {
+            return Err(Error::Refused(Box::new(ErrorFields::fatal(
+                "58000",
+                format!("database does not allow connections: {database}"),
+            ))));
+        }
         login::prove(self, &pool.shared.user, &pool.shared.scram_secret).await?;
         Ok(pool.clone())
     }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::io::DetachedIo;
+use super::orders::{Ending, Order};
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
 use crate::config::model::Config;
@@ -47,7 +49,8 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     let listen = listener
         .local_addr()
         .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
-    let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids)?;
+    let (give_orders, mut orders) = mpsc::unbounded_channel();
+    let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids, give_orders)?;
     let handles: Vec<_> = pooler
         .pools
         .iter()
@@ -59,33 +62,46 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     log::info!("Running on {listen}");
     log::info!("Waiting for clients");
 
-    let reason = loop {
+    let (reason, mut ending) = loop {
         tokio::select! {
             accepted = listener.accept() => accept(&pooler, accepted).await,
-            _ = interrupt.recv() => break "SIGINT",
-            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break ("Got SIGINT", Ending::Graceful),
+            _ = terminate.recv() => break ("Got SIGTERM", Ending::Graceful),
+            Some(Order::ShutDown(ending)) = orders.recv() => break ("Got SHUTDOWN", ending),
             _ = hangup.recv() => match pooler.reload_tls() {
                 Ok(()) => log::info!("Got SIGHUP; certificates have been read again, and nothing else"),
                 Err(error) => log::error!("Got SIGHUP; the certificates stay as they were: {error}"),
             },
         }
     };
-    log::info!("Got {reason}, shutting down");
+    log::info!("{reason}, shutting down");
     drop(listener);
-    pooler.shutdown();
     let deadline = Instant::now() + shutdown_timeout;
-    let drained = async {
-        while pooler.clients() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    loop {
+        if ending == Ending::Graceful {
+            pooler.shutdown();
         }
-    };
-    tokio::select! {
-        () = drained => log::info!("All clients have left"),
-        () = tokio::time::sleep_until(deadline) => {
-            log::warn!("{} clients are still connected after shutdown_timeout", pooler.clients());
+        let drained = async {
+            while ending != Ending::Immediate && pooler.clients() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let again = tokio::select! {
+            () = drained => break,
+            () = tokio::time::sleep_until(deadline), if ending == Ending::Graceful => {
+                log::warn!("{} clients are still connected after shutdown_timeout", pooler.clients());
+                break;
+            }
+            _ = interrupt.recv() => Ending::Graceful,
+            _ = terminate.recv() => Ending::Graceful,
+            Some(Order::ShutDown(again)) = orders.recv() => again,
+        };
+        // Waiting for clients may turn into waiting for transactions; all else is impatience.
+        if ending == Ending::Graceful || again == Ending::Immediate {
+            log::warn!("Got a second signal, ending at once");
+            break;
         }
-        _ = interrupt.recv() => log::warn!("Got a second signal, ending at once"),
-        _ = terminate.recv() => log::warn!("Got a second signal, ending at once"),
+        ending = again;
     }
     // Off this thread: the plugins' own threads may need what runs here until they have ended.
     let plugins = pooler.plugins.clone();

@@ -10,6 +10,7 @@ mod handled;
 pub mod io;
 mod listener;
 mod login;
+pub mod orders;
 pub mod pipeline;
 pub mod pool_handle;
 pub mod registration;

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
+
 use super::server::ServerKey;
 use super::threads::{CancelKey, ThreadContext};
 use crate::admin::state::{ClientState, Doing};
@@ -53,6 +55,10 @@ pub struct SessionHandle {
     pub requested: Cell<u64>,
     pub counters: Cell<Counters>,
     pub prepared_statements: Cell<usize>,
+    /// An administrator has ended the session.
+    pub killed: Cell<bool>,
+    /// Wakes it where it waits for a server connection.
+    pub killing: Notify,
     pub waker: RefCell<Option<Waker>>,
 }
 
@@ -80,6 +86,8 @@ impl Registration {
             requested: Cell::default(),
             counters: Cell::default(),
             prepared_statements: Cell::default(),
+            killed: Cell::default(),
+            killing: Notify::new(),
             waker: RefCell::default(),
         });
         thread.sessions.borrow_mut().insert(id, handle.clone());
@@ -107,6 +115,13 @@ impl SessionHandle {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Ends the session.
+    pub fn kill(&self) {
+        self.killed.set(true);
+        self.killing.notify_one();
+        self.wake();
     }
 
     /// Adds to the session's counters.

@@ -57,6 +57,9 @@ impl Session {
             if read_client && self.registration.handle.timed_out.get() {
                 return Poll::Ready(Ok(Event::IdleInTransaction));
             }
+            if read_client && self.registration.handle.killed.get() {
+                return Poll::Ready(Ok(Event::Shutdown));
+            }
             // A client that does not read its replies is not read from either.
             if read_client && !client_waits && self.out.is_empty() && self.server_takes_more() {
                 match self.poll_client(cx, &mut scratch) {

@@ -214,6 +214,7 @@ impl Session {
                 Event::IdleInTransaction => self.idle_in_transaction().await?,
                 Event::NeedServer => match self.checkout().await {
                     Ok(server) => self.attach_safely(server).await?,
+                    Err(error @ Error::Refused(_)) => return Err(error),
                     Err(error) => self.no_server(&error).await?,
                 },
                 Event::Query(pieces) => self.query_handled(pieces).await?,
@@ -232,7 +233,12 @@ impl Session {
                 let began = self.thread.clock.now();
                 let handle = self.registration.handle.clone();
                 handle.waiting_since.set(Some(began));
-                let outcome = self.pool.checkout(&self.thread, self.route).await;
+                let outcome = tokio::select! {
+                    outcome = self.pool.checkout(&self.thread, self.route) => outcome,
+                    () = handle.killing.notified() => {
+                        Err(Error::Refused(Box::new(shutting_down())))
+                    }
+                };
                 handle.waiting_since.set(None);
                 self.checkout_failures += u64::from(outcome.is_err());
                 if let Ok(server) = &outcome {

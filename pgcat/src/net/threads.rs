@@ -16,7 +16,8 @@ use super::clock::{Clock, Woken};
 use super::dial::Dialler;
 use super::dns;
 use super::io::{DetachedIo, TcpOptions};
-use super::registration::{Kind, SessionHandle};
+use super::orders::Order;
+use super::registration::{Kind, SessionHandle, Who};
 use crate::admin::state::ClientState;
 use crate::config::model::Config;
 use crate::error::Error;
@@ -45,6 +46,8 @@ pub struct Pooler {
     pub listen: SocketAddr,
     /// For connections and sessions.
     pub ids: Ids,
+    /// To the thread that listens.
+    pub orders: mpsc::UnboundedSender<Order>,
     /// Which session a cancel key belongs to.
     cancel_keys: Mutex<HashMap<CancelKey, (usize, u64)>>,
     /// Clients that have logged in, the in-process ones not counted.
@@ -142,6 +145,7 @@ impl Pooler {
         plugins: Vec<Arc<dyn Plugin>>,
         listen: SocketAddr,
         ids: Ids,
+        orders: mpsc::UnboundedSender<Order>,
     ) -> Result<(Arc<Self>, Vec<std::thread::JoinHandle<()>>), Error> {
         let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..config.general.worker_threads)
             .map(|_| {
@@ -169,6 +173,7 @@ impl Pooler {
             began_at: SystemTime::now(),
             listen,
             ids,
+            orders,
             cancel_keys: Mutex::default(),
             clients: AtomicUsize::new(0),
         });
@@ -245,6 +250,11 @@ impl Pooler {
         let tls = load_tls(&self.config)?;
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
         Ok(())
+    }
+
+    /// The pools, as they are now.
+    pub fn pools(&self) -> &[Arc<PoolShared>] {
+        &self.pools
     }
 
     /// How many clients have logged in.
@@ -497,6 +507,20 @@ impl ThreadContext {
             server.cancel(&dialler).await;
             drop(done);
         });
+    }
+
+    /// The thread's part of a pool.
+    pub fn pool(&self, index: usize) -> Option<Rc<LocalPool>> {
+        self.pools.get(index).cloned()
+    }
+
+    /// Ends the sessions of clients that `choose` picks; says how many.
+    pub fn kill(&self, choose: impl Fn(u64, &Who) -> bool) -> usize {
+        let sessions = self.sessions.borrow();
+        let chosen = sessions.iter().filter(|(id, session)| {
+            session.who.kind != Kind::Internal && choose(**id, &session.who)
+        });
+        chosen.map(|(_, session)| session.kill()).count()
     }
 
     /// The clients of this thread, and how many sessions there are of any kind.

@@ -70,6 +70,15 @@ impl Address {
         addresses.into()
     }
 
+    /// Whether connections of an earlier generation still exist.
+    pub fn has_outdated(&self) -> bool {
+        let generation = self.health.generation();
+        let connections = self.statistics.connections();
+        connections
+            .iter()
+            .any(|connection| connection.generation != generation)
+    }
+
     /// The name of its role.
     pub fn role_name(&self) -> &'static str {
         match self.health.role() {

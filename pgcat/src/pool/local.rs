@@ -53,6 +53,9 @@ impl LocalPool {
     /// An idle connection of this thread to a server that the route allows, unless others wait for
     /// one.
     pub fn try_checkout(&self, thread: &ThreadContext, route: Route) -> Option<Box<Server>> {
+        if self.shared.gate.is_shut() {
+            return None;
+        }
         let at = self.shared.choose(route, &[])?;
         self.try_checkout_at(thread, at)
     }
@@ -108,6 +111,7 @@ impl LocalPool {
         thread: &Rc<ThreadContext>,
         route: Route,
     ) -> Result<Box<Server>, Error> {
+        self.shared.gate.pass().await;
         let began = thread.now.get();
         let patience = self.shared.user.connect_timeout.as_millis() as u64;
         loop {
@@ -168,7 +172,9 @@ impl LocalPool {
             let granted = slots.enqueue(thread.index, thread.now.get());
             // From here on a connection that is given back sees the waiter. One that was given back, or
             // closed, just before is looked for now.
-            if let Some(slot) = Slot::take(&self.shared, at) {
+            if !self.shared.gate.is_shut()
+                && let Some(slot) = Slot::take(&self.shared, at)
+            {
                 slots.grant(slot);
             }
             self.serve_waiters(thread, at);
@@ -331,7 +337,7 @@ impl LocalPool {
     /// Gives the connection to whose turn it is; back if nobody waits.
     fn give(&self, thread: &ThreadContext, mut server: Box<Server>) -> Option<Box<Server>> {
         let slots = &self.address(server.address().id).slots;
-        while slots.waiting() > 0 {
+        while slots.waiting() > 0 && !self.shared.gate.is_shut() {
             let Some(waiter) = slots.next_waiter(thread.index, thread.now.get()) else {
                 break;
             };
@@ -363,7 +369,7 @@ impl LocalPool {
     /// Hands this thread's idle connections to a server to those who wait for one.
     pub fn serve_waiters(&self, thread: &ThreadContext, at: usize) {
         let slots = &self.address(at).slots;
-        while slots.waiting() > 0 {
+        while slots.waiting() > 0 && !self.shared.gate.is_shut() {
             let Some(server) = self.pop_idle(thread, at) else {
                 return;
             };
@@ -371,6 +377,17 @@ impl LocalPool {
                 self.idle[at].borrow_mut().push_back(server);
                 slots.idle_added(thread.index);
             }
+        }
+    }
+
+    /// The pool hands out connections again: those who wait get what there is, or may open one.
+    pub fn resume(&self, thread: &ThreadContext) {
+        for address in &self.shared.addresses {
+            self.serve_waiters(thread, address.id);
+            while address.slots.waiting() > 0
+                && let Some(slot) = Slot::take(&self.shared, address.id)
+                && address.slots.grant(slot).is_none()
+            {}
         }
     }
 
@@ -436,7 +453,7 @@ impl LocalPool {
                 idle.borrow_mut().push_back(server);
             }
         }
-        if thread.index == 0 {
+        if thread.index == 0 && !self.shared.gate.is_shut() {
             self.keep_ready(thread, address, minimum);
         }
     }

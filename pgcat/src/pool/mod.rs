@@ -7,6 +7,7 @@
 
 pub mod address;
 mod balance;
+pub mod gate;
 pub mod health;
 pub mod local;
 pub mod shared;

@@ -1,9 +1,10 @@
 //! What all threads know of a pool: its servers, and what is the same on all of them.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::address::Address;
+use super::gate::Gate;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::server::Parameters;
@@ -23,6 +24,8 @@ pub struct PoolShared {
     /// The servers, in the order of shards and of servers in them.
     pub addresses: Box<[Address]>,
     pub ids: Ids,
+    /// What administrators have ordered.
+    pub gate: Arc<Gate>,
     /// Counts the schema changes seen on this pool's connections.
     pub schema_version: AtomicU64,
     /// What a server reports to a session with these settings; asked once, then known.
@@ -50,6 +53,7 @@ impl PoolShared {
             user,
             settings,
             ids,
+            gate: Arc::default(),
             schema_version: AtomicU64::new(0),
             greetings: Mutex::default(),
             scram_secret: OnceLock::new(),
@@ -128,9 +132,13 @@ impl PoolShared {
 
     /// Takes those off the queues who have waited for `connect_timeout`.
     pub fn expire(&self, now: u64) {
+        if self.gate.is_shut() {
+            // They wait for a RESUME.
+            return;
+        }
         let limit = self.user.connect_timeout.as_millis() as u64;
         for address in &self.addresses {
-            address.slots.expire(now, limit);
+            address.slots.expire(now, limit, self.gate.opened_at());
         }
     }
 }

@@ -62,7 +62,9 @@ impl Slot {
         to.slots.count().then(|| Self {
             pool: pool.clone(),
             address,
-            connection: to.statistics.opening(pool.ids.next()),
+            connection: to
+                .statistics
+                .opening(pool.ids.next(), to.health.generation()),
         })
     }
 
@@ -86,6 +88,7 @@ impl Drop for Slot {
         let slots = &self.address().slots;
         slots.open.fetch_sub(1, Ordering::SeqCst);
         if slots.waiting() > 0
+            && !self.pool.gate.is_shut()
             && let Some(slot) = Self::take(&self.pool, self.address)
         {
             // One that nobody takes is returned in its turn.
@@ -220,7 +223,8 @@ impl Slots {
 
     /// Takes those off the queue who have waited for `limit` milliseconds. Called now and then, instead
     /// of setting a timer for each wait.
-    pub fn expire(&self, now: u64, limit: u64) {
+    /// A wait counts from `not_before` at the earliest.
+    pub fn expire(&self, now: u64, limit: u64, not_before: u64) {
         if self.waiting() == 0 {
             return;
         }
@@ -228,7 +232,7 @@ impl Slots {
         // The oldest come first. Time is coarse: nobody is to wait less than the limit.
         while queue
             .front()
-            .is_some_and(|first| now > first.since + limit + STRICT_ORDER_AFTER)
+            .is_some_and(|first| now > first.since.max(not_before) + limit + STRICT_ORDER_AFTER)
         {
             queue.pop_front();
         }

@@ -100,6 +100,8 @@ pub enum Phase {
 pub struct Connection {
     pub id: u64,
     pub opened: SystemTime,
+    /// See [`super::health::Health::renew`].
+    pub generation: u64,
     phase: AtomicU8,
     /// The client that has it; 0 for none.
     client: AtomicU64,
@@ -128,9 +130,10 @@ fn add(counter: &AtomicU64, amount: u64) {
 }
 
 impl Connection {
-    fn new(id: u64) -> Self {
+    fn new(id: u64, generation: u64) -> Self {
         Self {
             id,
+            generation,
             opened: SystemTime::now(),
             phase: AtomicU8::new(Phase::Login as u8),
             client: AtomicU64::new(0),
@@ -272,8 +275,8 @@ impl Inner {
 
 impl Statistics {
     /// A connection that is about to be opened.
-    pub fn opening(&self, id: u64) -> Arc<Connection> {
-        let connection = Arc::new(Connection::new(id));
+    pub fn opening(&self, id: u64, generation: u64) -> Arc<Connection> {
+        let connection = Arc::new(Connection::new(id, generation));
         self.lock().open.push(connection.clone());
         connection
     }
@@ -331,8 +334,8 @@ mod tests {
     #[test]
     fn sums_survive_their_connections() {
         let statistics = Statistics::default();
-        let one = statistics.opening(1);
-        let two = statistics.opening(2);
+        let one = statistics.opening(1, 0);
+        let two = statistics.opening(2, 0);
         one.query_ended(5);
         one.transaction_ended(7);
         two.query_ended(3);
@@ -350,7 +353,7 @@ mod tests {
     fn averages_are_of_the_last_periods() {
         let statistics = Statistics::default();
         let begin = Instant::now();
-        let connection = statistics.opening(1);
+        let connection = statistics.opening(1, 0);
         connection.query_ended(10);
         statistics.begin_period(begin);
         connection.query_ended(10);
@@ -366,7 +369,7 @@ mod tests {
 
     #[test]
     fn phases_are_what_was_entered() {
-        let connection = Connection::new(1);
+        let connection = Connection::new(1, 0);
         assert_eq!(connection.phase(), Phase::Login);
         for phase in [Phase::Active, Phase::Idle, Phase::Tested, Phase::Login] {
             connection.enter(phase);

@@ -328,7 +328,7 @@ fn server(
         time(state.requested(connection).unwrap_or(connection.opened)),
         0,
         0,
-        0,
+        u8::from(connection.generation != address.health.generation()),
         pointer(connection.id),
         connection.client().map_or(String::new(), pointer),
         connection.pid(),

@@ -1,0 +1,18 @@
+//! What the thread that listens can be told, by signals and by administrators.
+
+/// See the module's text.
+#[derive(Debug)]
+pub enum Order {
+    ShutDown(Ending),
+}
+
+/// What the end of the pooler waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Transactions, for `shutdown_timeout`. Clients are told as they become idle.
+    Graceful,
+    /// Nothing.
+    Immediate,
+    /// Clients, until they leave by themselves; new ones are refused.
+    WaitForClients,
+}

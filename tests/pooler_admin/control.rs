@@ -1,0 +1,312 @@
+//! PAUSE, KILL, RECONNECT, SHUTDOWN and the like.
+
+use std::time::Duration;
+
+use test_support::wire::{Message, Messages, Wire, sqlstate, tags};
+use test_support::{Pooler, PoolerConfig};
+
+use crate::stage::{admin, client, config, eventually, row, rows, server, start};
+
+/// How long nothing must come where nothing is to come.
+const QUIET: Duration = Duration::from_millis(300);
+
+fn assert_ended(wire: &mut Wire) {
+    let messages = wire.end();
+    let last = messages.last().expect("last words");
+    assert_eq!(last.tag, b'E', "{messages:?}");
+    assert_eq!(last.field(b'C').unwrap(), "57P01");
+}
+
+fn message_of(messages: &[Message]) -> String {
+    let error = messages.iter().find(|message| message.tag == b'E');
+    error
+        .unwrap_or_else(|| panic!("{messages:?}"))
+        .field(b'M')
+        .unwrap()
+}
+
+fn begun(wire: &mut Wire, sql: &str) {
+    wire.send(Messages::new().query(sql));
+}
+
+fn waiting(pooler: &Pooler) -> usize {
+    let clients = rows(&mut admin(pooler, "pgcat"), "SHOW CLIENTS");
+    clients
+        .iter()
+        .filter(|row| row["state"] == "waiting")
+        .count()
+}
+
+#[test]
+fn pause_waits_for_transactions_and_resume_goes_on() {
+    let pooler = start(&config(2));
+    let mut busy = client(&pooler);
+    busy.run("BEGIN");
+    let mut control = admin(&pooler, "pgbouncer");
+    begun(&mut control, "PAUSE");
+    eventually("the pool is paused", || {
+        let state = row(
+            &mut admin(&pooler, "pgbouncer"),
+            "SHOW STATE",
+            "key",
+            "paused",
+        );
+        state["value"] == "yes"
+    });
+    assert!(control.silent_for(QUIET), "a transaction is open");
+    let mut late = client(&pooler);
+    begun(&mut late, "SELECT 'late'");
+    assert!(late.silent_for(QUIET), "nothing begins while paused");
+    busy.run("SELECT 1");
+    busy.run("COMMIT");
+    assert_eq!(tags(&control.ready()), "CZ");
+    // Server connections are closed, so that the server may be restarted.
+    assert_eq!(rows(&mut control, "SHOW SERVERS").len(), 0);
+    assert_eq!(
+        message_of(&control.query("PAUSE")),
+        "already suspended/paused"
+    );
+    let databases = row(&mut control, "SHOW DATABASES", "name", "postgres");
+    assert_eq!(databases["paused"], "1");
+    control.run("RESUME");
+    assert_eq!(tags(&late.ready()), "TDCZ");
+    assert_eq!(
+        message_of(&control.query("RESUME")),
+        "pooler is not paused/suspended"
+    );
+    busy.run("SELECT 1");
+}
+
+/// PgCat takes this for a pause of everything.
+#[test]
+fn pause_of_one_pool_leaves_the_others() {
+    let pooler = start(&config(2).user_with(
+        "other",
+        2,
+        "auth_type = \"trust\"\nserver_username = \"postgres\"",
+    ));
+    let mut control = admin(&pooler, "pgcat");
+    assert_eq!(tags(&control.query("PAUSE postgres, postgres")), "CZ");
+    let mut other = Wire::connect(pooler.port(), "other", "postgres");
+    other.run("SELECT 1");
+    let mut paused = Wire::open(pooler.port());
+    paused.send(test_support::wire::startup(
+        test_support::wire::PROTOCOL_3_0,
+        &[("user", "postgres"), ("database", "postgres")],
+    ));
+    assert!(paused.silent_for(QUIET));
+    control.run("RESUME postgres,postgres");
+    paused.greeted();
+    paused.run("SELECT 1");
+    let message = message_of(&control.query("PAUSE nowhere, nobody"));
+    assert_eq!(
+        message,
+        "No pool configured for database: nowhere, user: nobody"
+    );
+    assert_eq!(
+        message_of(&control.query("PAUSE nowhere")),
+        "no such database: nowhere"
+    );
+}
+
+/// Who waits while paused has all of connect_timeout after it, and keeps its place.
+#[test]
+fn a_pause_does_not_count_as_waiting() {
+    let pooler = start(&config(1).general("connect_timeout = 600"));
+    let mut busy = client(&pooler);
+    busy.run("BEGIN");
+    let mut next = client(&pooler);
+    begun(&mut next, "SELECT 1");
+    eventually("it waits in the queue", || waiting(&pooler) == 1);
+    let mut control = admin(&pooler, "pgbouncer");
+    control.run("SUSPEND");
+    busy.run("COMMIT");
+    assert!(next.silent_for(Duration::from_millis(1500)));
+    control.run("RESUME");
+    assert_eq!(tags(&next.ready()), "TDCZ");
+}
+
+#[test]
+fn disabled_databases_let_nobody_in() {
+    let pooler = start(&config(2));
+    let mut inside = client(&pooler);
+    let mut control = admin(&pooler, "pgbouncer");
+    control.run("DISABLE postgres");
+    let mut refused = Wire::open(pooler.port());
+    refused.send(test_support::wire::startup(
+        test_support::wire::PROTOCOL_3_0,
+        &[("user", "postgres"), ("database", "postgres")],
+    ));
+    assert_eq!(
+        message_of(&refused.end()),
+        "database does not allow connections: postgres"
+    );
+    inside.run("SELECT 1");
+    let database = row(&mut control, "SHOW DATABASES", "name", "postgres");
+    assert_eq!(database["disabled"], "1");
+    control.run("ENABLE postgres");
+    client(&pooler).run("SELECT 1");
+    assert_eq!(
+        message_of(&control.query("DISABLE nowhere")),
+        "no such database: nowhere"
+    );
+}
+
+#[test]
+fn kill_ends_clients_wherever_they_are() {
+    let pooler = start(&config(1));
+    let mut idle = client(&pooler);
+    idle.run("SELECT 1");
+    let mut running = client(&pooler);
+    begun(&mut running, "SELECT pg_sleep(60)");
+    let mut waits = client(&pooler);
+    begun(&mut waits, "SELECT 1");
+    eventually("one waits", || waiting(&pooler) == 1);
+    let mut control = admin(&pooler, "pgbouncer");
+    control.run("KILL postgres");
+    for killed in [&mut idle, &mut running, &mut waits] {
+        assert_ended(killed);
+    }
+    eventually("the running statement was cancelled", || {
+        let mut direct = Wire::connect(server().port(), "postgres", "postgres");
+        direct.value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'") == "0"
+    });
+    // As in PgBouncer, new ones wait for a RESUME.
+    control.run("RESUME postgres");
+    client(&pooler).run("SELECT 1");
+}
+
+#[test]
+fn one_client_is_killed_by_its_number() {
+    let pooler = start(&config(2));
+    let mut one = Wire::connect_with(
+        pooler.port(),
+        &[
+            ("user", "postgres"),
+            ("database", "postgres"),
+            ("application_name", "one"),
+        ],
+    );
+    one.run("BEGIN");
+    let mut two = client(&pooler);
+    let mut control = admin(&pooler, "pgcat");
+    let id = row(&mut control, "SHOW CLIENTS", "application_name", "one")["client_id"].clone();
+    assert!(id.starts_with("0x"), "{id}");
+    assert_eq!(tags(&control.query(&format!("KILL_CLIENT {id}"))), "CZ");
+    assert_ended(&mut one);
+    two.run("SELECT 1");
+    assert_eq!(
+        message_of(&control.query(&format!("KILL_CLIENT {id}"))),
+        "client not found"
+    );
+}
+
+#[test]
+fn reconnect_replaces_connections_as_they_become_free() {
+    let pooler = start(&config(2));
+    let mut busy = client(&pooler);
+    busy.run("BEGIN");
+    let pid = busy.value("SELECT pg_backend_pid()");
+    let mut idle = client(&pooler);
+    let idle_pid = idle.value("SELECT pg_backend_pid()");
+    let mut control = admin(&pooler, "pgbouncer");
+    control.run("RECONNECT postgres");
+    assert_ne!(idle.value("SELECT pg_backend_pid()"), idle_pid);
+    assert_eq!(
+        busy.value("SELECT pg_backend_pid()"),
+        pid,
+        "a transaction goes on"
+    );
+    let old = row(&mut control, "SHOW SERVERS", "remote_pid", &pid);
+    assert_eq!(old["close_needed"], "1");
+    begun(&mut control, "WAIT_CLOSE postgres");
+    assert!(control.silent_for(QUIET));
+    busy.run("COMMIT");
+    assert_eq!(tags(&control.ready()), "CZ");
+    assert_ne!(busy.value("SELECT pg_backend_pid()"), pid);
+}
+
+#[test]
+fn replicas_are_banned_by_host() {
+    let port = server().port();
+    let servers = [
+        ("127.0.0.1", port, "primary"),
+        ("localhost", port, "replica"),
+    ];
+    let pooler = start(
+        &PoolerConfig::new(server())
+            .servers(&servers)
+            .user_with("postgres", 2, "auth_type = \"trust\"")
+            .general("admin_auth_type = \"trust\""),
+    );
+    let mut control = admin(&pooler, "pgcat");
+    let banned = rows(&mut control, "BAN localhost 600");
+    assert_eq!(banned.len(), 1);
+    assert_eq!(banned[0]["role"], "replica");
+    assert_eq!(
+        rows(&mut control, "BAN localhost 600").len(),
+        0,
+        "it is banned already"
+    );
+    assert_eq!(
+        rows(&mut control, "BAN 127.0.0.1 600").len(),
+        0,
+        "primaries are not banned"
+    );
+    let ban = row(&mut control, "SHOW BANS", "host", "localhost");
+    assert_eq!(ban["reason"], "AdminBan(600)");
+    assert_eq!(ban["ban_duration_seconds"], "600");
+    let database = row(&mut control, "SHOW DATABASES", "host", "localhost");
+    assert_eq!(database["disabled"], "1");
+    assert_eq!(rows(&mut control, "UNBAN localhost").len(), 1);
+    assert_eq!(rows(&mut control, "SHOW BANS").len(), 0);
+    assert_eq!(sqlstate(&control.query("BAN localhost soon")), "58000");
+}
+
+fn exits(pooler: &mut Pooler) {
+    eventually("the pooler ends", || {
+        pooler.exit_status().is_some_and(|status| status.success())
+    });
+}
+
+#[test]
+fn shutdown_of_pgcat_lets_transactions_end() {
+    let mut pooler = start(&config(2));
+    let mut idle = client(&pooler);
+    let mut busy = client(&pooler);
+    busy.run("BEGIN");
+    let mut control = admin(&pooler, "pgcat");
+    assert_eq!(tags(&control.query("SHUTDOWN")), "TDCZ");
+    assert_ended(&mut idle);
+    // Administrators may still look on.
+    control.run("SHOW POOLS");
+    busy.run("COMMIT");
+    assert_ended(&mut busy);
+    exits(&mut pooler);
+}
+
+#[test]
+fn shutdown_of_pgbouncer_is_immediate() {
+    let mut pooler = start(&config(2));
+    let mut busy = client(&pooler);
+    busy.run("BEGIN");
+    admin(&pooler, "pgbouncer").send(Messages::new().query("SHUTDOWN"));
+    exits(&mut pooler);
+    busy.end();
+}
+
+#[test]
+fn shutdown_waits_for_clients() {
+    let mut pooler = start(&config(2).general("shutdown_timeout = 100"));
+    let mut stays = client(&pooler);
+    let mut control = admin(&pooler, "pgbouncer");
+    control.run("SHUTDOWN WAIT_FOR_CLIENTS");
+    eventually("nobody new is let in", || {
+        std::net::TcpStream::connect(("127.0.0.1", pooler.port())).is_err()
+    });
+    std::thread::sleep(QUIET);
+    stays.run("SELECT 1");
+    assert!(pooler.exit_status().is_none());
+    drop(stays);
+    exits(&mut pooler);
+}
