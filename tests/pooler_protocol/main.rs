@@ -4,6 +4,7 @@
 
 mod abandoned;
 mod auth;
+mod auth_query;
 mod cancel;
 mod chaos;
 mod copy;
@@ -21,4 +22,5 @@ mod stage;
 mod startup;
 mod tls_clients;
 mod tls_servers;
+mod unix_socket;
 mod waiting;

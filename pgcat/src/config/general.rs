@@ -1,6 +1,7 @@
 //! `[general]`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
@@ -87,6 +88,9 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         log_client_connections: flag("log_client_connections", false)?,
         log_client_disconnections: flag("log_client_disconnections", false)?,
         shutdown_timeout: milliseconds("shutdown_timeout", 0, 60_000)?,
+        client_login_timeout: milliseconds("client_login_timeout", 1, 60_000)?,
+        unix_socket_dir: section.string("unix_socket_dir")?.map(PathBuf::from),
+        unix_socket_mode: unix_socket_mode(section)?,
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,
         healthcheck_delay: milliseconds("healthcheck_delay", 0, 30_000)?,
         ban_time: section
@@ -186,6 +190,18 @@ fn names(section: &Section<'_>, key: &'static str) -> Result<Vec<String>, Config
     };
     let names = value.array("an array of user names")?;
     names.into_iter().map(|name| name.string()).collect()
+}
+
+/// An octal number in a string, as PgBouncer has it.
+fn unix_socket_mode(section: &Section<'_>) -> Result<u32, ConfigError> {
+    let Some(value) = section.value("unix_socket_mode") else {
+        return Ok(0o777);
+    };
+    let text = value.string()?;
+    u32::from_str_radix(&text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| value.expected("a file mode such as \"0700\""))
 }
 
 /// Both keys or neither; PgCat requires both. Without them there is no admin database.

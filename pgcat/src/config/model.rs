@@ -40,6 +40,12 @@ pub struct General {
     pub log_client_connections: bool,
     pub log_client_disconnections: bool,
     pub shutdown_timeout: Duration,
+    /// Clients that take longer to log in are disconnected; PgBouncer's `client_login_timeout`.
+    pub client_login_timeout: Duration,
+    /// Where the Unix socket for clients is; `None`: there is none.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// File mode of the Unix socket.
+    pub unix_socket_mode: u32,
     pub healthcheck_timeout: Duration,
     pub healthcheck_delay: Duration,
     pub ban_time: Duration,

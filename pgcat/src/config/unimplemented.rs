@@ -8,13 +8,6 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "general.prometheus_exporter_port",
     // reload
     "general.autoreload",
-    // authentication by query
-    "general.auth_query",
-    "general.auth_query_user",
-    "general.auth_query_password",
-    "pools.*.auth_query",
-    "pools.*.auth_query_user",
-    "pools.*.auth_query_password",
     // more than one server
     "pools.*.shards.*.mirrors",
     // routing by the text of a query

@@ -27,10 +27,6 @@ use crate::wire::message::{self, build};
 use crate::wire::startup::{FirstPacket, Startup, parse_options};
 use crate::wire::{HEADER, Header, TransactionStatus, backend};
 
-/// A client that does not log in within this time is disconnected, as by PostgreSQL's
-/// `authentication_timeout`.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// The first byte of a TLS handshake, where a length has a zero: PostgreSQL 17's direct TLS.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -51,7 +47,8 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         out: OutBuffer::default(),
         tls: None,
     };
-    let login = tokio::time::timeout(LOGIN_TIMEOUT, newcomer.log_in(thread, internal_pool));
+    let limit = thread.pooler.config.general.client_login_timeout;
+    let login = tokio::time::timeout(limit, newcomer.log_in(thread, internal_pool));
     let admitted = match login.await {
         Ok(Ok(Some(Admission::Pool(admitted)))) => admitted,
         Ok(Ok(Some(Admission::Admin {
@@ -70,10 +67,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         Ok(Ok(None)) => return,
         Ok(Err(error)) => return newcomer.turn_away(error).await,
         Err(_) => {
-            log::info!(
-                "a client did not log in within {} s",
-                LOGIN_TIMEOUT.as_secs()
-            );
+            log::info!("a client did not log in within {limit:?}");
             return;
         }
     };
@@ -217,10 +211,12 @@ impl Newcomer {
             None
         };
         let pools = &thread.pooler.pools;
-        let of_pool = pools.iter().find(|pool| pool.identity.user == user);
+        let of_pool = pools
+            .iter()
+            .find(|pool| pool.identity.user == user && !pool.asks_auth_query);
         let privilege = match (privilege, of_pool) {
             (Some(privilege), Some(pool)) => {
-                login::prove(self, &pool.user, &pool.scram_secret).await?;
+                login::prove_to_pool(self, thread, pool).await?;
                 privilege
             }
             _ => {
@@ -391,7 +387,9 @@ impl Newcomer {
         user: &str,
     ) -> Result<Rc<LocalPool>, Error> {
         let pool = thread.pools.iter().find(|pool| {
-            pool.shared.identity.database == database && pool.shared.identity.user == user
+            pool.shared.identity.database == database
+                && pool.shared.identity.user == user
+                && !pool.shared.asks_auth_query
         });
         let Some(pool) = pool else {
             return Err(Error::Refused(Box::new(ErrorFields::fatal(
@@ -405,7 +403,7 @@ impl Newcomer {
                 format!("database does not allow connections: {database}"),
             ))));
         }
-        login::prove(self, &pool.shared.user, &pool.shared.scram_secret).await?;
+        login::prove_to_pool(self, thread, &pool.shared).await?;
         Ok(pool.clone())
     }
 

@@ -12,7 +12,8 @@ use super::io::DetachedIo;
 use super::orders::{Ending, Order};
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
-use crate::config::model::Config;
+use super::unix_socket::UnixSocket;
+use crate::config::model::{AuthQuery, AuthType, Config, PoolMode, User};
 use crate::error::Error;
 use crate::plugins::{Plugin, PoolIdentity};
 use crate::pool::shared::PoolShared;
@@ -39,6 +40,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
         .await
         .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
     let start = |error: std::io::Error| Error::Start(format!("could not install signals: {error}"));
+    let unix = UnixSocket::listen(&config.general)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(start)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
@@ -54,6 +56,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     let handles: Vec<_> = pooler
         .pools
         .iter()
+        .filter(|pool| !pool.asks_auth_query)
         .map(|pool| PoolHandle::new(pooler.clone(), pool.clone()))
         .collect();
     for plugin in &pooler.plugins {
@@ -64,7 +67,14 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
 
     let (reason, mut ending) = loop {
         tokio::select! {
-            accepted = listener.accept() => accept(&pooler, accepted).await,
+            accepted = listener.accept() => {
+                let accepted = accepted.and_then(|(stream, _)| {
+                    pooler.tcp.apply(&stream);
+                    stream.into_std().map(DetachedIo::Tcp)
+                });
+                begin(&pooler, accepted).await;
+            }
+            accepted = UnixSocket::accept(unix.as_ref()) => begin(&pooler, accepted).await,
             _ = interrupt.recv() => break ("Got SIGINT", Ending::Graceful),
             _ = terminate.recv() => break ("Got SIGTERM", Ending::Graceful),
             Some(Order::ShutDown(ending)) = orders.recv() => break ("Got SHUTDOWN", ending),
@@ -75,7 +85,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
         }
     };
     log::info!("{reason}, shutting down");
-    drop(listener);
+    drop((listener, unix));
     let deadline = Instant::now() + shutdown_timeout;
     loop {
         if ending == Ending::Graceful {
@@ -123,42 +133,54 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
 }
 
 fn pools(config: &Config, ids: &Ids) -> Vec<Arc<PoolShared>> {
-    let users = config
-        .pools
-        .iter()
-        .flat_map(|(database, pool)| pool.users.iter().map(move |user| (database, pool, user)));
-    users
-        .enumerate()
-        .map(|(index, (database, pool, user))| {
+    let threads = config.general.worker_threads;
+    let mut pools = Vec::new();
+    for (database, pool) in &config.pools {
+        let asking = pool
+            .auth_query
+            .as_ref()
+            .map(|query| (auth_query_user(config, query), true));
+        let users = pool.users.iter().cloned().map(|user| (user, false));
+        for (user, asks_auth_query) in users.chain(asking) {
             let identity = PoolIdentity {
                 database: database.clone(),
                 user: user.username.clone(),
             };
-            let threads = config.general.worker_threads;
-            Arc::new(PoolShared::new(
-                index,
-                identity,
-                user.clone(),
-                pool.clone(),
-                threads,
-                ids.clone(),
-            ))
-        })
-        .collect()
+            let index = pools.len();
+            let shared = PoolShared::new(index, identity, user, pool.clone(), threads, ids.clone());
+            pools.push(Arc::new(if asks_auth_query {
+                shared.for_auth_query()
+            } else {
+                shared
+            }));
+        }
+    }
+    pools
 }
 
-async fn accept(
-    pooler: &Pooler,
-    accepted: std::io::Result<(tokio::net::TcpStream, std::net::SocketAddr)>,
-) {
+/// Who asks `auth_query`.
+fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
+    User {
+        username: query.user.clone(),
+        password: Some(query.password.clone()),
+        auth_type: AuthType::Md5,
+        server_username: query.user.clone(),
+        server_password: None,
+        // One query per login: two connections serve thousands of logins a second.
+        pool_size: 2,
+        min_pool_size: 0,
+        pool_mode: PoolMode::Transaction,
+        server_lifetime: config.general.server_lifetime,
+        idle_timeout: config.general.idle_timeout,
+        connect_timeout: config.general.connect_timeout,
+        statement_timeout: None,
+    }
+}
+
+/// Gives a connection that was accepted to a thread.
+async fn begin(pooler: &Pooler, accepted: std::io::Result<DetachedIo>) {
     match accepted {
-        Ok((stream, _)) => {
-            pooler.tcp.apply(&stream);
-            match stream.into_std() {
-                Ok(stream) => pooler.accepted(DetachedIo::Tcp(stream)),
-                Err(error) => log::warn!("a client's socket could not be used: {error}"),
-            }
-        }
+        Ok(io) => pooler.accepted(io),
         Err(error) => {
             // Out of file descriptors: the listener stays readable, so wait instead of spinning.
             log::warn!("could not accept a client: {error}");

@@ -1,12 +1,16 @@
 //! How a client proves who it is.
 
+use std::rc::Rc;
 use std::sync::OnceLock;
 
+use super::auth_query;
 use super::client::Newcomer;
+use super::threads::ThreadContext;
 use crate::config::model::{AuthType, User};
 use crate::error::Error;
+use crate::pool::shared::{Credentials, PoolShared};
 use crate::session::auth::scram::{Binding, MECHANISM, MECHANISM_PLUS};
-use crate::session::auth::{AuthError, ScramSecret, ScramServer, Secret, md5, scram};
+use crate::session::auth::{AuthError, ScramKeys, ScramSecret, ScramServer, Secret, md5, scram};
 use crate::wire::backend;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{build, put_cstr, take_cstr};
@@ -33,11 +37,62 @@ pub(super) async fn prove(
     let Some(password) = &user.password else {
         return Err(refused(&user.username));
     };
-    let secret = Secret::parse(password);
+    verify(client, user, &Secret::parse(password), known)
+        .await
+        .map(|_| ())
+}
+
+/// Asks a client of a pool for its proof, by `auth_query` if the configuration has no password, and
+/// keeps what the pool can log in to servers with.
+///
+/// # Errors
+/// As [`prove`].
+pub(super) async fn prove_to_pool(
+    client: &mut Newcomer,
+    thread: &Rc<ThreadContext>,
+    pool: &PoolShared,
+) -> Result<(), Error> {
+    let user = &pool.user;
+    if user.auth_type == AuthType::Trust {
+        return Ok(());
+    }
+    let keys = match (&user.password, &pool.settings.auth_query) {
+        (Some(password), _) => {
+            verify(client, user, &Secret::parse(password), &pool.scram_secret).await?
+        }
+        (None, None) => return Err(refused(&user.username)),
+        (None, Some(auth_query)) => {
+            let found = auth_query::secret(thread, pool, &auth_query.query).await?;
+            let secret = found.unwrap_or_else(|| {
+                // Nobody fits it, and nobody can tell from the exchange.
+                let mock = ScramSecret::mock(&user.username, &thread.pooler.mock_key);
+                Secret::Scram(mock)
+            });
+            let keys = verify(client, user, &secret, &OnceLock::new()).await?;
+            if keys.is_none() || matches!(secret, Secret::Plain(_)) {
+                pool.learn(Credentials::Secret(secret));
+                return Ok(());
+            }
+            keys
+        }
+    };
+    if let Some(keys) = keys {
+        pool.learn(Credentials::Keys(keys));
+    }
+    Ok(())
+}
+
+/// Holds the exchange that fits user and secret. Returns the keys of a SCRAM exchange.
+async fn verify(
+    client: &mut Newcomer,
+    user: &User,
+    secret: &Secret,
+    known: &OnceLock<Option<ScramSecret>>,
+) -> Result<Option<ScramKeys>, Error> {
     // As PostgreSQL does for `md5` in pg_hba.conf: a stored SCRAM secret means a SCRAM exchange.
     let by_scram = user.auth_type == AuthType::ScramSha256 || matches!(secret, Secret::Scram(_));
     if !by_scram {
-        return by_md5(client, user, &secret).await;
+        return by_md5(client, user, secret).await.map(|()| None);
     }
     // Made once: it costs milliseconds, and its salt must not change from try to try.
     let scram = known.get_or_init(|| secret.to_scram());
@@ -48,7 +103,7 @@ pub(super) async fn prove(
         );
         return Err(refused(&user.username));
     };
-    by_scram_exchange(client, user, scram).await
+    by_scram_exchange(client, user, scram).await.map(Some)
 }
 
 async fn by_md5(client: &mut Newcomer, user: &User, secret: &Secret) -> Result<(), Error> {
@@ -67,7 +122,7 @@ async fn by_scram_exchange(
     client: &mut Newcomer,
     user: &User,
     secret: &ScramSecret,
-) -> Result<(), Error> {
+) -> Result<ScramKeys, Error> {
     let failed = |error: AuthError| match error {
         AuthError::WrongPassword => refused(&user.username),
         error => {
@@ -106,8 +161,9 @@ async fn by_scram_exchange(
         .map_err(failed)?;
     request(client, SASL_CONTINUE, &challenge).await?;
     let proof = client.read_password().await?;
-    let (verification, _) = awaiting.finish(&proof).map_err(failed)?;
-    request(client, SASL_FINAL, &verification).await
+    let (verification, keys) = awaiting.finish(&proof).map_err(failed)?;
+    request(client, SASL_FINAL, &verification).await?;
+    Ok(keys)
 }
 
 async fn request(client: &mut Newcomer, code: u32, data: &[u8]) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! Sockets, threads, and the relay between clients and servers.
 
+mod auth_query;
 pub mod client;
 pub mod clock;
 mod dial;
@@ -21,5 +22,6 @@ mod server_login;
 pub mod session;
 pub mod threads;
 pub mod tls;
+mod unix_socket;
 
 pub use listener::run;

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::server::{Server, ServerKey};
 use crate::error::Error;
+use crate::pool::shared::Credentials;
 use crate::session::auth::scram_client::{AwaitingSignature, Proof, ScramClient, ServerBinding};
 use crate::session::auth::{AuthError, Secret, md5};
 use crate::tls;
@@ -29,11 +30,7 @@ impl Server {
     pub(super) async fn log_in(&mut self) -> Result<(), Error> {
         let pool = self.slot.pool().clone();
         let user = &pool.user.server_username;
-        let password = pool
-            .user
-            .server_password
-            .as_deref()
-            .or(pool.user.password.as_deref());
+        let credentials = pool.credentials();
         self.out.tail().extend(startup::startup_message(
             user,
             &self.slot.address().database,
@@ -44,7 +41,7 @@ impl Server {
             let (tag, body) = self.read_message().await?;
             match tag {
                 backend::AUTHENTICATION => {
-                    self.authenticate(&body, user, password, &mut scram)?;
+                    self.authenticate(&body, user, credentials.as_ref(), &mut scram)?;
                     self.flush().await?;
                 }
                 backend::BACKEND_KEY_DATA => {
@@ -75,7 +72,7 @@ impl Server {
         &mut self,
         body: &[u8],
         user: &str,
-        password: Option<&'a str>,
+        credentials: Option<&'a Credentials>,
         scram: &mut Scram<'a>,
     ) -> Result<(), Error> {
         let (code, data) = body
@@ -85,13 +82,11 @@ impl Server {
         if code == 0 {
             return Ok(());
         }
-        let password = || {
-            password.ok_or_else(|| {
-                Error::ServerRefused(Box::new(ErrorFields::fatal(
-                    "28P01",
-                    "the server asks for a password and the configuration has none",
-                )))
-            })
+        let without = |what: &str| {
+            Error::ServerRefused(Box::new(ErrorFields::fatal(
+                "28P01",
+                format!("the server asks for {what}, which the pooler does not have for this user"),
+            )))
         };
         let end_point = self.end_point();
         let out = self.out.tail();
@@ -102,7 +97,9 @@ impl Server {
         let unexpected = || Error::ServerProtocol("unexpected SASL message");
         match code {
             3 => {
-                let password = password()?;
+                let Some(Credentials::Secret(Secret::Plain(password))) = credentials else {
+                    return Err(without("a password"));
+                };
                 build(out, frontend::PASSWORD, |out| {
                     put_cstr(out, password.as_bytes())
                 });
@@ -111,8 +108,11 @@ impl Server {
                 let salt = data
                     .first_chunk::<4>()
                     .ok_or(Error::ServerProtocol("short md5 salt"))?;
-                let answer = md5::response(&Secret::parse(password()?), user, *salt);
-                let answer = answer.ok_or(Error::ServerProtocol("md5 with a SCRAM secret"))?;
+                let answer = match credentials {
+                    Some(Credentials::Secret(secret)) => md5::response(secret, user, *salt),
+                    Some(Credentials::Keys(_)) | None => None,
+                };
+                let answer = answer.ok_or_else(|| without("a password or an md5 hash"))?;
                 build(out, frontend::PASSWORD, |out| {
                     put_cstr(out, answer.as_bytes())
                 });
@@ -120,7 +120,12 @@ impl Server {
             10 => {
                 let binding = ServerBinding::choose(data, end_point).map_err(invalid)?;
                 let mechanism = binding.mechanism();
-                let exchange = ScramClient::new(Proof::Password(password()?), binding);
+                let proof = match credentials {
+                    Some(Credentials::Secret(Secret::Plain(password))) => Proof::Password(password),
+                    Some(Credentials::Keys(keys)) => Proof::Keys(keys),
+                    _ => return Err(without("a password or SCRAM keys")),
+                };
+                let exchange = ScramClient::new(proof, binding);
                 let first = exchange.first();
                 build(out, frontend::PASSWORD, |out| {
                     put_cstr(out, mechanism.as_bytes());

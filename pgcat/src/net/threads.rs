@@ -38,6 +38,8 @@ pub struct Pooler {
     pub tcp: TcpOptions,
     /// Replaced by a reload; looked at when a connection begins.
     tls: RwLock<Tls>,
+    /// Makes up the secrets of users that do not exist, alike from login to login.
+    pub(crate) mock_key: [u8; 32],
     /// Where coarse time begins, for all threads.
     began: Instant,
     /// The same moment by the calendar.
@@ -169,6 +171,7 @@ impl Pooler {
             interner: Interner::default(),
             tcp,
             tls: RwLock::new(tls),
+            mock_key: rand::random(),
             began: Instant::now(),
             began_at: SystemTime::now(),
             listen,

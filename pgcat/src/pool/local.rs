@@ -470,6 +470,11 @@ impl LocalPool {
         } else {
             missing
         };
+        let wanted = if self.shared.awaits_client() {
+            0
+        } else {
+            wanted
+        };
         for _ in 0..wanted {
             let Some(slot) = Slot::take(&self.shared, address.id) else {
                 break;
@@ -530,6 +535,7 @@ impl LocalPool {
     pub fn validate(self: &Rc<Self>, thread: &Rc<ThreadContext>) {
         for address in &self.shared.addresses {
             if address.server.role != Role::Mirror
+                && !self.shared.awaits_client()
                 && let Some(slot) = Slot::take(&self.shared, address.id)
             {
                 self.open_spare(thread, slot);

@@ -10,7 +10,7 @@ use crate::config::model::{Pool, Role, User};
 use crate::net::server::Parameters;
 use crate::plugins::PoolIdentity;
 use crate::router::route::Route;
-use crate::session::auth::ScramSecret;
+use crate::session::auth::{ScramKeys, ScramSecret, Secret};
 use crate::session::settings::Settings;
 
 /// A pool: one user of one database.
@@ -32,6 +32,18 @@ pub struct PoolShared {
     greetings: Mutex<Vec<(Settings, Parameters)>>,
     /// What clients are verified with by SCRAM; made at the first login. `None`: not possible.
     pub scram_secret: OnceLock<Option<ScramSecret>>,
+    /// What a client has proved itself with, where it is all the pool has to log in with.
+    learned: Mutex<Option<Credentials>>,
+    /// A pool for `auth_query`, which no client logs in to.
+    pub asks_auth_query: bool,
+}
+
+/// What the pool proves itself to servers with.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// A password, or an md5 hash, which does for servers that ask for md5.
+    Secret(Secret),
+    Keys(ScramKeys),
 }
 
 /// Distinct sets of startup settings whose greeting is remembered.
@@ -57,7 +69,52 @@ impl PoolShared {
             schema_version: AtomicU64::new(0),
             greetings: Mutex::default(),
             scram_secret: OnceLock::new(),
+            learned: Mutex::default(),
+            asks_auth_query: false,
         }
+    }
+
+    /// Makes it a pool for `auth_query`.
+    #[must_use]
+    pub fn for_auth_query(self) -> Self {
+        Self {
+            asks_auth_query: true,
+            ..self
+        }
+    }
+
+    /// What to log in to servers with, if anything.
+    pub fn credentials(&self) -> Option<Credentials> {
+        match self.configured_secret() {
+            Some(secret @ (Secret::Plain(_) | Secret::Md5(_))) => Some(Credentials::Secret(secret)),
+            // It verifies clients; to log in takes the keys that one of them has used.
+            Some(Secret::Scram(_)) | None => self
+                .learned
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        }
+    }
+
+    /// Whether a client has to log in before the pool can.
+    pub fn awaits_client(&self) -> bool {
+        let learns = match self.configured_secret() {
+            Some(secret) => matches!(secret, Secret::Scram(_)),
+            None => self.settings.auth_query.is_some(),
+        };
+        learns && self.credentials().is_none()
+    }
+
+    /// Keeps what a client has proved itself with, for logins to servers.
+    pub fn learn(&self, credentials: Credentials) {
+        *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = Some(credentials);
+    }
+
+    fn configured_secret(&self) -> Option<Secret> {
+        let password = self.user.server_password.as_ref();
+        password
+            .or(self.user.password.as_ref())
+            .map(|p| Secret::parse(p))
     }
 
     /// What to report to a client that starts with these settings, if it is known.

@@ -16,6 +16,7 @@ pub struct PoolerConfig {
     databases: Vec<String>,
     pool_mode: &'static str,
     users: Vec<(String, u32, String)>,
+    passwords: bool,
     general: String,
     pool: String,
     stream_tables: Option<String>,
@@ -55,6 +56,7 @@ impl PoolerConfig {
             databases: vec!["postgres".to_owned()],
             pool_mode: "transaction",
             users: Vec::new(),
+            passwords: true,
             general: String::new(),
             pool: String::new(),
             stream_tables: None,
@@ -104,6 +106,13 @@ impl PoolerConfig {
     pub fn user_with(mut self, name: &str, pool_size: u32, lines: &str) -> Self {
         self.users
             .push((name.to_owned(), pool_size, lines.to_owned()));
+        self
+    }
+
+    /// No passwords of users but those in their own lines.
+    #[must_use]
+    pub fn without_passwords(mut self) -> Self {
+        self.passwords = false;
         self
     }
 
@@ -168,8 +177,13 @@ impl PoolerConfig {
         for (index, (name, pool_size, lines)) in self.users.iter().enumerate() {
             write!(
                 text,
-                "[pools.\"{database}\".users.{index}]\nusername = \"{name}\"\npassword = \"{name}\"\n\
-                 pool_size = {pool_size}\n{lines}\n\n"
+                "[pools.\"{database}\".users.{index}]\nusername = \"{name}\"\n{}\n\
+                 pool_size = {pool_size}\n{lines}\n\n",
+                if self.passwords {
+                    format!("password = \"{name}\"")
+                } else {
+                    String::new()
+                }
             )
             .expect("writing to a String");
         }
