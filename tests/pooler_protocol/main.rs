@@ -11,6 +11,7 @@ mod copy;
 mod extended;
 mod failure;
 mod large;
+mod listen;
 mod prepared;
 mod prepared_doubt;
 mod prepared_shared;

@@ -2,7 +2,7 @@
 
 use test_support::wire::{Messages, Wire, tags};
 
-use crate::stage::{Stage, direct, same, server};
+use crate::stage::{Stage, direct, server};
 
 fn setting(wire: &mut Wire, name: &str) -> String {
     wire.value(&format!("SHOW {name}"))
@@ -328,12 +328,4 @@ fn a_setting_that_cannot_be_replayed() {
     assert!(tags(&messages).contains('E'), "{messages:?}");
     assert_eq!(direct().value("SELECT count(*) FROM run_as"), "0");
     stage.assert_clean();
-}
-
-#[test]
-fn a_listener_is_told_in_its_transaction() {
-    same(|wire| {
-        wire.query("BEGIN; LISTEN told; NOTIFY told, 'payload'; COMMIT; SELECT 1");
-        wire.query("UNLISTEN *");
-    });
 }

@@ -82,6 +82,11 @@ impl Session {
             }
         }
         let traits = Traits::of(text);
+        if traits.may_listen
+            && let Some(statement) = self.listen_statement(text)
+        {
+            return Ok(self.parse_handled(name, statement));
+        }
         if let Some(deallocated) = deallocated(text)
             && self.statements.remove(deallocated.as_bytes()).is_some()
         {

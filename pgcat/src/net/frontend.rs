@@ -269,7 +269,16 @@ impl Session {
                 self.alias(walk, name.as_bytes());
             }
         }
-        self.note_traits(Traits::of(text), text);
+        let traits = Traits::of(text);
+        if traits.may_listen && self.is_pooled() && !self.internal {
+            if !walk.is_complete() {
+                return Ok(Step::Wait);
+            }
+            if let Some(pieces) = self.inspect_query(text) {
+                return Ok(Step::Event(Event::Query(pieces)));
+            }
+        }
+        self.note_traits(traits, text);
         self.unnamed.statement = UnnamedStatement::None;
         if let Some(server) = &mut self.server {
             // A simple Query destroys the unnamed statement.

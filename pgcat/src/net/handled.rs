@@ -5,8 +5,10 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use super::extended::in_failed_transaction;
+use super::notify::{self, ListenStatement};
 use super::pipeline::PipelineEnd;
 use super::rows;
+use super::server::Server;
 use super::session::Session;
 use crate::error::Error;
 use crate::plugins::{
@@ -77,12 +79,15 @@ impl Session {
     }
 
     /// The plugins' decision about one statement: the first that does not allow it as it is.
-    pub(super) fn inspect_statement(&self, sql: &[u8]) -> Action {
+    pub(super) fn inspect_statement(&mut self, sql: &[u8]) -> Action {
         // Text that is not UTF-8 is in another client encoding; keywords are ASCII in all of them, but
         // positions and names would be wrong. The server gets it as it is.
         let Ok(sql) = std::str::from_utf8(sql) else {
             return Action::Allow;
         };
+        if let Some(statement) = self.listen_statement(sql.as_bytes()) {
+            return Action::Handle(statement);
+        }
         let identity = &self.pool.shared.identity;
         for plugin in &self.pool.plugins {
             if !plugin.wants(identity, sql.as_bytes()) {
@@ -96,8 +101,30 @@ impl Session {
         Action::Allow
     }
 
+    /// LISTEN and UNLISTEN, which the pooler answers in transaction mode.
+    pub(super) fn listen_statement(&mut self, sql: &[u8]) -> Option<Arc<dyn Statement>> {
+        if self.internal || !self.is_pooled() {
+            return None;
+        }
+        let command = notify::parse(std::str::from_utf8(sql).ok()?)?;
+        let failed = |server: &Server| server.status == TransactionStatus::Failed;
+        if self.server.as_deref().is_some_and(failed) {
+            // The server's own refusal.
+            return None;
+        }
+        if self.subscriptions.is_none() && !matches!(command, notify::Command::Listen(_)) {
+            // The server says as well that nothing is left.
+            return None;
+        }
+        let subscriptions = self.subscriptions();
+        Some(Arc::new(ListenStatement {
+            command,
+            subscriptions,
+        }))
+    }
+
     /// The pieces of a Query if a plugin has anything to say about it; `None`: forward it as it is.
-    pub(super) fn inspect_query(&self, sql: &[u8]) -> Option<Vec<Piece>> {
+    pub(super) fn inspect_query(&mut self, sql: &[u8]) -> Option<Vec<Piece>> {
         let sql = std::str::from_utf8(sql).ok()?;
         let mut pieces: Vec<Piece> = Vec::new();
         let mut all_plain = true;
@@ -227,6 +254,9 @@ impl Session {
         }
         if implicit {
             let end = if failed { "ROLLBACK" } else { "COMMIT" };
+            if let Some(subscriptions) = &self.subscriptions {
+                subscriptions.note_rollback(failed);
+            }
             if let Err(error) = self.own_query(end).await {
                 // A deferred constraint may fail at the end.
                 match error {
@@ -239,6 +269,7 @@ impl Session {
         message::ready_for_query(self.out.tail(), status);
         self.count_ready();
         if status == TransactionStatus::Idle {
+            self.settle_subscriptions();
             self.wrote = false;
             for plugin in &self.pool.plugins {
                 plugin.committed(&self.pool.shared.identity);
@@ -337,6 +368,9 @@ impl Session {
                 Ok(true)
             }
             Err(error) => {
+                if let Some(subscriptions) = &self.subscriptions {
+                    subscriptions.note_rollback(true);
+                }
                 if context == TransactionContext::None && self.status() != TransactionStatus::Idle {
                     self.own_query("ROLLBACK").await?;
                 }

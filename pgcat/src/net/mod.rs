@@ -11,6 +11,7 @@ mod handled;
 pub mod io;
 mod listener;
 mod login;
+pub mod notify;
 pub mod orders;
 pub mod pipeline;
 pub mod pool_handle;

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
+use super::notify::Inbox;
 use super::server::ServerKey;
 use super::threads::{CancelKey, ThreadContext};
 use crate::admin::state::{ClientState, Doing};
@@ -49,6 +50,8 @@ pub struct SessionHandle {
     pub idle_in_transaction: Cell<Option<u64>>,
     /// The client left a transaction idle for too long.
     pub timed_out: Cell<bool>,
+    /// Notifications for the client.
+    pub inbox: Inbox,
     /// Since when it has been waiting for a server connection, by the thread's clock.
     pub waiting_since: Cell<Option<u64>>,
     /// When its last request came, by the thread's clock; 0: none has.
@@ -82,6 +85,7 @@ impl Registration {
             server: RefCell::default(),
             idle_in_transaction: Cell::default(),
             timed_out: Cell::default(),
+            inbox: Inbox::default(),
             waiting_since: Cell::default(),
             requested: Cell::default(),
             counters: Cell::default(),

@@ -60,6 +60,10 @@ impl Session {
             if read_client && self.registration.handle.killed.get() {
                 return Poll::Ready(Ok(Event::Shutdown));
             }
+            if read_client && !self.registration.handle.inbox.is_empty() && self.out.is_empty() {
+                self.hand_over_notifications()?;
+                progress |= !self.out.is_empty();
+            }
             // A client that does not read its replies is not read from either.
             if read_client && !client_waits && self.out.is_empty() && self.server_takes_more() {
                 match self.poll_client(cx, &mut scratch) {
@@ -338,7 +342,11 @@ impl Session {
                 return Ok(server.ledger.next_fate());
             }
             backend::NOTICE_RESPONSE => return Ok(server.ledger.next_fate()),
-            backend::NOTIFICATION_RESPONSE => return Ok(Fate::Forward),
+            // A pooled connection listens for nobody; should a function have left it listening, that is no client's affair.
+            backend::NOTIFICATION_RESPONSE => {
+                let pooled = self.is_pooled();
+                return Ok(if pooled { Fate::Swallow } else { Fate::Forward });
+            }
             backend::ERROR_RESPONSE if !server.ledger.is_waiting() => {
                 // Unasked: the server ends the connection, and says why.
                 self.told_fatal = true;
@@ -410,6 +418,7 @@ impl Session {
                     plugin.committed(&self.pool.shared.identity);
                 }
             }
+            self.settle_subscriptions();
             self.ask_for_settings();
         } else if quiet {
             self.registration
@@ -459,6 +468,9 @@ impl Session {
                 server.forget_session();
                 self.statements.clear();
                 self.settings_changed = true;
+                if let Some(subscriptions) = &self.subscriptions {
+                    subscriptions.unlisten(None, false);
+                }
             }
             b"DEALLOCATE ALL" => {
                 server.statements.clear();
@@ -467,7 +479,13 @@ impl Session {
             }
             // They leave something behind in the session.
             b"PREPARE" | b"LISTEN" | b"DECLARE CURSOR" | b"LOAD" => server.dirty = true,
-            b"COMMIT" | b"BEGIN" | b"ROLLBACK" | b"SHOW" => (),
+            // A ROLLBACK may be to a savepoint only; then a COMMIT follows.
+            b"COMMIT" | b"ROLLBACK" => {
+                if let Some(subscriptions) = &self.subscriptions {
+                    subscriptions.note_rollback(tag == b"ROLLBACK");
+                }
+            }
+            b"BEGIN" | b"SHOW" => (),
             _ if tag.starts_with(b"ALTER") || tag.starts_with(b"DROP") => {
                 self.pool
                     .shared
@@ -518,6 +536,9 @@ impl Session {
             self.registration
                 .handle
                 .count(|counters| counters.errors += 1);
+        }
+        if let Some(subscriptions) = &self.subscriptions {
+            subscriptions.note_rollback(true);
         }
         let fields = ErrorFields::read(body);
         if fate == Fate::Capture && self.patience == Patience::AsSet && fields.code == "57014" {

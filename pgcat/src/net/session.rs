@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::handled::{HandledPortal, Piece};
 use super::io::{Io, OutBuffer};
+use super::notify::{Subscriber, Subscriptions};
 use super::registration::Registration;
 use super::server::Server;
 use super::threads::ThreadContext;
@@ -78,6 +79,8 @@ pub struct Session {
     pub(super) transaction_began: u64,
     /// The client is in this process: no plugin looks at its statements.
     pub(super) internal: bool,
+    /// What the client listens to, in transaction mode; `None` until its first LISTEN.
+    pub(super) subscriptions: Option<Arc<Subscriptions>>,
 }
 
 /// The rest of a message that is passed on as it arrives.
@@ -183,6 +186,7 @@ impl Session {
             query_began: 0,
             transaction_began: 0,
             internal,
+            subscriptions: None,
         }
     }
 
@@ -362,6 +366,48 @@ impl Session {
             counters.queries += 1;
             counters.transactions += u64::from(ended);
         });
+    }
+
+    /// What the client listens to.
+    pub(super) fn subscriptions(&mut self) -> Arc<Subscriptions> {
+        let subscriptions = self.subscriptions.get_or_insert_with(|| {
+            let shared = &self.pool.shared;
+            let subscriber = Subscriber {
+                thread: self.thread.index,
+                session: self.registration.id,
+            };
+            let hub = shared.notifications.commands(&self.thread, shared);
+            Arc::new(Subscriptions::new(subscriber, hub))
+        });
+        subscriptions.clone()
+    }
+
+    /// A transaction has ended: now it is certain what the client listens to.
+    pub(super) fn settle_subscriptions(&self) {
+        if let Some(subscriptions) = &self.subscriptions {
+            subscriptions.transaction_ended();
+        }
+    }
+
+    /// Gives the client its notifications, if it is between transactions, as PostgreSQL does.
+    ///
+    /// # Errors
+    /// Notifications are lost; the client is told so as its session ends.
+    pub(super) fn hand_over_notifications(&mut self) -> Result<(), Error> {
+        let between = self.server_body.left == 0
+            && self.server.as_ref().is_none_or(|server| {
+                server.status == TransactionStatus::Idle
+                    && server.ledger.is_empty()
+                    && !server.unsynced
+            });
+        match &self.subscriptions {
+            Some(subscriptions) if between => {
+                let inbox = &self.registration.handle.inbox;
+                let taken = inbox.take(subscriptions, self.out.tail());
+                taken.map_err(Error::Refused)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Lets go of the server connection.

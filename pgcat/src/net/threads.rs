@@ -16,6 +16,7 @@ use super::clock::{Clock, Woken};
 use super::dial::Dialler;
 use super::dns;
 use super::io::{DetachedIo, TcpOptions};
+use super::notify::Broken;
 use super::orders::Order;
 use super::registration::{Kind, SessionHandle, Who};
 use crate::admin::state::ClientState;
@@ -80,6 +81,14 @@ enum Mail {
         io: DetachedIo,
         pool: usize,
     },
+    /// The connection that listened for these sessions is lost.
+    ListenerLost(Vec<u64>),
+    /// A notification for these sessions.
+    Notify {
+        sessions: Vec<u64>,
+        channel: Box<str>,
+        message: Arc<[u8]>,
+    },
     ServeWaiters {
         pool: usize,
         address: usize,
@@ -128,6 +137,20 @@ impl ThreadHandle {
     /// Asks the thread to give its idle connections to a server of a pool to those who wait.
     pub fn serve_waiters(&self, pool: usize, address: usize) {
         self.send(Mail::ServeWaiters { pool, address });
+    }
+
+    /// Gives sessions of the thread a notification, framed.
+    pub(super) fn notify(&self, sessions: Vec<u64>, channel: Box<str>, message: Arc<[u8]>) {
+        self.send(Mail::Notify {
+            sessions,
+            channel,
+            message,
+        });
+    }
+
+    /// Tells sessions of the thread that they may have missed notifications.
+    pub(super) fn listener_lost(&self, sessions: Vec<u64>) {
+        self.send(Mail::ListenerLost(sessions));
     }
 
     fn send(&self, mail: Mail) {
@@ -432,6 +455,14 @@ async fn serve(
             Mail::ServeWaiters { pool, address } => {
                 thread.pools[pool].serve_waiters(&thread, address);
             }
+            Mail::ListenerLost(sessions) => {
+                thread.for_each(&sessions, |session| session.inbox.fail(Broken::Lost));
+            }
+            Mail::Notify {
+                sessions,
+                channel,
+                message,
+            } => thread.for_each(&sessions, |session| session.inbox.put(&channel, &message)),
             Mail::Cancel { session, done } => thread.cancel(session, done),
             Mail::Run(work) => work(&thread),
             Mail::Shutdown => {
@@ -535,6 +566,15 @@ impl ThreadContext {
             .filter(|(_, session)| session.who.kind != Kind::Internal)
             .map(|(id, session)| session.state(*id, self.pooler.began_at, now));
         (clients.collect(), sessions.len())
+    }
+
+    /// Does something to sessions, and wakes them. Those that are gone are passed over.
+    fn for_each(&self, sessions: &[u64], act: impl Fn(&SessionHandle)) {
+        let known = self.sessions.borrow();
+        for session in sessions.iter().filter_map(|id| known.get(id)) {
+            act(session);
+            session.wake();
+        }
     }
 
     fn find_overdue(&self, limit: u64) {

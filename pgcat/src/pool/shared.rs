@@ -7,6 +7,7 @@ use super::address::Address;
 use super::gate::Gate;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
+use crate::net::notify::Hub;
 use crate::net::server::Parameters;
 use crate::plugins::PoolIdentity;
 use crate::router::route::Route;
@@ -30,6 +31,8 @@ pub struct PoolShared {
     pub schema_version: AtomicU64,
     /// What a server reports to a session with these settings; asked once, then known.
     greetings: Mutex<Vec<(Settings, Parameters)>>,
+    /// Who listens to what, in transaction mode.
+    pub notifications: Hub,
     /// What clients are verified with by SCRAM; made at the first login. `None`: not possible.
     pub scram_secret: OnceLock<Option<ScramSecret>>,
     /// What a client has proved itself with, where it is all the pool has to log in with.
@@ -68,6 +71,7 @@ impl PoolShared {
             gate: Arc::default(),
             schema_version: AtomicU64::new(0),
             greetings: Mutex::default(),
+            notifications: Hub::default(),
             scram_secret: OnceLock::new(),
             learned: Mutex::default(),
             asks_auth_query: false,

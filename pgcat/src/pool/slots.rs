@@ -53,6 +53,8 @@ pub struct Slot {
     address: usize,
     /// What is counted and shown of the connection.
     connection: Arc<Connection>,
+    /// Whether it counts towards `pool_size`.
+    counted: bool,
 }
 
 impl Slot {
@@ -65,7 +67,21 @@ impl Slot {
             connection: to
                 .statistics
                 .opening(pool.ids.next(), to.health.generation()),
+            counted: true,
         })
+    }
+
+    /// The right to open a connection of the pooler's own, which serves no client by itself.
+    pub fn beyond(pool: &Arc<PoolShared>, address: usize) -> Self {
+        let to = &pool.addresses[address];
+        Self {
+            pool: pool.clone(),
+            address,
+            connection: to
+                .statistics
+                .opening(pool.ids.next(), to.health.generation()),
+            counted: false,
+        }
     }
 
     pub fn pool(&self) -> &Arc<PoolShared> {
@@ -85,6 +101,9 @@ impl Drop for Slot {
     /// The connection was closed, or could not be opened: the slot goes to the first waiter.
     fn drop(&mut self) {
         self.address().statistics.closed(&self.connection);
+        if !self.counted {
+            return;
+        }
         let slots = &self.address().slots;
         slots.open.fetch_sub(1, Ordering::SeqCst);
         if slots.waiting() > 0

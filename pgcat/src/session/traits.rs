@@ -9,13 +9,14 @@ use crate::router::lexer::{self, Kind, Token};
 
 /// Words that matter, in any case, anywhere in the text. Finding one in a string or a column's name
 /// costs a clean-up, not correctness.
-const WORDS: [&str; 6] = [
+const WORDS: [&str; 7] = [
     "set_config",
     "advisory",
     "temp",
     "deallocate",
     "discard",
     "set",
+    "listen",
 ];
 
 static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
@@ -38,6 +39,8 @@ pub struct Traits {
     pub leaves_state: bool,
     /// It may set settings with a dot in their name; see [`custom_settings`].
     pub may_set: bool,
+    /// It may be LISTEN or UNLISTEN.
+    pub may_listen: bool,
 }
 
 impl Traits {
@@ -48,6 +51,7 @@ impl Traits {
                 sets_config: true,
                 leaves_state: true,
                 may_set: true,
+                may_listen: true,
             };
         };
         let mut traits = Self::default();
@@ -57,6 +61,7 @@ impl Traits {
                     traits.sets_config = true;
                     traits.may_set = true;
                 }
+                6 => traits.may_listen = true,
                 5 => traits.may_set |= memchr::memchr(b'.', &text[found.end()..]).is_some(),
                 word => {
                     traits.leaves_state = true;
