@@ -10,6 +10,7 @@ mod chaos;
 mod copy;
 mod extended;
 mod failure;
+mod hba;
 mod large;
 mod listen;
 mod prepared;

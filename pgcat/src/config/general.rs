@@ -28,6 +28,8 @@ pub(super) struct AuthQueryKeys {
 
 pub(super) const AUTH_TYPES: &[(&str, AuthType)] = &[
     ("md5", AuthType::Md5),
+    ("password", AuthType::Password),
+    ("cert", AuthType::Cert),
     ("scram-sha-256", AuthType::ScramSha256),
     ("trust", AuthType::Trust),
 ];
@@ -90,6 +92,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         shutdown_timeout: milliseconds("shutdown_timeout", 0, 60_000)?,
         client_login_timeout: milliseconds("client_login_timeout", 1, 60_000)?,
         unix_socket_dir: section.string("unix_socket_dir")?.map(PathBuf::from),
+        hba_file: tls::file(section, "hba_file")?,
         unix_socket_mode: unix_socket_mode(section)?,
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,
         healthcheck_delay: milliseconds("healthcheck_delay", 0, 30_000)?,

@@ -44,6 +44,8 @@ pub struct General {
     pub client_login_timeout: Duration,
     /// Where the Unix socket for clients is; `None`: there is none.
     pub unix_socket_dir: Option<PathBuf>,
+    /// Rules for logins, in place of users' `auth_type`.
+    pub hba_file: Option<PathBuf>,
     /// File mode of the Unix socket.
     pub unix_socket_mode: u32,
     pub healthcheck_timeout: Duration,
@@ -142,7 +144,11 @@ pub struct AuthQuery {
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthType {
+    /// By a certificate for the user, over TLS.
+    Cert,
     Md5,
+    /// A password in the clear, over TLS or a Unix socket.
+    Password,
     ScramSha256,
     Trust,
 }

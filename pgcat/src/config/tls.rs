@@ -93,7 +93,10 @@ fn identity(
     }
 }
 
-fn file(section: &Section<'_>, name: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+pub(super) fn file(
+    section: &Section<'_>,
+    name: &'static str,
+) -> Result<Option<PathBuf>, ConfigError> {
     let Some(path) = section.string(name)?.map(PathBuf::from) else {
         return Ok(None);
     };

@@ -52,7 +52,10 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
     let auth_type = section
         .choice("auth_type", AUTH_TYPES)?
         .unwrap_or(AuthType::Md5);
-    if password.is_none() && auth_type != AuthType::Trust && !defaults.has_auth_query {
+    if password.is_none()
+        && !matches!(auth_type, AuthType::Trust | AuthType::Cert)
+        && !defaults.has_auth_query
+    {
         return Err(section.error(
             "password",
             format!(

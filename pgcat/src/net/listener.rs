@@ -78,9 +78,9 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
             _ = interrupt.recv() => break ("Got SIGINT", Ending::Graceful),
             _ = terminate.recv() => break ("Got SIGTERM", Ending::Graceful),
             Some(Order::ShutDown(ending)) = orders.recv() => break ("Got SHUTDOWN", ending),
-            _ = hangup.recv() => match pooler.reload_tls() {
-                Ok(()) => log::info!("Got SIGHUP; certificates have been read again, and nothing else"),
-                Err(error) => log::error!("Got SIGHUP; the certificates stay as they were: {error}"),
+            _ = hangup.recv() => match pooler.reload_files() {
+                Ok(()) => log::info!("Got SIGHUP; certificates and hba_file have been read again, and nothing else"),
+                Err(error) => log::error!("Got SIGHUP; certificates and hba_file stay as they were: {error}"),
             },
         }
     };

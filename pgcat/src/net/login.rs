@@ -5,17 +5,22 @@ use std::sync::OnceLock;
 
 use super::auth_query;
 use super::client::Newcomer;
+use super::io::Io;
 use super::threads::ThreadContext;
 use crate::config::model::{AuthType, User};
 use crate::error::Error;
+use crate::plugins::PoolIdentity;
 use crate::pool::shared::{Credentials, PoolShared};
+use crate::session::auth::hba::{Certificate, Hba, Visitor};
 use crate::session::auth::scram::{Binding, MECHANISM, MECHANISM_PLUS};
 use crate::session::auth::{AuthError, ScramKeys, ScramSecret, ScramServer, Secret, md5, scram};
+use crate::tls::certificate::common_name;
 use crate::wire::backend;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{build, put_cstr, take_cstr};
 
 /// Codes of authentication requests.
+const CLEARTEXT: u32 = 3;
 const MD5: u32 = 5;
 const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
@@ -31,13 +36,14 @@ pub(super) async fn prove(
     user: &User,
     known: &OnceLock<Option<ScramSecret>>,
 ) -> Result<(), Error> {
-    if user.auth_type == AuthType::Trust {
+    let method = user.auth_type;
+    if !asks_password(client, method, user)? {
         return Ok(());
     }
     let Some(password) = &user.password else {
         return Err(refused(&user.username));
     };
-    verify(client, user, &Secret::parse(password), known)
+    verify(client, method, user, &Secret::parse(password), known)
         .await
         .map(|_| ())
 }
@@ -53,12 +59,17 @@ pub(super) async fn prove_to_pool(
     pool: &PoolShared,
 ) -> Result<(), Error> {
     let user = &pool.user;
-    if user.auth_type == AuthType::Trust {
+    let method = match thread.pooler.hba() {
+        None => user.auth_type,
+        Some(rules) => method_by_rules(client, &rules, pool)?,
+    };
+    if !asks_password(client, method, user)? {
         return Ok(());
     }
-    let keys = match (&user.password, &pool.settings.auth_query) {
+    let proven = match (&user.password, &pool.settings.auth_query) {
         (Some(password), _) => {
-            verify(client, user, &Secret::parse(password), &pool.scram_secret).await?
+            let secret = Secret::parse(password);
+            verify(client, method, user, &secret, &pool.scram_secret).await?
         }
         (None, None) => return Err(refused(&user.username)),
         (None, Some(auth_query)) => {
@@ -68,31 +79,104 @@ pub(super) async fn prove_to_pool(
                 let mock = ScramSecret::mock(&user.username, &thread.pooler.mock_key);
                 Secret::Scram(mock)
             });
-            let keys = verify(client, user, &secret, &OnceLock::new()).await?;
-            if keys.is_none() || matches!(secret, Secret::Plain(_)) {
-                pool.learn(Credentials::Secret(secret));
-                return Ok(());
-            }
-            keys
+            verify(client, method, user, &secret, &OnceLock::new()).await?
         }
     };
-    if let Some(keys) = keys {
-        pool.learn(Credentials::Keys(keys));
-    }
+    pool.learn(proven);
     Ok(())
 }
 
-/// Holds the exchange that fits user and secret. Returns the keys of a SCRAM exchange.
+/// What the rules ask of this client; a certificate that they ask for beside it is looked at here.
+fn method_by_rules(client: &Newcomer, rules: &Hba, pool: &PoolShared) -> Result<AuthType, Error> {
+    let PoolIdentity { database, user } = &pool.identity;
+    let address = match client.io {
+        Io::Unix(_) | Io::Memory(_) => None,
+        Io::Tcp(_) | Io::Tls(_) => {
+            // Without an address it would pass for a client on the Unix socket. It has left already.
+            let gone = || Error::Client(std::io::ErrorKind::NotConnected.into());
+            Some(client.io.ends().ok_or_else(gone)?.0.ip())
+        }
+    };
+    let encrypted = client.io.tls().is_some();
+    let demand = rules.demand(Visitor {
+        address,
+        encrypted,
+        database,
+        user,
+    });
+    // PostgreSQL's words.
+    let from = address.map_or("[local]".to_owned(), |address| address.to_string());
+    let how = if encrypted {
+        "SSL encryption"
+    } else {
+        "no encryption"
+    };
+    let whom = format!("host \"{from}\", user \"{user}\", database \"{database}\", {how}");
+    let Some(demand) = demand else {
+        return Err(unauthorized(format!("no pg_hba.conf entry for {whom}")));
+    };
+    match demand.certificate {
+        Certificate::NotAsked => (),
+        Certificate::Any if certificate(client).is_some() => (),
+        Certificate::Any => {
+            return Err(unauthorized(
+                "connection requires a valid client certificate".to_owned(),
+            ));
+        }
+        Certificate::User => check_certificate(client, user)?,
+    }
+    demand
+        .method
+        .ok_or_else(|| unauthorized(format!("pg_hba.conf rejects connection for {whom}")))
+}
+
+/// Whether the method goes on with a password. Those without one are done with here.
+fn asks_password(client: &Newcomer, method: AuthType, user: &User) -> Result<bool, Error> {
+    match method {
+        AuthType::Trust => Ok(false),
+        AuthType::Cert => check_certificate(client, &user.username).map(|()| false),
+        AuthType::Password if matches!(client.io, Io::Tcp(_)) => Err(unauthorized(
+            "a password in the clear needs an SSL connection".to_owned(),
+        )),
+        AuthType::Password | AuthType::Md5 | AuthType::ScramSha256 => Ok(true),
+    }
+}
+
+/// The certificate of the client, verified during the handshake.
+fn certificate(client: &Newcomer) -> Option<&[u8]> {
+    client.io.tls()?.peer_certificate()
+}
+
+fn check_certificate(client: &Newcomer, user: &str) -> Result<(), Error> {
+    let name = certificate(client).and_then(common_name);
+    if name.is_some_and(|name| name == user) {
+        return Ok(());
+    }
+    Err(unauthorized(format!(
+        "certificate authentication failed for user \"{user}\""
+    )))
+}
+
+fn unauthorized(message: String) -> Error {
+    Error::Refused(Box::new(ErrorFields::fatal("28000", message)))
+}
+
+/// Holds the exchange that fits method and secret. Returns what it has taught of the password.
 async fn verify(
     client: &mut Newcomer,
+    method: AuthType,
     user: &User,
     secret: &Secret,
     known: &OnceLock<Option<ScramSecret>>,
-) -> Result<Option<ScramKeys>, Error> {
+) -> Result<Credentials, Error> {
+    if method == AuthType::Password {
+        return by_password(client, user, secret).await;
+    }
     // As PostgreSQL does for `md5` in pg_hba.conf: a stored SCRAM secret means a SCRAM exchange.
-    let by_scram = user.auth_type == AuthType::ScramSha256 || matches!(secret, Secret::Scram(_));
+    let by_scram = method == AuthType::ScramSha256 || matches!(secret, Secret::Scram(_));
     if !by_scram {
-        return by_md5(client, user, secret).await.map(|()| None);
+        by_md5(client, user, secret).await?;
+        return Ok(Credentials::Secret(secret.clone()));
     }
     // Made once: it costs milliseconds, and its salt must not change from try to try.
     let scram = known.get_or_init(|| secret.to_scram());
@@ -103,7 +187,27 @@ async fn verify(
         );
         return Err(refused(&user.username));
     };
-    by_scram_exchange(client, user, scram).await.map(Some)
+    let keys = by_scram_exchange(client, user, scram).await?;
+    Ok(match secret {
+        Secret::Plain(_) => Credentials::Secret(secret.clone()),
+        Secret::Md5(_) | Secret::Scram(_) => Credentials::Keys(keys),
+    })
+}
+
+async fn by_password(
+    client: &mut Newcomer,
+    user: &User,
+    secret: &Secret,
+) -> Result<Credentials, Error> {
+    request(client, CLEARTEXT, &[]).await?;
+    let answer = client.read_password().await?;
+    let password = String::from_utf8(answer.strip_suffix(&[0]).unwrap_or(&answer).to_vec());
+    match password {
+        Ok(password) if secret.is_password(&user.username, &password) => {
+            Ok(Credentials::Secret(Secret::Plain(password)))
+        }
+        _ => Err(refused(&user.username)),
+    }
 }
 
 async fn by_md5(client: &mut Newcomer, user: &User, secret: &Secret) -> Result<(), Error> {

@@ -26,6 +26,7 @@ use crate::plugins::Plugin;
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::{self, Ids};
+use crate::session::auth::hba::Hba;
 use crate::session::prepared::Interner;
 use crate::tls::Tls;
 
@@ -39,6 +40,7 @@ pub struct Pooler {
     pub tcp: TcpOptions,
     /// Replaced by a reload; looked at when a connection begins.
     tls: RwLock<Tls>,
+    hba: RwLock<Option<Arc<Hba>>>,
     /// Makes up the secrets of users that do not exist, alike from login to login.
     pub(crate) mock_key: [u8; 32],
     /// Where coarse time begins, for all threads.
@@ -186,6 +188,7 @@ impl Pooler {
             .unzip();
         let tcp = TcpOptions::new(&config.general);
         let tls = load_tls(&config).map_err(Error::Start)?;
+        let hba = load_hba(&config).map_err(Error::Start)?;
         let pooler = Arc::new(Self {
             config: Arc::new(config),
             pools,
@@ -194,6 +197,7 @@ impl Pooler {
             interner: Interner::default(),
             tcp,
             tls: RwLock::new(tls),
+            hba: RwLock::new(hba),
             mock_key: rand::random(),
             began: Instant::now(),
             began_at: SystemTime::now(),
@@ -268,12 +272,22 @@ impl Pooler {
             .clone()
     }
 
-    /// Reads certificates, keys and CAs again; connections that exist keep what they began with.
+    /// The rules for logins, if they are in a file.
+    pub(crate) fn hba(&self) -> Option<Arc<Hba>> {
+        self.hba
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads certificates, keys, CAs and the rules for logins again; connections that exist keep what they began with.
     ///
     /// # Errors
     /// What is wrong with the files, with line and key. Everything stays as it was then.
-    pub fn reload_tls(&self) -> Result<(), String> {
+    pub fn reload_files(&self) -> Result<(), String> {
         let tls = load_tls(&self.config)?;
+        let hba = load_hba(&self.config)?;
+        *self.hba.write().unwrap_or_else(PoisonError::into_inner) = hba;
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
         Ok(())
     }
@@ -376,6 +390,15 @@ impl Pooler {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn load_hba(config: &Config) -> Result<Option<Arc<Hba>>, String> {
+    let Some(path) = &config.general.hba_file else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let rules = Hba::parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(Some(Arc::new(rules)))
 }
 
 fn load_tls(config: &Config) -> Result<Tls, String> {

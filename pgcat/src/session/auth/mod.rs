@@ -1,6 +1,7 @@
 //! Authentication of clients, without sockets: what the pooler knows of a password, and the md5 and
 //! SCRAM-SHA-256 exchanges as PostgreSQL's `auth.c` and `auth-scram.c` hold them.
 
+pub mod hba;
 pub mod md5;
 pub mod scram;
 pub mod scram_client;
@@ -29,6 +30,17 @@ impl Secret {
             Self::Scram(secret)
         } else {
             Self::Plain(password.to_owned())
+        }
+    }
+
+    /// Whether a password in the clear is the right one. Takes milliseconds for a SCRAM secret.
+    pub fn is_password(&self, user: &str, password: &str) -> bool {
+        match self {
+            Self::Plain(right) => constant_time_eq(right.as_bytes(), password.as_bytes()),
+            Self::Md5(hash) => {
+                constant_time_eq(hash.as_bytes(), md5::hash(password, user).as_bytes())
+            }
+            Self::Scram(secret) => secret.is_password(password),
         }
     }
 
@@ -144,6 +156,22 @@ mod tests {
                 "{plain}"
             );
         }
+    }
+
+    #[test]
+    fn a_password_in_the_clear() {
+        for secret in [
+            "pencil".to_owned(),
+            md5::hash("pencil", "joe"),
+            TEST_SECRET.to_owned(),
+        ] {
+            let secret = Secret::parse(&secret);
+            assert!(secret.is_password("joe", "pencil"));
+            assert!(!secret.is_password("joe", "pen"));
+            assert!(!secret.is_password("joe", ""));
+        }
+        let mock = Secret::Scram(ScramSecret::mock("joe", &[1; 32]));
+        assert!(!mock.is_password("joe", "pencil"));
     }
 
     #[test]

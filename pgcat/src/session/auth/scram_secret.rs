@@ -61,6 +61,12 @@ impl ScramSecret {
         }
     }
 
+    /// Whether the secret was made of this password. Takes milliseconds.
+    pub(super) fn is_password(&self, password: &str) -> bool {
+        let other = Self::derive(password, self.salt.clone(), self.iterations);
+        super::constant_time_eq(&self.stored_key, &other.stored_key)
+    }
+
     pub(super) fn derive(password: &str, salt: Vec<u8>, iterations: u32) -> Self {
         let keys = ScramKeys::derive(password, &salt, iterations);
         Self {
