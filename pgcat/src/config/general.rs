@@ -28,9 +28,9 @@ pub(super) struct AuthQueryKeys {
 
 pub(super) const AUTH_TYPES: &[(&str, AuthType)] = &[
     ("md5", AuthType::Md5),
+    ("scram-sha-256", AuthType::ScramSha256),
     ("password", AuthType::Password),
     ("cert", AuthType::Cert),
-    ("scram-sha-256", AuthType::ScramSha256),
     ("trust", AuthType::Trust),
 ];
 

@@ -52,7 +52,7 @@ fn a_wrong_value_is_named_with_file_line_and_key() {
         ),
         (
             with_user("auth_type = \"SCRAM\""),
-            "pgcat.toml:7: pools.db.users.0.auth_type: expected \"md5\" or \"scram-sha-256\" or \"trust\", found \"SCRAM\"",
+            "pgcat.toml:7: pools.db.users.0.auth_type: expected \"md5\" or \"scram-sha-256\" or \"password\" or \"cert\" or \"trust\", found \"SCRAM\"",
         ),
         (
             MINIMAL.replace("password = \"pw\"", "password = 1234"),
