@@ -17,6 +17,7 @@ mod prepared;
 mod prepared_doubt;
 mod prepared_shared;
 mod random;
+mod replication;
 mod settings;
 mod shutdown;
 mod simple;

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use super::io::{Io, OutBuffer};
 use super::login;
 use super::registration::{Kind, Registration, Who};
-use super::server::Parameters;
+use super::replication;
+use super::server::{Parameters, Server};
 use super::session::{Session, shutting_down};
 use super::threads::{CancelKey, ThreadContext};
 use super::tls::TlsStream;
@@ -63,6 +64,16 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
             }
             return;
         }
+        Ok(Ok(Some(Admission::Replication {
+            registration,
+            server,
+        }))) => {
+            let Newcomer { io, input, .. } = newcomer;
+            if let Err(error) = replication::relay(thread, registration, io, server, input).await {
+                log::info!("a replication connection ended: {error}");
+            }
+            return;
+        }
         // A cancel request, or a port check that sent nothing.
         Ok(Ok(None)) => return,
         Ok(Err(error)) => return newcomer.turn_away(error).await,
@@ -111,6 +122,10 @@ enum Admission {
         privilege: Privilege,
     },
     Pool(Admitted),
+    Replication {
+        registration: Registration,
+        server: Box<Server>,
+    },
 }
 
 /// A client of a pool.
@@ -160,17 +175,11 @@ impl Newcomer {
             Some(index) => thread.pools[index].clone(),
             None => self.authenticate(thread, database, user).await?,
         };
-        if matches!(
-            startup.parameter("replication"),
-            Some("true" | "on" | "yes" | "1" | "database")
-        ) {
-            return Err(Error::Refused(Box::new(
-                ErrorFields::fatal(
-                    "0A000",
-                    "replication connections are not supported by the pooler",
-                )
-                .hint("Connect to the server directly."),
-            )));
+        if replication::is_wanted(&startup) && internal_pool.is_none() {
+            return self
+                .log_in_replication(thread, &pool, &startup)
+                .await
+                .map(Some);
         }
         let settings = session_settings(&startup)?;
         let parameters = greeting(thread, &pool, &settings).await?;
@@ -191,6 +200,32 @@ impl Newcomer {
             registration,
             settings,
         })))
+    }
+
+    /// Gives a client that replicates its own server connection, whose greeting it gets.
+    async fn log_in_replication(
+        &mut self,
+        thread: &Rc<ThreadContext>,
+        pool: &Rc<LocalPool>,
+        startup: &Startup,
+    ) -> Result<Admission, Error> {
+        let server = match replication::connect(thread, pool, startup).await {
+            // In the server's own words, such as that the role may not replicate.
+            Err(Error::ServerRefused(fields)) => return Err(Error::Refused(fields)),
+            other => other?,
+        };
+        let who = self.who(Kind::Client, pool.shared.identity.clone(), startup);
+        let registration = Registration::new(thread, who);
+        let parameters = server.parameters.iter();
+        self.greet(
+            parameters.map(|(n, v)| (n.as_str(), v.as_str())),
+            registration.key,
+        );
+        self.flush().await?;
+        Ok(Admission::Replication {
+            registration,
+            server,
+        })
     }
 
     /// Lets a client into an admin database: the administrator, or a user of a pool who is named in

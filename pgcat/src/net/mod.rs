@@ -17,6 +17,7 @@ pub mod pipeline;
 pub mod pool_handle;
 pub mod registration;
 mod relay;
+mod replication;
 pub mod rows;
 pub mod server;
 mod server_login;

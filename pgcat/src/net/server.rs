@@ -93,6 +93,19 @@ impl Server {
     /// [`Error::Server`] if the connection fails, [`Error::ServerRefused`] with the server's own words
     /// if it refuses the login.
     pub async fn connect(slot: Slot, dialler: &Dialler, now: u64) -> Result<Box<Self>, Error> {
+        Self::connect_with(slot, dialler, now, &[]).await
+    }
+
+    /// The same with startup parameters.
+    ///
+    /// # Errors
+    /// As [`Server::connect`].
+    pub async fn connect_with(
+        slot: Slot,
+        dialler: &Dialler,
+        now: u64,
+        parameters: &[(&str, &str)],
+    ) -> Result<Box<Self>, Error> {
         let pool = slot.pool();
         let address = &slot.address().server;
         let io = dialler.dial(address).await?;
@@ -123,7 +136,7 @@ impl Server {
             idle_since: now,
             slot,
         });
-        server.log_in().await?;
+        server.log_in(parameters).await?;
         let ends = server.io.ends();
         server.connection().logged_in(server.key.pid, ends);
         Ok(server)

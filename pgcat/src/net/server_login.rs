@@ -27,13 +27,14 @@ impl Server {
     ///
     /// # Errors
     /// As [`Server::connect`].
-    pub(super) async fn log_in(&mut self) -> Result<(), Error> {
+    pub(super) async fn log_in(&mut self, parameters: &[(&str, &str)]) -> Result<(), Error> {
         let pool = self.slot.pool().clone();
         let user = &pool.user.server_username;
         let credentials = pool.credentials();
         self.out.tail().extend(startup::startup_message(
             user,
             &self.slot.address().database,
+            parameters,
         ));
         self.flush().await?;
         let mut scram = Scram::None;

@@ -131,11 +131,12 @@ impl Startup {
     }
 }
 
-/// The StartupMessage the pooler itself sends to a server.
-pub fn startup_message(user: &str, database: &str) -> Vec<u8> {
+/// The StartupMessage the pooler itself sends to a server; `more` parameters follow user and database.
+pub fn startup_message(user: &str, database: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let mut out = vec![0; 4];
     out.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
-    for (name, value) in [("user", user), ("database", database)] {
+    let who = [("user", user), ("database", database)];
+    for (name, value) in who.iter().chain(more) {
         put_cstr(&mut out, name.as_bytes());
         put_cstr(&mut out, value.as_bytes());
     }
