@@ -32,7 +32,10 @@ pub enum Error {
     /// An idle server connection did not answer within `healthcheck_timeout`.
     #[error("the server did not answer the health check")]
     FailedHealthCheck,
-    /// No server of the wanted role or shard is configured.
+    /// The pool has no shard of this number.
+    #[error("the pool has no shard {0}")]
+    InvalidShard(usize),
+    /// No server of the wanted role is configured.
     #[error("no server of the pool can serve this")]
     NoSuchServer,
     /// The pooler could not begin to serve.

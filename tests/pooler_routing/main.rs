@@ -1,5 +1,7 @@
 //! Several servers behind one pool: balancing, failover, shards, and reads on replicas.
 
+mod commands;
 mod health;
 mod servers;
+mod splitting;
 mod stage;

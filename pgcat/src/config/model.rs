@@ -208,6 +208,8 @@ pub struct Pool {
     pub query_parser_max_length: Option<usize>,
     pub query_parser_read_write_splitting: bool,
     pub primary_reads_enabled: bool,
+    /// Functions that change nothing although they are volatile, by name.
+    pub read_only_functions: Vec<String>,
     /// Whether the primary serves what is meant for replicas while none of them is well.
     pub replica_to_primary_failover_enabled: bool,
     pub sharding_function: ShardingFunction,

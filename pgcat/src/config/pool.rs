@@ -107,6 +107,7 @@ pub(super) fn read(
         )?,
         query_parser_read_write_splitting,
         primary_reads_enabled: flag("primary_reads_enabled", false)?,
+        read_only_functions: read_only_functions(section)?,
         replica_to_primary_failover_enabled: flag("replica_to_primary_failover_enabled", false)?,
         sharding_function: section
             .choice("sharding_function", SHARDING_FUNCTIONS)?
@@ -171,6 +172,14 @@ fn auth_query(
         return Err(section.error("auth_query", message));
     }
     Ok(keys.complete())
+}
+
+fn read_only_functions(section: &Section<'_>) -> Result<Vec<String>, ConfigError> {
+    let Some(value) = section.value("read_only_functions") else {
+        return Ok(Vec::new());
+    };
+    let names = value.array("an array of function names, e.g. [\"my_report\"]")?;
+    names.iter().map(|name| name.string()).collect()
 }
 
 fn default_role(section: &Section<'_>) -> Result<WantedRole, ConfigError> {

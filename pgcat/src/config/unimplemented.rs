@@ -10,21 +10,6 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "general.autoreload",
     // more than one server
     "pools.*.shards.*.mirrors",
-    // routing by the text of a query
-    "pools.*.query_parser_enabled",
-    "pools.*.query_parser_max_length",
-    "pools.*.query_parser_read_write_splitting",
-    "pools.*.primary_reads_enabled",
-    "pools.*.db_activity_based_routing",
-    "pools.*.db_activity_init_delay",
-    "pools.*.db_activity_ttl",
-    "pools.*.table_mutation_cache_ms_ttl",
-    // sharding
-    "pools.*.sharding_function",
-    "pools.*.automatic_sharding_key",
-    "pools.*.sharding_key_regex",
-    "pools.*.shard_id_regex",
-    "pools.*.regex_search_limit",
     // users
     "pools.*.users.*.statement_timeout",
     // PgCat's plugins

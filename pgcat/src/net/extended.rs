@@ -8,6 +8,7 @@ use super::handled::HandledPortal;
 use super::session::{ClientStatement, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::plugins::{Action, Statement};
+use crate::router::command::may_be_command;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::prepared::{self, PreparedStatement};
 use crate::session::traits::Traits;
@@ -31,6 +32,9 @@ impl Session {
             } else {
                 Ok(Step::Wait)
             };
+        }
+        if let Some(step) = self.route_batch(walk) {
+            return Ok(step);
         }
         if !self.has_server() {
             return Ok(Step::NeedServer);
@@ -67,6 +71,12 @@ impl Session {
     fn parse(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         let (name, rest) = string(walk.body())?;
         let (text, types) = string(rest)?;
+        if may_be_command(text)
+            && let Ok(text) = std::str::from_utf8(text)
+            && let Some(command) = self.command_statement(text)
+        {
+            return Ok(self.parse_handled(name, command));
+        }
         let mut rewritten = None;
         if self.wanted_by_plugin(text) {
             match self.inspect_statement(text) {
@@ -461,7 +471,7 @@ fn string(body: &[u8]) -> Result<(&[u8], &[u8]), Error> {
 }
 
 /// Portal, statement, and the rest of a Bind; `None` until both names have arrived.
-fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+pub(super) fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (portal, rest) = take_cstr(body)?;
     let (name, rest) = take_cstr(rest)?;
     Some((portal, name, rest))
@@ -489,7 +499,7 @@ fn result_formats(body: &[u8]) -> Result<Vec<u16>, Error> {
 }
 
 /// A counted list of 16-bit codes, and what follows it.
-fn codes(bytes: &[u8]) -> Option<(Vec<u16>, &[u8])> {
+pub(super) fn codes(bytes: &[u8]) -> Option<(Vec<u16>, &[u8])> {
     let (count, rest) = bytes.split_first_chunk::<2>()?;
     let (codes, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*count)) * 2)?;
     let codes = codes

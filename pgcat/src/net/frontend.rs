@@ -218,6 +218,9 @@ impl Session {
                 })
             }
             frontend::FUNCTION_CALL => {
+                if let Some(step) = self.route_batch(walk) {
+                    return Ok(step);
+                }
                 if !self.has_server() {
                     return Ok(Step::NeedServer);
                 }
@@ -245,6 +248,14 @@ impl Session {
         }
         let body = walk.body();
         let text = body.strip_suffix(&[0]).unwrap_or(body);
+        if walk.is_complete()
+            && let Some(step) = self.command_query(text)
+        {
+            return Ok(step);
+        }
+        if let Some(step) = self.route_query(text) {
+            return Ok(step);
+        }
         if self.wanted_by_plugin(text) {
             if !walk.is_complete() {
                 return Ok(Step::Wait);

@@ -28,6 +28,32 @@ pub(super) struct Piece {
     offset: u32,
 }
 
+impl Piece {
+    /// A statement that is refused.
+    pub fn denied(error: Box<ErrorFields>) -> Self {
+        Self {
+            what: What::Denied(error),
+            offset: 0,
+        }
+    }
+
+    /// A statement at `start` of `text` that is answered here.
+    pub fn handled(statement: Arc<dyn Statement>, text: &str, start: usize) -> Self {
+        Self {
+            what: What::Handled(statement),
+            offset: text[..start].chars().count() as u32,
+        }
+    }
+
+    /// Statements at `start` of `text` for the server.
+    pub fn plain(statements: &str, text: &str, start: usize) -> Self {
+        Self {
+            what: What::Plain(statements.to_owned()),
+            offset: text[..start].chars().count() as u32,
+        }
+    }
+}
+
 enum What {
     Denied(Box<ErrorFields>),
     Handled(Arc<dyn Statement>),
@@ -146,6 +172,19 @@ impl Session {
         (!all_plain).then_some(pieces)
     }
 
+    /// The pieces of a Query from `start` on.
+    pub(super) fn pieces_from(&mut self, text: &str, start: usize) -> Vec<Piece> {
+        let rest = &text[start..];
+        match self.inspect_query(rest.as_bytes()) {
+            Some(mut pieces) => {
+                let before = text[..start].chars().count() as u32;
+                pieces.iter_mut().for_each(|piece| piece.offset += before);
+                pieces
+            }
+            None => vec![Piece::plain(rest, text, start)],
+        }
+    }
+
     /// Waits until the server owes nothing, and makes sure there is one, which stays until released.
     /// False: the server skips to a Sync, or there is none and the client has been told.
     async fn hold_server(&mut self, simple: bool) -> Result<bool, Error> {
@@ -195,6 +234,7 @@ impl Session {
         let outcome = self.run_pieces(pieces).await;
         self.hold = false;
         outcome?;
+        self.follow_choice();
         self.release_if_idle();
         self.flush_client().await
     }
@@ -433,6 +473,7 @@ impl Session {
         let outcome = self.run_portal(portal).await;
         self.hold = false;
         outcome?;
+        self.follow_choice();
         self.flush_client().await
     }
 

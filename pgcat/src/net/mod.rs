@@ -18,6 +18,7 @@ pub mod pool_handle;
 pub mod registration;
 mod relay;
 mod replication;
+mod routing;
 pub mod rows;
 pub mod server;
 mod server_login;

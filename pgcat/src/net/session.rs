@@ -3,19 +3,21 @@
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use super::handled::{HandledPortal, Piece};
 use super::io::{Io, OutBuffer};
 use super::notify::{Subscriber, Subscriptions};
 use super::registration::Registration;
+use super::routing::SharedChoice;
 use super::server::Server;
 use super::threads::ThreadContext;
 use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::plugins::Statement;
 use crate::pool::local::LocalPool;
+use crate::router::choice::Choice;
 use crate::router::route::Route;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::prepared::PreparedStatement;
@@ -59,6 +61,8 @@ pub struct Session {
     pub(super) startup_settings: Settings,
     /// Which servers the next statement may go to.
     pub(super) route: Route,
+    /// What the client has chosen by routing commands.
+    pub(super) choice: SharedChoice,
     /// How often no server connection could be had.
     checkout_failures: u64,
     /// A connection taken from the pool whose settings are to be changed with care.
@@ -145,6 +149,7 @@ impl Session {
         settings: Settings,
     ) -> Self {
         let internal = !io.is_external();
+        let choice = Choice::of(&pool.shared.settings);
         let route = if internal {
             Route::primary_of(&pool.shared.settings)
         } else {
@@ -165,6 +170,7 @@ impl Session {
             startup_settings: settings,
             custom_settings: BTreeSet::new(),
             route,
+            choice: Arc::new(Mutex::new(choice)),
             checkout_failures: 0,
             checked_out: None,
             terminated: false,
@@ -508,6 +514,9 @@ impl Session {
 
     /// What the client is told where no server connection could be had.
     pub(super) fn no_server_error(&self, error: &Error) -> ErrorFields {
+        if let Some(fields) = Self::invalid_shard(error) {
+            return fields;
+        }
         let fields = ErrorFields::error(
             "58000",
             "could not get connection from the pool - AllServersDown",

@@ -56,6 +56,12 @@ impl PoolShared {
         self.addresses.len() == 1 || address.serves(self.possible_role(route))
     }
 
+    /// Whether a connection to this server is one that the route could have led to.
+    pub fn fits(&self, address: &Address, route: Route) -> bool {
+        self.addresses.len() == 1
+            || in_shard(address, route) && address.serves(self.possible_role(route))
+    }
+
     /// Whether a server that can serve may turn up soon: a failover is perhaps under way.
     pub fn awaits_failover(&self, route: Route) -> bool {
         let mut servers = self.addresses.iter();

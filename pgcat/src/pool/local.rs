@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::address::Address;
+use super::analyser::Analyser;
+use super::functions::CATALOG;
 use super::health::BanReason;
 use super::shared::PoolShared;
 use super::slots::{Grant, Slot};
@@ -29,6 +31,8 @@ pub struct LocalPool {
     pub shared: Arc<PoolShared>,
     /// The plugins that look at this pool's statements.
     pub plugins: Vec<Arc<dyn Plugin>>,
+    /// Looks into statements, if that is wanted.
+    pub analyser: Option<Analyser>,
     /// Idle connections, by server: in the order of [`PoolShared::addresses`].
     idle: Box<[RefCell<VecDeque<Box<Server>>>]>,
 }
@@ -41,6 +45,7 @@ impl LocalPool {
                 .iter()
                 .map(|_| RefCell::default())
                 .collect(),
+            analyser: Analyser::of(&shared.settings),
             shared,
             plugins,
         }
@@ -134,7 +139,10 @@ impl LocalPool {
         route: Route,
     ) -> Result<Box<Server>, Error> {
         let mut tried = Vec::new();
-        let mut failure = Error::NoSuchServer;
+        let mut failure = match route.shard {
+            Some(shard) if shard >= self.shared.settings.shards.len() => Error::InvalidShard(shard),
+            _ => Error::NoSuchServer,
+        };
         while let Some(at) = self.shared.choose(route, &tried) {
             match self.checkout_at(thread, at).await {
                 Ok(server) if self.shared.may_serve(self.address(at), route) => return Ok(server),
@@ -427,6 +435,11 @@ impl LocalPool {
         for address in &self.shared.addresses {
             self.tend_at(thread, address);
         }
+        let splits = self.shared.settings.query_parser_read_write_splitting;
+        if thread.index == 0 && splits && self.shared.functions.is_due(thread.now.get()) {
+            let (pool, thread) = (self.clone(), thread.clone());
+            tokio::task::spawn_local(async move { pool.learn_functions(&thread).await });
+        }
     }
 
     fn tend_at(self: &Rc<Self>, thread: &Rc<ThreadContext>, address: &Address) {
@@ -540,6 +553,23 @@ impl LocalPool {
             {
                 self.open_spare(thread, slot);
             }
+        }
+    }
+
+    /// Asks the primary which functions there are.
+    async fn learn_functions(self: &Rc<Self>, thread: &Rc<ThreadContext>) {
+        let route = Route::primary_of(&self.shared.settings);
+        // Where there is no server, clients are told so themselves.
+        let Ok(mut server) = self.checkout(thread, route).await else {
+            return;
+        };
+        server.unnamed = None;
+        match server.simple_query(CATALOG, &mut Vec::new()).await {
+            Ok(result) => {
+                self.shared.functions.learn(result);
+                self.release(thread, server);
+            }
+            Err(error) => log::warn!("could not read the functions' catalog: {error}"),
         }
     }
 

@@ -5,8 +5,11 @@
 //! ([`local`]). Which server a statement goes to is decided by [`balance`], among those its
 //! [`crate::router::route::Route`] allows. What is counted is in [`statistics`].
 
+pub mod activity;
 pub mod address;
+pub mod analyser;
 mod balance;
+pub mod functions;
 pub mod gate;
 pub mod health;
 pub mod local;

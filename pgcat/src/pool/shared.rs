@@ -3,7 +3,9 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::activity::Activity;
 use super::address::Address;
+use super::functions::Functions;
 use super::gate::Gate;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
@@ -29,6 +31,9 @@ pub struct PoolShared {
     pub gate: Arc<Gate>,
     /// Counts the schema changes seen on this pool's connections.
     pub schema_version: AtomicU64,
+    /// The functions that may write.
+    pub functions: Functions,
+    pub activity: Activity,
     /// What a server reports to a session with these settings; asked once, then known.
     greetings: Mutex<Vec<(Settings, Parameters)>>,
     /// Who listens to what, in transaction mode.
@@ -70,6 +75,8 @@ impl PoolShared {
             ids,
             gate: Arc::default(),
             schema_version: AtomicU64::new(0),
+            functions: Functions::default(),
+            activity: Activity::default(),
             greetings: Mutex::default(),
             notifications: Hub::default(),
             scram_secret: OnceLock::new(),
