@@ -1,5 +1,6 @@
 //! `pgcat`: the pooler with its plugins.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -32,8 +33,8 @@ fn main() -> ExitCode {
 
 fn serve(args: &cli::Args) -> Result<(), String> {
     log::info!("Welcome to pgcat (version {})", env!("CARGO_PKG_VERSION"));
-    let config =
-        load(args).inspect_err(|message| log::error!(target: "pgcat::config", "{message}"))?;
+    let config = load(&args.config_file)
+        .inspect_err(|message| log::error!(target: "pgcat::config", "{message}"))?;
     for (name, pool) in &config.pools {
         let users: Vec<_> = pool
             .users
@@ -42,14 +43,16 @@ fn serve(args: &cli::Args) -> Result<(), String> {
             .collect();
         log::info!("Pool {name}: users (pool_size) {}", users.join(", "));
     }
-    pgcat::run(config, vec![Arc::new(StreamTables::new())]).map_err(|error| {
+    let file = args.config_file.clone();
+    let reload = Box::new(move || load(&file));
+    pgcat::run(config, vec![Arc::new(StreamTables::new())], reload).map_err(|error| {
         log::error!("{error}");
         error.to_string()
     })
 }
 
-fn load(args: &cli::Args) -> Result<Config, String> {
-    let (config, warnings) = config::load(&args.config_file).map_err(|error| error.to_string())?;
+fn load(file: &Path) -> Result<Config, String> {
+    let (config, warnings) = config::load(file).map_err(|error| error.to_string())?;
     for warning in warnings {
         log::warn!(target: "pgcat::config", "{warning}");
     }

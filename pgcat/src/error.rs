@@ -38,6 +38,9 @@ pub enum Error {
     /// No server of the wanted role is configured.
     #[error("no server of the pool can serve this")]
     NoSuchServer,
+    /// The pool has been replaced or removed by a reload.
+    #[error("the pool's configuration has been changed")]
+    Retired,
     /// The pooler could not begin to serve.
     #[error("{0}")]
     Start(String),

@@ -24,4 +24,4 @@ pub mod tls;
 pub mod wire;
 
 pub use error::Error;
-pub use net::run;
+pub use net::{Load, run};

@@ -154,7 +154,7 @@ fn disabled_databases_let_nobody_in() {
 
 #[test]
 fn kill_ends_clients_wherever_they_are() {
-    let pooler = start(&config(1));
+    let pooler = start(&config(1).general("connect_timeout = 60000"));
     let mut idle = client(&pooler);
     idle.run("SELECT 1");
     let mut running = client(&pooler);

@@ -4,5 +4,6 @@ mod columns;
 mod control;
 mod login;
 mod protocol;
+mod reload;
 mod stage;
 mod statistics;

@@ -69,7 +69,7 @@ fn transactions_and_queries_are_counted() {
 
 #[test]
 fn times_are_those_of_queries_transactions_and_waits() {
-    let pooler = start(&config(1));
+    let pooler = start(&config(1).general("connect_timeout = 60000"));
     let mut one = client(&pooler);
     let before = stats(&pooler);
     one.run("BEGIN");

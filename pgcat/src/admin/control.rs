@@ -19,7 +19,8 @@ type Pools = Vec<Arc<PoolShared>>;
 
 /// The pools that are meant.
 fn chosen(pooler: &Pooler, target: &Target) -> Result<Pools, Failure> {
-    let pools = pooler.pools().iter().filter(|pool| {
+    let present = pooler.pools();
+    let pools = present.iter().filter(|pool| {
         let identity = &pool.identity;
         match target {
             Target::All => true,
@@ -64,7 +65,7 @@ fn is_quiet(pool: &PoolShared) -> bool {
         let connections = address.statistics.connections();
         connections
             .iter()
-            .all(|connection| connection.phase() == Phase::Idle)
+            .all(|connection| connection.own || connection.phase() == Phase::Idle)
     })
 }
 

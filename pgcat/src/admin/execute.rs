@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use tokio::sync::oneshot;
+
 use super::command::Command;
 use super::control;
 use super::show::{Row, Show};
@@ -118,9 +120,17 @@ pub(super) async fn run(
             }
             "SHUTDOWN"
         }
-        Command::Reload | Command::Set { .. } | Command::Show(_) => {
-            return Err(Failure::Usage("RELOAD is not supported yet"));
+        Command::Reload => {
+            let (answer, answered) = oneshot::channel();
+            let ended = || "the pooler is shutting down".to_owned();
+            let outcome = match pooler.orders.send(Order::Reload(answer)) {
+                Ok(()) => answered.await.unwrap_or_else(|_| Err(ended())),
+                Err(_) => Err(ended()),
+            };
+            outcome.map_err(Failure::Reload)?;
+            "RELOAD"
         }
+        Command::Set { .. } | Command::Show(_) => unreachable!("they are done above"),
     };
     Ok(Outcome {
         rows,
@@ -130,7 +140,7 @@ pub(super) async fn run(
 
 /// Drivers SET this and that as they connect; nothing here depends on it.
 fn set(thread: &ThreadContext, name: &str, dialect: Dialect) -> Result<Outcome, Failure> {
-    let settings = Show::settings(dialect, &thread.pooler.config);
+    let settings = Show::settings(dialect, &thread.pooler.config());
     if settings.iter().any(|row| row[0].as_deref() == Some(name)) {
         return Err(Failure::Other(format!(
             "{name} cannot be SET: change it in the file, then RELOAD"

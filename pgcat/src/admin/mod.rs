@@ -55,6 +55,8 @@ enum Failure {
     NoSuchPool(command::Target),
     NotAllowed,
     Other(String),
+    /// The configuration is wrong; the old one stays.
+    Reload(String),
     /// No command at all.
     Unknown(String),
     UnknownShow(String),
@@ -66,7 +68,7 @@ impl Failure {
     pub fn fields(&self, dialect: Dialect) -> ErrorFields {
         let message = match (self, dialect) {
             (Self::NotAllowed, _) => "admin access needed".to_owned(),
-            (Self::Other(message), _) => message.clone(),
+            (Self::Other(message) | Self::Reload(message), _) => message.clone(),
             (Self::Usage(message), _) => (*message).to_owned(),
             (Self::NoSuchPool(command::Target::Pool(database, user)), _) => {
                 format!("No pool configured for database: {database}, user: {user}")
@@ -93,6 +95,10 @@ impl Failure {
             (_, Dialect::Pgbouncer) => "08P01",
             (_, Dialect::Pgcat) => "58000",
         };
-        ErrorFields::error(code, message)
+        match (self, dialect) {
+            // PgCat closes the connection, and scripts wait for that.
+            (Self::Reload(_), Dialect::Pgcat) => ErrorFields::fatal(code, message),
+            _ => ErrorFields::error(code, message),
+        }
     }
 }

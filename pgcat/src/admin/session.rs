@@ -33,6 +33,8 @@ pub struct AdminSession {
     portals: HashMap<Vec<u8>, Portal>,
     /// An extended message failed: all others up to the Sync are ignored.
     skipping: bool,
+    /// An error was FATAL.
+    ended: bool,
 }
 
 struct Portal {
@@ -66,6 +68,7 @@ impl AdminSession {
             statements: HashMap::new(),
             portals: HashMap::new(),
             skipping: false,
+            ended: false,
         }
     }
 
@@ -111,7 +114,9 @@ impl AdminSession {
                 frontend::QUERY => {
                     let text = text_of(&body).map_err(Error::Refused)?;
                     self.query(text).await;
-                    message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
+                    if !self.ended {
+                        message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
+                    }
                 }
                 frontend::SYNC => {
                     self.skipping = false;
@@ -126,6 +131,9 @@ impl AdminSession {
                         self.skipping = true;
                     }
                 }
+            }
+            if self.ended {
+                return self.flush().await;
             }
             // What was asked in one packet is answered in one.
             if !self.has_message() {
@@ -221,6 +229,7 @@ impl AdminSession {
         handle.requested.set(self.thread.clock.now());
         let outcome = execute::run(&self.thread, command, self.dialect, self.privilege).await;
         let outcome = outcome.map_err(|failure| self.refused(&failure));
+        self.ended = matches!(&outcome, Err(fields) if fields.severity == Severity::Fatal);
         handle.count(|counters| {
             counters.queries += 1;
             counters.transactions += 1;

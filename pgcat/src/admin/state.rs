@@ -109,7 +109,8 @@ impl State {
         let (clients, logging_in) = pooler.client_states().await;
         let now = Instant::now();
         let coarse = pooler.now();
-        let pools = pooler.pools().iter().map(|pool| {
+        let present = pooler.pools();
+        let pools = present.iter().map(|pool| {
             let servers = pool.addresses.iter().map(|address| {
                 let (recent, period) = address.statistics.recent(now);
                 AddressState {
@@ -136,13 +137,12 @@ impl State {
             }
         });
         let every = |is: &dyn Fn(&PoolShared) -> bool| {
-            let mut pools = pooler.pools().iter().peekable();
-            pools.peek().is_some() && pools.all(|pool| is(pool))
+            !present.is_empty() && present.iter().all(|pool| is(pool))
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let statements = pooler.interner.list().into_iter();
         Self {
-            config: pooler.config.clone(),
+            config: pooler.config(),
             listen: pooler.listen,
             now: SystemTime::now(),
             coarse_now: coarse,

@@ -6,8 +6,6 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     // metrics
     "general.enable_prometheus_exporter",
     "general.prometheus_exporter_port",
-    // reload
-    "general.autoreload",
     // more than one server
     "pools.*.shards.*.mirrors",
     // users

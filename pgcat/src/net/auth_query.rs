@@ -31,11 +31,9 @@ pub(super) async fn secret(
         Error::Refused(Box::new(ErrorFields::fatal("58000", "auth_query failed")))
     };
     let user = &pool.identity.user;
-    let asking = thread.pools.iter().find(|asking| {
-        asking.shared.asks_auth_query && asking.shared.identity.database == pool.identity.database
-    });
+    let asking = thread.asking_pool(&pool.identity.database);
     let asking = asking.ok_or_else(|| failed("no pool to ask it on".to_owned()))?;
-    let rows = ask(thread, asking, &with_user(query, user))
+    let rows = ask(thread, &asking, &with_user(query, user))
         .await
         .map_err(|error| failed(error.to_string()))?;
     let mut rows = rows.into_iter();

@@ -48,7 +48,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         out: OutBuffer::default(),
         tls: None,
     };
-    let limit = thread.pooler.config.general.client_login_timeout;
+    let limit = thread.config().general.client_login_timeout;
     let login = tokio::time::timeout(limit, newcomer.log_in(thread, internal_pool));
     let admitted = match login.await {
         Ok(Ok(Some(Admission::Pool(admitted)))) => admitted,
@@ -82,7 +82,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
             return;
         }
     };
-    let general = &thread.pooler.config.general;
+    let general = thread.pooler.config().general.clone();
     let identity = admitted.pool.shared.identity.clone();
     if general.log_client_connections && internal_pool.is_none() {
         log::info!(
@@ -172,7 +172,7 @@ impl Newcomer {
                 .map(Some);
         }
         let pool = match internal_pool {
-            Some(index) => thread.pools[index].clone(),
+            Some(index) => thread.pool(index).ok_or(Error::Retired)?,
             None => self.authenticate(thread, database, user).await?,
         };
         if replication::is_wanted(&startup) && internal_pool.is_none() {
@@ -237,7 +237,8 @@ impl Newcomer {
         user: &str,
         dialect: Dialect,
     ) -> Result<Admission, Error> {
-        let general = &thread.pooler.config.general;
+        let config = thread.pooler.config();
+        let general = &config.general;
         let privilege = if general.admin_users.iter().any(|name| name == user) {
             Some(Privilege::Admin)
         } else if general.stats_users.iter().any(|name| name == user) {
@@ -245,7 +246,7 @@ impl Newcomer {
         } else {
             None
         };
-        let pools = &thread.pooler.pools;
+        let pools = thread.pooler.pools();
         let of_pool = pools
             .iter()
             .find(|pool| pool.identity.user == user && !pool.asks_auth_query);
@@ -421,11 +422,11 @@ impl Newcomer {
         database: &str,
         user: &str,
     ) -> Result<Rc<LocalPool>, Error> {
-        let pool = thread.pools.iter().find(|pool| {
-            pool.shared.identity.database == database
-                && pool.shared.identity.user == user
-                && !pool.shared.asks_auth_query
-        });
+        let identity = PoolIdentity {
+            database: database.to_owned(),
+            user: user.to_owned(),
+        };
+        let pool = thread.pool_of(&identity);
         let Some(pool) = pool else {
             return Err(Error::Refused(Box::new(ErrorFields::fatal(
                 "58000",

@@ -25,10 +25,9 @@ impl Known {
 /// Looks all names up, every `dns_max_ttl`.
 pub async fn watch(thread: Rc<ThreadContext>) {
     let mut known = Known::default();
-    let mut interval = tokio::time::interval(thread.pooler.config.general.dns_max_ttl);
-    let addresses = || thread.pooler.pools.iter().flat_map(|pool| &pool.addresses);
     loop {
-        interval.tick().await;
+        let pools = thread.pooler.pools();
+        let addresses = || pools.iter().flat_map(|pool| &pool.addresses);
         let mut hosts: Vec<&str> = addresses()
             .map(|address| address.server.host.as_str())
             .filter(|host| !host.starts_with('/') && host.parse::<IpAddr>().is_err())
@@ -51,6 +50,8 @@ pub async fn watch(thread: Rc<ThreadContext>) {
                     .for_each(|address| address.health.renew());
             }
         }
+        let pause = thread.config().general.dns_max_ttl;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -5,18 +5,17 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::io::DetachedIo;
 use super::orders::{Ending, Order};
-use super::pool_handle::PoolHandle;
+use super::reload::{self, Fixed, Load};
 use super::threads::Pooler;
 use super::unix_socket::UnixSocket;
-use crate::config::model::{AuthQuery, AuthType, Config, PoolMode, User};
+use crate::config::model::Config;
 use crate::error::Error;
-use crate::plugins::{Plugin, PoolIdentity};
-use crate::pool::shared::PoolShared;
+use crate::plugins::Plugin;
 use crate::pool::statistics::Ids;
 
 /// Serves clients until a signal ends it.
@@ -26,15 +25,15 @@ use crate::pool::statistics::Ids;
 ///
 /// # Errors
 /// [`Error::Start`] if it cannot listen.
-pub fn run(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
+pub fn run(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Start(format!("could not start the runtime: {error}")))?;
-    runtime.block_on(serve(config, plugins))
+    runtime.block_on(serve(config, plugins, load))
 }
 
-async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
+async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Result<(), Error> {
     let address = format!("{}:{}", config.general.host, config.general.port);
     let listener = TcpListener::bind(&address)
         .await
@@ -45,23 +44,22 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
 
-    let shutdown_timeout = config.general.shutdown_timeout;
     let ids = Ids::default();
-    let pools = pools(&config, &ids);
+    let fixed = Fixed {
+        threads: config.general.worker_threads,
+        ids: ids.clone(),
+    };
+    let pools = reload::pools(&config, &[], &fixed);
     let listen = listener
         .local_addr()
         .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
     let (give_orders, mut orders) = mpsc::unbounded_channel();
     let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids, give_orders)?;
-    let handles: Vec<_> = pooler
-        .pools
-        .iter()
-        .filter(|pool| !pool.asks_auth_query)
-        .map(|pool| PoolHandle::new(pooler.clone(), pool.clone()))
-        .collect();
+    let handles = pooler.handles();
     for plugin in &pooler.plugins {
         plugin.start(&handles);
     }
+    tokio::spawn(watch_file(pooler.clone()));
     log::info!("Running on {listen}");
     log::info!("Waiting for clients");
 
@@ -69,7 +67,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
         tokio::select! {
             accepted = listener.accept() => {
                 let accepted = accepted.and_then(|(stream, _)| {
-                    pooler.tcp.apply(&stream);
+                    pooler.dialler().tcp.apply(&stream);
                     stream.into_std().map(DetachedIo::Tcp)
                 });
                 begin(&pooler, accepted).await;
@@ -77,16 +75,20 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
             accepted = UnixSocket::accept(unix.as_ref()) => begin(&pooler, accepted).await,
             _ = interrupt.recv() => break ("Got SIGINT", Ending::Graceful),
             _ = terminate.recv() => break ("Got SIGTERM", Ending::Graceful),
-            Some(Order::ShutDown(ending)) = orders.recv() => break ("Got SHUTDOWN", ending),
-            _ = hangup.recv() => match pooler.reload_files() {
-                Ok(()) => log::info!("Got SIGHUP; certificates and hba_file have been read again, and nothing else"),
-                Err(error) => log::error!("Got SIGHUP; certificates and hba_file stay as they were: {error}"),
+            Some(order) = orders.recv() => match order {
+                Order::ShutDown(ending) => break ("Got SHUTDOWN", ending),
+                Order::Reload(answer) => {
+                    let outcome = reload(&pooler, &load).await;
+                    // The administrator may have left.
+                    let _ = answer.send(outcome);
+                }
             },
+            _ = hangup.recv() => drop(reload(&pooler, &load).await),
         }
     };
     log::info!("{reason}, shutting down");
     drop((listener, unix));
-    let deadline = Instant::now() + shutdown_timeout;
+    let deadline = Instant::now() + pooler.config().general.shutdown_timeout;
     loop {
         if ending == Ending::Graceful {
             pooler.shutdown();
@@ -132,48 +134,38 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Erro
     Ok(())
 }
 
-fn pools(config: &Config, ids: &Ids) -> Vec<Arc<PoolShared>> {
-    let threads = config.general.worker_threads;
-    let mut pools = Vec::new();
-    for (database, pool) in &config.pools {
-        let asking = pool
-            .auth_query
-            .as_ref()
-            .map(|query| (auth_query_user(config, query), true));
-        let users = pool.users.iter().cloned().map(|user| (user, false));
-        for (user, asks_auth_query) in users.chain(asking) {
-            let identity = PoolIdentity {
-                database: database.clone(),
-                user: user.username.clone(),
-            };
-            let index = pools.len();
-            let shared = PoolShared::new(index, identity, user, pool.clone(), threads, ids.clone());
-            pools.push(Arc::new(if asks_auth_query {
-                shared.for_auth_query()
-            } else {
-                shared
-            }));
-        }
+/// Reads the configuration again, and follows it. What is wrong with it is in the log.
+async fn reload(pooler: &Arc<Pooler>, load: &Load) -> Result<(), String> {
+    log::info!("Reloading config");
+    let outcome = match load() {
+        Ok(config) => pooler.reload(config).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &outcome {
+        log::error!(target: "pgcat::config", "Config reload error: {error}");
     }
-    pools
+    outcome
 }
 
-/// Who asks `auth_query`.
-fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
-    User {
-        username: query.user.clone(),
-        password: Some(query.password.clone()),
-        auth_type: AuthType::Md5,
-        server_username: query.user.clone(),
-        server_password: None,
-        // One query per login: two connections serve thousands of logins a second.
-        pool_size: 2,
-        min_pool_size: 0,
-        pool_mode: PoolMode::Transaction,
-        server_lifetime: config.general.server_lifetime,
-        idle_timeout: config.general.idle_timeout,
-        connect_timeout: config.general.connect_timeout,
-        statement_timeout: None,
+/// Orders a reload when the file has changed, which is looked for every `autoreload`.
+async fn watch_file(pooler: Arc<Pooler>) {
+    let read = || std::fs::read(&pooler.config().path).ok();
+    let mut known = read();
+    loop {
+        let interval = pooler.config().general.autoreload;
+        // Without an interval, to see whether a reload has set one.
+        tokio::time::sleep(interval.unwrap_or(Duration::from_secs(1))).await;
+        if interval.is_none() {
+            continue;
+        }
+        let found = read();
+        if found.is_some() && found != known {
+            known = found;
+            let (answer, answered) = oneshot::channel();
+            if pooler.orders.send(Order::Reload(answer)).is_err() || answered.await.is_err() {
+                return;
+            }
+        }
     }
 }
 

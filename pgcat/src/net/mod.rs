@@ -17,6 +17,7 @@ pub mod pipeline;
 pub mod pool_handle;
 pub mod registration;
 mod relay;
+pub mod reload;
 mod replication;
 mod routing;
 pub mod rows;
@@ -28,3 +29,4 @@ pub mod tls;
 mod unix_socket;
 
 pub use listener::run;
+pub use reload::Load;

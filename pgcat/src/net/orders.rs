@@ -1,8 +1,12 @@
 //! What the thread that listens can be told, by signals and by administrators.
 
+use tokio::sync::oneshot;
+
 /// See the module's text.
 #[derive(Debug)]
 pub enum Order {
+    /// The answer is what is wrong with the configuration.
+    Reload(oneshot::Sender<Result<(), String>>),
     ShutDown(Ending),
 }
 

@@ -60,8 +60,7 @@ impl PoolHandle {
     /// not followed to its next server connection, nor kept from that connection's next client.
     pub fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(BUFFER);
-        self.pooler
-            .internal(DetachedIo::Memory(theirs), self.pool.index);
+        self.pooler.internal(DetachedIo::Memory(theirs), &self.pool);
         ours
     }
 }

@@ -239,7 +239,7 @@ impl Session {
     pub(super) async fn checkout(&mut self) -> Result<Box<Server>, Error> {
         match self.checked_out.take() {
             Some(server) => Ok(server),
-            None => {
+            None => loop {
                 let began = self.thread.clock.now();
                 let handle = self.registration.handle.clone();
                 handle.waiting_since.set(Some(began));
@@ -250,14 +250,44 @@ impl Session {
                     }
                 };
                 handle.waiting_since.set(None);
+                if matches!(outcome, Err(Error::Retired)) {
+                    self.change_pool()?;
+                    continue;
+                }
                 self.checkout_failures += u64::from(outcome.is_err());
                 if let Ok(server) = &outcome {
                     let waited = self.thread.clock.now() - began;
                     server.address().statistics.waited(waited);
                 }
-                outcome
-            }
+                break outcome;
+            },
         }
+    }
+
+    /// Goes over to the pool that a reload has put in the place of the session's.
+    fn change_pool(&mut self) -> Result<(), Error> {
+        let identity = &self.pool.shared.identity;
+        let Some(pool) = self.thread.pool_of(identity) else {
+            return Err(Error::Refused(Box::new(ErrorFields::fatal(
+                "58000",
+                format!(
+                    "No pool configured for database: {}, user: {}",
+                    identity.database, identity.user
+                ),
+            ))));
+        };
+        let default = |pool: &LocalPool| {
+            if self.internal {
+                Route::primary_of(&pool.shared.settings)
+            } else {
+                Route::default_of(&pool.shared.settings)
+            }
+        };
+        if self.route == default(&self.pool) {
+            self.route = default(&pool);
+        }
+        self.pool = pool;
+        Ok(())
     }
 
     /// Ends a session that has failed to get a server connection too often, for its client to try

@@ -1,7 +1,7 @@
 //! The threads: each a current-thread runtime with its own clients and its own idle server
 //! connections, and a mailbox for the little that concerns another thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -19,10 +19,11 @@ use super::io::{DetachedIo, TcpOptions};
 use super::notify::Broken;
 use super::orders::Order;
 use super::registration::{Kind, SessionHandle, Who};
+use super::reload::Fixed;
 use crate::admin::state::ClientState;
 use crate::config::model::Config;
 use crate::error::Error;
-use crate::plugins::Plugin;
+use crate::plugins::{Plugin, PoolIdentity};
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::{self, Ids};
@@ -32,12 +33,11 @@ use crate::tls::Tls;
 
 /// What all threads share.
 pub struct Pooler {
-    pub config: Arc<Config>,
-    pub pools: Vec<Arc<PoolShared>>,
+    config: RwLock<Arc<Config>>,
+    pools: RwLock<Arc<Vec<Arc<PoolShared>>>>,
     pub plugins: Vec<Arc<dyn Plugin>>,
     pub threads: Vec<ThreadHandle>,
     pub interner: Interner,
-    pub tcp: TcpOptions,
     /// Replaced by a reload; looked at when a connection begins.
     tls: RwLock<Tls>,
     hba: RwLock<Option<Arc<Hba>>>,
@@ -114,7 +114,8 @@ pub struct ThreadHandle {
 pub struct ThreadContext {
     pub index: usize,
     pub pooler: Arc<Pooler>,
-    pub pools: Vec<Rc<LocalPool>>,
+    pools: RefCell<Vec<Rc<LocalPool>>>,
+    config: RefCell<Arc<Config>>,
     /// Reads land here; only what is left over is copied into a connection's own buffer.
     pub scratch: RefCell<Box<[u8]>>,
     pub(super) sessions: RefCell<HashMap<u64, Rc<SessionHandle>>>,
@@ -186,16 +187,13 @@ impl Pooler {
                 )
             })
             .unzip();
-        let tcp = TcpOptions::new(&config.general);
-        let tls = load_tls(&config).map_err(Error::Start)?;
-        let hba = load_hba(&config).map_err(Error::Start)?;
+        let Files { tls, hba } = Self::load_files(&config).map_err(Error::Start)?;
         let pooler = Arc::new(Self {
-            config: Arc::new(config),
-            pools,
+            config: RwLock::new(Arc::new(config)),
+            pools: RwLock::new(Arc::new(pools)),
             plugins,
             threads,
             interner: Interner::default(),
-            tcp,
             tls: RwLock::new(tls),
             hba: RwLock::new(hba),
             mock_key: rand::random(),
@@ -225,8 +223,17 @@ impl Pooler {
     }
 
     /// Begins an in-process session of a pool.
-    pub fn internal(&self, io: DetachedIo, pool: usize) {
-        self.least_loaded().send(Mail::Internal { io, pool });
+    pub fn internal(&self, io: DetachedIo, pool: &Arc<PoolShared>) {
+        let mut index = pool.index;
+        if pool.is_retired() {
+            let pools = self.pools();
+            let Some(successor) = pools.iter().find(|other| other.is_successor_of(pool)) else {
+                // Its other end finds the connection closed.
+                return;
+            };
+            index = successor.index;
+        }
+        self.least_loaded().send(Mail::Internal { io, pool: index });
     }
 
     fn least_loaded(&self) -> &ThreadHandle {
@@ -259,7 +266,7 @@ impl Pooler {
     /// How servers are reached now.
     pub(crate) fn dialler(&self) -> Dialler {
         Dialler {
-            tcp: self.tcp,
+            tcp: TcpOptions::new(&self.config().general),
             tls: self.tls(),
         }
     }
@@ -280,21 +287,50 @@ impl Pooler {
             .clone()
     }
 
-    /// Reads certificates, keys, CAs and the rules for logins again; connections that exist keep what they began with.
+    /// Reads the files that a configuration names: certificates, keys, CAs, and the rules for logins.
     ///
     /// # Errors
-    /// What is wrong with the files, with line and key. Everything stays as it was then.
-    pub fn reload_files(&self) -> Result<(), String> {
-        let tls = load_tls(&self.config)?;
-        let hba = load_hba(&self.config)?;
-        *self.hba.write().unwrap_or_else(PoisonError::into_inner) = hba;
+    /// What is wrong with them, with line and key.
+    pub(super) fn load_files(config: &Config) -> Result<Files, String> {
+        Ok(Files {
+            tls: load_tls(config)?,
+            hba: load_hba(config)?,
+        })
+    }
+
+    /// What new connections begin with from now on.
+    pub(super) fn set_files(&self, files: Files) {
+        *self.hba.write().unwrap_or_else(PoisonError::into_inner) = files.hba;
+        let tls = files.tls;
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
-        Ok(())
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        let config = self.config.read();
+        config.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_config(&self, config: Arc<Config>) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// The pools, as they are now.
-    pub fn pools(&self) -> &[Arc<PoolShared>] {
-        &self.pools
+    pub fn pools(&self) -> Arc<Vec<Arc<PoolShared>>> {
+        let pools = self.pools.read();
+        pools.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_pools(&self, pools: Arc<Vec<Arc<PoolShared>>>) {
+        *self.pools.write().unwrap_or_else(PoisonError::into_inner) = pools;
+    }
+
+    /// What no reload changes.
+    pub(super) fn fixed(&self) -> Fixed {
+        Fixed {
+            threads: self.threads.len(),
+            ids: self.ids.clone(),
+        }
     }
 
     /// How many clients have logged in.
@@ -376,7 +412,8 @@ impl Pooler {
 
     fn begin_period(&self) {
         let now = Instant::now();
-        let addresses = self.pools.iter().flat_map(|pool| &pool.addresses);
+        let pools = self.pools();
+        let addresses = pools.iter().flat_map(|pool| &pool.addresses);
         addresses.for_each(|address| address.statistics.begin_period(now));
     }
 
@@ -390,6 +427,12 @@ impl Pooler {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// See [`Pooler::load_files`].
+pub(super) struct Files {
+    tls: Tls,
+    hba: Option<Arc<Hba>>,
 }
 
 fn load_hba(config: &Config) -> Result<Option<Arc<Hba>>, String> {
@@ -438,37 +481,21 @@ async fn serve(
     mut mailbox: mpsc::UnboundedReceiver<Mail>,
     woken: Woken,
 ) {
-    let pools = pooler
-        .pools
-        .iter()
-        .map(|shared| {
-            let enabled = |plugin: &&Arc<dyn Plugin>| {
-                let table = shared.settings.plugins.get(plugin.name());
-                table
-                    .and_then(|t| t.get("enabled"))
-                    .and_then(toml::Value::as_bool)
-                    == Some(true)
-            };
-            let plugins = pooler.plugins.iter().filter(enabled).cloned().collect();
-            Rc::new(LocalPool::new(shared.clone(), plugins))
-        })
-        .collect();
     let thread = Rc::new(ThreadContext {
         index,
         clock: Clock::new(pooler.began, woken),
+        config: RefCell::new(pooler.config()),
         pooler,
-        pools,
+        pools: RefCell::default(),
         scratch: RefCell::new(vec![0; SCRATCH].into()),
         sessions: RefCell::default(),
         now: Cell::new(0),
         shutting_down: Cell::new(false),
     });
+    thread.adopt(thread.pooler.config(), &thread.pooler.pools());
     tokio::task::spawn_local(keep_time(thread.clone()));
-    let general = &thread.pooler.config.general;
-    if index == 0 && general.validate_config {
-        thread.pools.iter().for_each(|pool| pool.validate(&thread));
-    }
-    if index == 0 && general.dns_cache_enabled {
+    let dns_cache_enabled = thread.config().general.dns_cache_enabled;
+    if index == 0 && dns_cache_enabled {
         tokio::task::spawn_local(dns::watch(thread.clone()));
     }
     while let Some(mail) = mailbox.recv().await {
@@ -476,7 +503,9 @@ async fn serve(
             Mail::Accepted(io) => begin(&thread, io, None),
             Mail::Internal { io, pool } => begin(&thread, io, Some(pool)),
             Mail::ServeWaiters { pool, address } => {
-                thread.pools[pool].serve_waiters(&thread, address);
+                if let Some(pool) = thread.pool(pool) {
+                    pool.serve_waiters(&thread, address);
+                }
             }
             Mail::ListenerLost(sessions) => {
                 thread.for_each(&sessions, |session| session.inbox.fail(Broken::Lost));
@@ -499,6 +528,7 @@ async fn serve(
             Mail::Stop => {
                 thread
                     .pools
+                    .borrow()
                     .iter()
                     .for_each(|pool| pool.close_idle(&thread));
                 return;
@@ -522,28 +552,24 @@ fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, pool: Option<usize>) {
 async fn keep_time(thread: Rc<ThreadContext>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let limit = thread
-        .pooler
-        .config
-        .general
-        .idle_client_in_transaction_timeout;
-    let limit = limit.map(|limit| limit.as_millis() as u64);
     for tick in 0_u64.. {
         interval.tick().await;
         thread
             .now
             .set(thread.pooler.began.elapsed().as_millis() as u64);
-        for pool in &thread.pooler.pools {
-            pool.expire(thread.now.get());
+        for pool in &*thread.pools.borrow() {
+            pool.shared.expire(thread.now.get());
         }
+        let limit = thread.config().general.idle_client_in_transaction_timeout;
         if let Some(limit) = limit {
-            thread.find_overdue(limit);
+            thread.find_overdue(limit.as_millis() as u64);
         }
         if thread.index == 0 && tick % PERIOD == 0 {
             thread.pooler.begin_period();
         }
         if tick % TEND_EVERY == 0 {
-            thread.pools.iter().for_each(|pool| pool.tend(&thread));
+            let pools = thread.pools.borrow().clone();
+            pools.iter().for_each(|pool| pool.tend(&thread));
         }
     }
 }
@@ -568,7 +594,77 @@ impl ThreadContext {
 
     /// The thread's part of a pool.
     pub fn pool(&self, index: usize) -> Option<Rc<LocalPool>> {
-        self.pools.get(index).cloned()
+        let pools = self.pools.borrow();
+        pools
+            .iter()
+            .find(|pool| pool.shared.index == index)
+            .cloned()
+    }
+
+    /// The thread's part of the present pool of a user.
+    pub fn pool_of(&self, identity: &PoolIdentity) -> Option<Rc<LocalPool>> {
+        let pools = self.pools.borrow();
+        let mut present = pools.iter().filter(|pool| !pool.shared.is_retired());
+        present
+            .find(|pool| !pool.shared.asks_auth_query && pool.shared.identity == *identity)
+            .cloned()
+    }
+
+    /// The thread's part of the pool that asks the `auth_query` of a database.
+    pub fn asking_pool(&self, database: &str) -> Option<Rc<LocalPool>> {
+        let pools = self.pools.borrow();
+        let mut present = pools.iter().filter(|pool| !pool.shared.is_retired());
+        present
+            .find(|pool| pool.shared.asks_auth_query && pool.shared.identity.database == database)
+            .cloned()
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Ref<'_, Config> {
+        Ref::map(self.config.borrow(), |config| &**config)
+    }
+
+    /// Has these pools from now on, and no others.
+    pub fn adopt(self: &Rc<Self>, config: Arc<Config>, pools: &[Arc<PoolShared>]) {
+        let mut before = self.pools.take();
+        let mut new = Vec::new();
+        let mut after = Vec::new();
+        for shared in pools {
+            let known = before
+                .iter()
+                .position(|pool| Arc::ptr_eq(&pool.shared, shared));
+            after.push(match known {
+                Some(known) => before.swap_remove(known),
+                None => {
+                    let pool = Rc::new(LocalPool::new(shared.clone(), self.plugins_of(shared)));
+                    new.push(pool.clone());
+                    pool
+                }
+            });
+        }
+        let validates = self.index == 0 && config.general.validate_config;
+        self.config.replace(config);
+        self.pools.replace(after);
+        before.iter().for_each(|pool| pool.close_idle(self));
+        if validates {
+            new.iter().for_each(|pool| pool.validate(self));
+        }
+    }
+
+    fn plugins_of(&self, pool: &PoolShared) -> Vec<Arc<dyn Plugin>> {
+        let enabled = |plugin: &&Arc<dyn Plugin>| {
+            let table = pool.settings.plugins.get(plugin.name());
+            table
+                .and_then(|t| t.get("enabled"))
+                .and_then(toml::Value::as_bool)
+                == Some(true)
+        };
+        self.pooler
+            .plugins
+            .iter()
+            .filter(enabled)
+            .cloned()
+            .collect()
     }
 
     /// Ends the sessions of clients that `choose` picks; says how many.

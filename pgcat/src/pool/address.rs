@@ -28,7 +28,7 @@ pub struct Address {
     /// Where what is sent to it is sent, too.
     pub mirrors: Vec<Mirror>,
     pub slots: Slots,
-    pub health: Health,
+    pub health: Arc<Health>,
     pub statistics: Arc<Statistics>,
 }
 
@@ -62,12 +62,23 @@ impl Address {
                         .cloned()
                         .collect(),
                     slots: Slots::new(user.pool_size as usize, threads),
-                    health: Health::new(server.role),
+                    health: Arc::new(Health::new(server.role)),
                     statistics: Arc::default(),
                 });
             }
         }
         addresses.into()
+    }
+
+    /// Whether it is the same server, of another generation of the pool.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.server == other.server && self.database == other.database && self.shard == other.shard
+    }
+
+    /// Takes over what is known of the server.
+    pub fn succeed(&mut self, predecessor: &Self) {
+        self.health = predecessor.health.clone();
+        self.statistics = predecessor.statistics.clone();
     }
 
     /// Whether connections of an earlier generation still exist.
@@ -76,7 +87,7 @@ impl Address {
         let connections = self.statistics.connections();
         connections
             .iter()
-            .any(|connection| connection.generation != generation)
+            .any(|connection| !connection.own && connection.generation != generation)
     }
 
     /// The name of its role.

@@ -58,7 +58,7 @@ impl LocalPool {
     /// An idle connection of this thread to a server that the route allows, unless others wait for
     /// one.
     pub fn try_checkout(&self, thread: &ThreadContext, route: Route) -> Option<Box<Server>> {
-        if self.shared.gate.is_shut() {
+        if self.shared.gate.is_shut() || self.shared.is_retired() {
             return None;
         }
         let at = self.shared.choose(route, &[])?;
@@ -80,7 +80,7 @@ impl LocalPool {
     fn pop_idle(&self, thread: &ThreadContext, at: usize) -> Option<Box<Server>> {
         loop {
             let mut idle = self.idle[at].borrow_mut();
-            let mut server = if thread.pooler.config.general.server_round_robin {
+            let mut server = if thread.config().general.server_round_robin {
                 idle.pop_front()?
             } else {
                 idle.pop_back()?
@@ -97,7 +97,7 @@ impl LocalPool {
     fn push_unused(&self, thread: &ThreadContext, server: Box<Server>) {
         let at = server.address().id;
         let mut idle = self.idle[at].borrow_mut();
-        if thread.pooler.config.general.server_round_robin {
+        if thread.config().general.server_round_robin {
             idle.push_front(server);
         } else {
             idle.push_back(server);
@@ -117,11 +117,14 @@ impl LocalPool {
         route: Route,
     ) -> Result<Box<Server>, Error> {
         self.shared.gate.pass().await;
+        if self.shared.is_retired() {
+            return Err(Error::Retired);
+        }
         let began = thread.now.get();
         let patience = self.shared.user.connect_timeout.as_millis() as u64;
         loop {
             match self.checkout_some(thread, route).await {
-                Err(error) if !matches!(error, Error::Timeout) => {
+                Err(error) if !matches!(error, Error::Timeout | Error::Retired) => {
                     let waited = thread.now.get().saturating_sub(began);
                     if waited >= patience || !self.shared.awaits_failover(route) {
                         return Err(error);
@@ -149,7 +152,7 @@ impl LocalPool {
                 // What it is has only now become known.
                 Ok(server) => self.release(thread, server),
                 // It is busy, not broken.
-                Err(Error::Timeout) => return Err(Error::Timeout),
+                Err(error @ (Error::Timeout | Error::Retired)) => return Err(error),
                 Err(error) => failure = error,
             }
             tried.push(at);
@@ -190,7 +193,7 @@ impl LocalPool {
                 thread.pooler.threads[index].serve_waiters(self.shared.index, at);
             }
             // Nothing is granted to those taken off the queue: see `Slots::expire`.
-            let server = match granted.await.map_err(|_| Error::Timeout)? {
+            let server = match granted.await.map_err(|_| self.why_dismissed())? {
                 Grant::Slot(slot) => return self.open(thread, slot).await,
                 Grant::Here(server) => server,
                 Grant::Moved(server) => match server.attach() {
@@ -204,8 +207,17 @@ impl LocalPool {
         }
     }
 
+    /// Why a wait has ended without a connection.
+    fn why_dismissed(&self) -> Error {
+        if self.shared.is_retired() {
+            Error::Retired
+        } else {
+            Error::Timeout
+        }
+    }
+
     fn is_check_due(&self, thread: &ThreadContext, server: &Server) -> bool {
-        let delay = thread.pooler.config.general.healthcheck_delay.as_millis() as u64;
+        let delay = thread.config().general.healthcheck_delay.as_millis() as u64;
         thread.now.get().saturating_sub(server.idle_since) >= delay
     }
 
@@ -219,7 +231,7 @@ impl LocalPool {
         if !self.is_check_due(thread, &server) {
             return Ok(Some(server));
         }
-        let limit = thread.pooler.config.general.healthcheck_timeout;
+        let limit = thread.config().general.healthcheck_timeout;
         match timeout(limit, server.simple_query(";", &mut Vec::new())).await {
             Ok(Ok(_)) => Ok(Some(server)),
             Ok(Err(error)) => {
@@ -250,7 +262,7 @@ impl LocalPool {
         error: &Error,
     ) {
         let now = thread.now.get();
-        let ban = address.ban_after_failure(thread.pooler.config.general.ban_time);
+        let ban = address.ban_after_failure(thread.config().general.ban_time);
         let first = address.health.failed(now, reason, ban);
         let (name, user) = (&address.name, &self.shared.identity.user);
         if first {
@@ -327,6 +339,9 @@ impl LocalPool {
     }
 
     fn put(self: &Rc<Self>, thread: &Rc<ThreadContext>, server: Box<Server>) {
+        if self.shared.is_retired() {
+            return self.close(server);
+        }
         let Some(mut server) = self.give(thread, server) else {
             return;
         };
@@ -519,7 +534,7 @@ impl LocalPool {
         };
         let (pool, thread) = (self.clone(), thread.clone());
         tokio::task::spawn_local(async move {
-            let limit = thread.pooler.config.general.healthcheck_timeout;
+            let limit = thread.config().general.healthcheck_timeout;
             match timeout(limit, server.ask_standby()).await {
                 Ok(Ok(())) => {
                     if let Some(server) = pool.give(&thread, server) {

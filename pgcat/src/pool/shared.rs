@@ -1,6 +1,6 @@
 //! What all threads know of a pool: its servers, and what is the same on all of them.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::activity::Activity;
@@ -19,8 +19,10 @@ use crate::session::settings::Settings;
 /// A pool: one user of one database.
 #[derive(Debug)]
 pub struct PoolShared {
-    /// Position in [`crate::net::threads::Pooler::pools`].
+    /// Its number, unique in the process.
     pub index: usize,
+    /// A reload has replaced or removed it.
+    retired: AtomicBool,
     pub identity: PoolIdentity,
     pub user: User,
     pub settings: Pool,
@@ -59,28 +61,47 @@ const GREETINGS: usize = 64;
 
 impl PoolShared {
     pub fn new(
-        index: usize,
         identity: PoolIdentity,
         user: User,
         settings: Pool,
         threads: usize,
         ids: Ids,
+        predecessor: Option<&Self>,
     ) -> Self {
+        let mut addresses = Address::all(&identity.database, &settings, &user, threads);
+        for address in &mut addresses {
+            let same =
+                predecessor.and_then(|pool| pool.addresses.iter().find(|a| a.is_same(address)));
+            if let Some(same) = same {
+                address.succeed(same);
+            }
+        }
+        // What clients have proved themselves with is good as long as the secrets are the same.
+        let learned = predecessor
+            .filter(|pool| {
+                pool.user.password == user.password
+                    && pool.user.server_password == user.server_password
+            })
+            .and_then(|pool| {
+                let learned = pool.learned.lock();
+                learned.unwrap_or_else(PoisonError::into_inner).clone()
+            });
         Self {
-            index,
-            addresses: Address::all(&identity.database, &settings, &user, threads),
+            index: ids.next() as usize,
+            retired: AtomicBool::new(false),
+            addresses,
             identity,
             user,
             settings,
             ids,
-            gate: Arc::default(),
+            gate: predecessor.map_or_else(Arc::default, |pool| pool.gate.clone()),
             schema_version: AtomicU64::new(0),
             functions: Functions::default(),
             activity: Activity::default(),
             greetings: Mutex::default(),
             notifications: Hub::default(),
             scram_secret: OnceLock::new(),
-            learned: Mutex::default(),
+            learned: Mutex::new(learned),
             asks_auth_query: false,
         }
     }
@@ -126,6 +147,25 @@ impl PoolShared {
         password
             .or(self.user.password.as_ref())
             .map(|p| Secret::parse(p))
+    }
+
+    /// Whether it is a pool for the same.
+    pub fn is_successor_of(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.asks_auth_query == other.asks_auth_query
+    }
+
+    /// Whether a reload has replaced or removed it: nothing begins with it any more.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Takes the pool out of use, and sends those away who wait for a connection: see
+    /// [`crate::error::Error::Retired`].
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.addresses
+            .iter()
+            .for_each(|address| address.slots.dismiss());
     }
 
     /// What to report to a client that starts with these settings, if it is known.

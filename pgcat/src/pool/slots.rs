@@ -66,7 +66,7 @@ impl Slot {
             address,
             connection: to
                 .statistics
-                .opening(pool.ids.next(), to.health.generation()),
+                .opening(pool.ids.next(), to.health.generation(), false),
             counted: true,
         })
     }
@@ -79,7 +79,7 @@ impl Slot {
             address,
             connection: to
                 .statistics
-                .opening(pool.ids.next(), to.health.generation()),
+                .opening(pool.ids.next(), to.health.generation(), true),
             counted: false,
         }
     }
@@ -256,6 +256,13 @@ impl Slots {
             queue.pop_front();
         }
         self.waiting.store(queue.len(), Ordering::SeqCst);
+    }
+
+    /// Sends everybody who waits away.
+    pub fn dismiss(&self) {
+        let mut queue = self.lock();
+        queue.clear();
+        self.waiting.store(0, Ordering::SeqCst);
     }
 
     /// `thread` has one more idle connection.

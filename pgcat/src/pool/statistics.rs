@@ -102,6 +102,8 @@ pub struct Connection {
     pub opened: SystemTime,
     /// See [`super::health::Health::renew`].
     pub generation: u64,
+    /// The pooler's own, which serves no client by itself.
+    pub own: bool,
     phase: AtomicU8,
     /// The client that has it; 0 for none.
     client: AtomicU64,
@@ -130,10 +132,11 @@ fn add(counter: &AtomicU64, amount: u64) {
 }
 
 impl Connection {
-    fn new(id: u64, generation: u64) -> Self {
+    fn new(id: u64, generation: u64, own: bool) -> Self {
         Self {
             id,
             generation,
+            own,
             opened: SystemTime::now(),
             phase: AtomicU8::new(Phase::Login as u8),
             client: AtomicU64::new(0),
@@ -275,8 +278,8 @@ impl Inner {
 
 impl Statistics {
     /// A connection that is about to be opened.
-    pub fn opening(&self, id: u64, generation: u64) -> Arc<Connection> {
-        let connection = Arc::new(Connection::new(id, generation));
+    pub fn opening(&self, id: u64, generation: u64, own: bool) -> Arc<Connection> {
+        let connection = Arc::new(Connection::new(id, generation, own));
         self.lock().open.push(connection.clone());
         connection
     }
@@ -334,8 +337,8 @@ mod tests {
     #[test]
     fn sums_survive_their_connections() {
         let statistics = Statistics::default();
-        let one = statistics.opening(1, 0);
-        let two = statistics.opening(2, 0);
+        let one = statistics.opening(1, 0, false);
+        let two = statistics.opening(2, 0, false);
         one.query_ended(5);
         one.transaction_ended(7);
         two.query_ended(3);
@@ -353,7 +356,7 @@ mod tests {
     fn averages_are_of_the_last_periods() {
         let statistics = Statistics::default();
         let begin = Instant::now();
-        let connection = statistics.opening(1, 0);
+        let connection = statistics.opening(1, 0, false);
         connection.query_ended(10);
         statistics.begin_period(begin);
         connection.query_ended(10);
@@ -369,7 +372,7 @@ mod tests {
 
     #[test]
     fn phases_are_what_was_entered() {
-        let connection = Connection::new(1, 0);
+        let connection = Connection::new(1, 0, false);
         assert_eq!(connection.phase(), Phase::Login);
         for phase in [Phase::Active, Phase::Idle, Phase::Tested, Phase::Login] {
             connection.enter(phase);

@@ -460,6 +460,12 @@ impl Wire {
         self.ready()
     }
 
+    /// A simple query whose replies may be the last of the connection.
+    pub fn query_to_end(&mut self, sql: &str) -> Vec<Message> {
+        self.send(Messages::new().query(sql));
+        self.replies()
+    }
+
     /// The first column of the first row.
     pub fn value(&mut self, sql: &str) -> String {
         let messages = self.query(sql);
