@@ -1,10 +1,12 @@
 //! Who may log in: clients at the pooler, and the pooler at its servers.
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 
+use test_support::wire::{PROTOCOL_3_0, Wire, sqlstate, startup};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Psql, Settings};
 
-use crate::stage::{server, start};
+use crate::stage::{eventually, server, start};
 
 fn scram_server() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
@@ -119,6 +121,40 @@ fn another_user_and_password_for_the_server() {
         "server_username = \"postgres\"\nserver_password = \"postgres\"",
     ));
     assert_eq!(login(&pooler, "alias", "alias").unwrap(), "postgres");
+}
+
+/// Those who connect and say nothing neither stay for ever nor become many.
+#[test]
+fn clients_that_do_not_log_in() {
+    let pooler = start(
+        &PoolerConfig::new(server())
+            .general("max_client_logins = 2\nclient_login_timeout = 3000")
+            .user_with("postgres", 2, "auth_type = \"trust\""),
+    );
+    // Who has logged in does not count.
+    let mut inside = Wire::connect(pooler.port(), "postgres", "postgres");
+    let silent = RefCell::new(Vec::new());
+    let login = || {
+        let mut wire = Wire::open(pooler.port());
+        wire.try_send(startup(
+            PROTOCOL_3_0,
+            &[("user", "postgres"), ("database", "postgres")],
+        ));
+        wire.try_greeted()
+    };
+    // One more at a time: a login that has just been answered may still be counted for a moment, and
+    // take the place of a silent client.
+    eventually("the places are taken", || {
+        silent.borrow_mut().push(Wire::open(pooler.port()));
+        // Nothing is told if the connection was reset.
+        login().is_err_and(|told| !told.is_empty() && sqlstate(&told) == "53300")
+    });
+    assert_eq!(inside.value("SELECT 1"), "1");
+    for mut wire in silent.into_inner() {
+        // Panics if the client stays.
+        wire.end();
+    }
+    eventually("their places are free", || login().is_ok());
 }
 
 /// The server's own reason reaches the log, and something of it the client; nobody waits long.

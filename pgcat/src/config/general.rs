@@ -92,6 +92,9 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         shutdown_timeout: milliseconds("shutdown_timeout", 0, 60_000)?,
         client_login_timeout: milliseconds("client_login_timeout", 1, 60_000)?,
         unix_socket_dir: section.string("unix_socket_dir")?.map(PathBuf::from),
+        max_client_logins: section
+            .integer("max_client_logins", 0, u32::MAX as usize)?
+            .filter(|&limit| limit > 0),
         hba_file: tls::file(section, "hba_file")?,
         unix_socket_mode: unix_socket_mode(section)?,
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,
@@ -164,7 +167,7 @@ impl AuthQueryKeys {
         Ok(Self {
             query: section.string("auth_query")?,
             user: section.string("auth_query_user")?,
-            password: section.string("auth_query_password")?,
+            password: section.secret("auth_query_password")?,
         })
     }
 
@@ -210,7 +213,7 @@ fn unix_socket_mode(section: &Section<'_>) -> Result<u32, ConfigError> {
 /// Both keys or neither; PgCat requires both. Without them there is no admin database.
 fn admin_login(section: &Section<'_>) -> Result<(String, String), ConfigError> {
     let username = section.string("admin_username")?;
-    let password = section.string("admin_password")?;
+    let password = section.secret("admin_password")?;
     match (username, password) {
         (Some(username), Some(password)) => Ok((username, password)),
         (None, None) => Ok((String::new(), String::new())),

@@ -42,6 +42,8 @@ pub struct General {
     pub shutdown_timeout: Duration,
     /// Clients that take longer to log in are disconnected; PgBouncer's `client_login_timeout`.
     pub client_login_timeout: Duration,
+    /// Clients that may be logging in at once; `None`: any number.
+    pub max_client_logins: Option<usize>,
     /// Where the Unix socket for clients is; `None`: there is none.
     pub unix_socket_dir: Option<PathBuf>,
     /// Rules for logins, in place of users' `auth_type`.

@@ -59,6 +59,22 @@ impl<'d> Section<'d> {
         self.value(name).map(|value| value.string()).transpose()
     }
 
+    /// A string that may be in the environment: `${NAME}` is the value of that variable.
+    pub fn secret(&self, name: &'static str) -> Result<Option<String>, ConfigError> {
+        let Some(text) = self.string(name)? else {
+            return Ok(None);
+        };
+        let variable = text
+            .strip_prefix("${")
+            .and_then(|rest| rest.strip_suffix('}'));
+        let Some(variable) = variable else {
+            return Ok(Some(text));
+        };
+        std::env::var(variable)
+            .map(Some)
+            .map_err(|error| self.error(name, format!("${{{variable}}}: {error}")))
+    }
+
     pub fn boolean(&self, name: &'static str) -> Result<Option<bool>, ConfigError> {
         self.value(name).map(|value| value.boolean()).transpose()
     }

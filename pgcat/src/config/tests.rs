@@ -59,6 +59,17 @@ fn with_user(lines: &str) -> String {
 }
 
 #[test]
+fn passwords_may_be_in_the_environment() {
+    // Cargo sets it for tests.
+    let (config, _) = read(&with_user("server_password = \"${CARGO_PKG_NAME}\""));
+    let user = &config.pools["db"].users[0];
+    assert_eq!(user.server_password.as_deref(), Some("pgcat"));
+    let (config, _) = read(&with_user("server_password = \"a${CARGO_PKG_NAME}\""));
+    let user = &config.pools["db"].users[0];
+    assert_eq!(user.server_password.as_deref(), Some("a${CARGO_PKG_NAME}"));
+}
+
+#[test]
 fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     let (config, _) = read(MINIMAL);
     let general = &config.general;

@@ -48,7 +48,7 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
     if username.is_empty() {
         return Err(name.expected("a user name"));
     }
-    let password = section.string("password")?;
+    let password = section.secret("password")?;
     let auth_type = section
         .choice("auth_type", AUTH_TYPES)?
         .unwrap_or(AuthType::Md5);
@@ -92,7 +92,7 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
             .string("server_username")?
             .unwrap_or_else(|| username.clone()),
         server_password: section
-            .string("server_password")?
+            .secret("server_password")?
             .or_else(|| password.clone()),
         username,
         password,

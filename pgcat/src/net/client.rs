@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -49,8 +50,11 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         tls: None,
     };
     let limit = thread.config().general.client_login_timeout;
-    let login = tokio::time::timeout(limit, newcomer.log_in(thread, internal_pool));
-    let admitted = match login.await {
+    let login = async {
+        let _counted = Login::begin(thread, internal_pool.is_none())?;
+        newcomer.log_in(thread, internal_pool).await
+    };
+    let admitted = match tokio::time::timeout(limit, login).await {
         Ok(Ok(Some(Admission::Pool(admitted)))) => admitted,
         Ok(Ok(Some(Admission::Admin {
             registration,
@@ -111,6 +115,30 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
             identity.database,
             identity.user
         );
+    }
+}
+
+/// Counts a client while it logs in.
+struct Login<'t>(&'t ThreadContext);
+
+impl<'t> Login<'t> {
+    /// # Errors
+    /// [`Error::Refused`] where `max_client_logins` others are at it.
+    fn begin(thread: &'t ThreadContext, external: bool) -> Result<Self, Error> {
+        let before = thread.pooler.logins.fetch_add(1, Ordering::Relaxed);
+        let counted = Self(thread);
+        match thread.config().general.max_client_logins {
+            Some(limit) if external && before >= limit => Err(Error::Refused(Box::new(
+                ErrorFields::fatal("53300", "too many clients are logging in"),
+            ))),
+            _ => Ok(counted),
+        }
+    }
+}
+
+impl Drop for Login<'_> {
+    fn drop(&mut self) {
+        self.0.pooler.logins.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -536,6 +564,8 @@ impl Newcomer {
         let flush = tokio::time::timeout(Duration::from_secs(5), self.flush());
         // It may be gone already.
         let _ = flush.await;
+        // A close with something unread resets the connection, and may take the message with it.
+        let _ = self.io.try_read(&mut [0; 4096]);
     }
 }
 

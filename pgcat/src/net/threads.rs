@@ -41,6 +41,8 @@ pub struct Pooler {
     /// Replaced by a reload; looked at when a connection begins.
     tls: RwLock<Tls>,
     hba: RwLock<Option<Arc<Hba>>>,
+    /// Clients that are logging in.
+    pub(crate) logins: AtomicUsize,
     /// Makes up the secrets of users that do not exist, alike from login to login.
     pub(crate) mock_key: [u8; 32],
     /// Where coarse time begins, for all threads.
@@ -196,6 +198,7 @@ impl Pooler {
             interner: Interner::default(),
             tls: RwLock::new(tls),
             hba: RwLock::new(hba),
+            logins: AtomicUsize::new(0),
             mock_key: rand::random(),
             began: Instant::now(),
             began_at: SystemTime::now(),

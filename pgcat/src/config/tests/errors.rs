@@ -11,6 +11,10 @@ fn a_wrong_value_is_named_with_file_line_and_key() {
             "pgcat.toml:9: pools.db.users.0.pool_size: expected an integer from 1 to 4294967295, found \"ten\"",
         ),
         (
+            with_user("server_password = \"${PGCAT_NO_SUCH_VARIABLE}\""),
+            "pgcat.toml:7: pools.db.users.0.server_password: ${PGCAT_NO_SUCH_VARIABLE}: environment variable not found",
+        ),
+        (
             MINIMAL.replace("pool_size = 7", "pool_size = 0"),
             "pgcat.toml:9: pools.db.users.0.pool_size: expected an integer from 1 to 4294967295, found 0",
         ),
