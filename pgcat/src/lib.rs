@@ -15,6 +15,7 @@ mod admin;
 pub mod calendar;
 pub mod config;
 mod error;
+mod metrics;
 pub mod net;
 pub mod plugins;
 mod pool;

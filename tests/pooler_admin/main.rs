@@ -3,6 +3,7 @@
 mod columns;
 mod control;
 mod login;
+mod metrics;
 mod protocol;
 mod reload;
 mod stage;

@@ -15,6 +15,7 @@ use super::threads::Pooler;
 use super::unix_socket::UnixSocket;
 use crate::config::model::Config;
 use crate::error::Error;
+use crate::metrics;
 use crate::plugins::Plugin;
 use crate::pool::statistics::Ids;
 
@@ -53,6 +54,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Res
     let listen = listener
         .local_addr()
         .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
+    let exporter = metrics::http::listen(&config.general).await?;
     let (give_orders, mut orders) = mpsc::unbounded_channel();
     let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids, give_orders)?;
     let handles = pooler.handles();
@@ -60,6 +62,9 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Res
         plugin.start(&handles);
     }
     tokio::spawn(watch_file(pooler.clone()));
+    if let Some(exporter) = exporter {
+        tokio::spawn(metrics::http::serve(exporter, pooler.clone()));
+    }
     log::info!("Running on {listen}");
     log::info!("Waiting for clients");
 

@@ -172,6 +172,13 @@ fn keep_fixed(present: &Config, config: &mut Config) {
         ignored.push("dns_cache_enabled");
         new.dns_cache_enabled = old.dns_cache_enabled;
     }
+    if (new.enable_prometheus_exporter, new.prometheus_exporter_port)
+        != (old.enable_prometheus_exporter, old.prometheus_exporter_port)
+    {
+        ignored.push("prometheus_exporter_port");
+        new.enable_prometheus_exporter = old.enable_prometheus_exporter;
+        new.prometheus_exporter_port = old.prometheus_exporter_port;
+    }
     if !ignored.is_empty() {
         log::warn!(target: "pgcat::config", "a restart is needed to change general.{}", ignored.join(", general."));
     }
