@@ -216,3 +216,20 @@ fn what_takes_a_restart_is_named() {
     );
     assert_eq!(threads["value"], "2");
 }
+
+/// The plugin's worker goes over to the new pools.
+#[test]
+fn stream_tables_go_on() {
+    let of = |size| config(size).stream_tables();
+    let pooler = start(&of(4));
+    let mut one = client(&pooler);
+    one.run("DROP TABLE IF EXISTS reloaded CASCADE; CREATE TABLE reloaded (a int)");
+    one.run("CREATE STREAM TABLE reloaded_sum AS SELECT sum(a) AS s FROM reloaded");
+    reload(&pooler, &of(5));
+    one.run("INSERT INTO reloaded VALUES (42)");
+    eventually("it follows", || {
+        client(&pooler).value("SELECT s FROM reloaded_sum") == "42"
+    });
+    one.run("DROP STREAM TABLE reloaded_sum");
+    one.run("DROP TABLE reloaded");
+}
