@@ -310,3 +310,15 @@ fn shutdown_waits_for_clients() {
     drop(stays);
     exits(&mut pooler);
 }
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_resume() {
+    let mut pooler = start(&config(2));
+    let mut waits = client(&pooler);
+    admin(&pooler, "pgbouncer").run("PAUSE");
+    begun(&mut waits, "SELECT 1");
+    eventually("it waits", || waiting(&pooler) == 1);
+    pooler.signal("TERM");
+    assert_ended(&mut waits);
+    exits(&mut pooler);
+}

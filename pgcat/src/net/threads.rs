@@ -520,14 +520,7 @@ async fn serve(
             } => thread.for_each(&sessions, |session| session.inbox.put(&channel, &message)),
             Mail::Cancel { session, done } => thread.cancel(session, done),
             Mail::Run(work) => work(&thread),
-            Mail::Shutdown => {
-                thread.shutting_down.set(true);
-                thread
-                    .sessions
-                    .borrow()
-                    .values()
-                    .for_each(|session| session.wake());
-            }
+            Mail::Shutdown => thread.shut_down(),
             Mail::Stop => {
                 thread
                     .pools
@@ -593,6 +586,22 @@ impl ThreadContext {
             server.cancel(&dialler).await;
             drop(done);
         });
+    }
+
+    /// Ends sessions as they become idle. Those that wait for a RESUME would wait for ever.
+    fn shut_down(&self) {
+        self.shutting_down.set(true);
+        for session in self.sessions.borrow().values() {
+            let paused = || {
+                let pool = self.pool_of(&session.who.identity);
+                pool.is_some_and(|pool| pool.shared.gate.is_shut())
+            };
+            if session.waiting_since.get().is_some() && paused() {
+                session.kill();
+            } else {
+                session.wake();
+            }
+        }
     }
 
     /// The thread's part of a pool.
