@@ -160,21 +160,19 @@ impl AdminSession {
                 Ok(_) => (),
                 Err(_) => return Err(Error::protocol("invalid message length")),
             }
-            let mut chunk = [0; 4096];
             let n = poll_fn(|cx| {
                 let handle = &self.registration.handle;
                 if handle.killed.get() {
                     return std::task::Poll::Ready(Ok(0));
                 }
                 *handle.waker.borrow_mut() = Some(cx.waker().clone());
-                self.io.poll_read(cx, &mut chunk)
+                self.io.poll_read_into(cx, &mut self.input)
             })
             .await
             .map_err(Error::Client)?;
             if n == 0 {
                 return Ok(None);
             }
-            self.input.extend_from_slice(&chunk[..n]);
         }
     }
 

@@ -50,10 +50,11 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         tls: None,
     };
     let limit = thread.config().general.client_login_timeout;
-    let login = async {
+    // Boxed, as is all that a session does rarely: what a future may need at some time it has room for all the time.
+    let login = Box::pin(async {
         let _counted = Login::begin(thread, internal_pool.is_none())?;
         newcomer.log_in(thread, internal_pool).await
-    };
+    });
     let admitted = match tokio::time::timeout(limit, login).await {
         Ok(Ok(Some(Admission::Pool(admitted)))) => admitted,
         Ok(Ok(Some(Admission::Admin {
@@ -63,7 +64,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         }))) => {
             let Newcomer { io, input, .. } = newcomer;
             let session = AdminSession::new(thread.clone(), registration, io, dialect, privilege);
-            if let Err(error) = session.run(input).await {
+            if let Err(error) = Box::pin(session.run(input)).await {
                 log::debug!("admin database {}: {error}", dialect.database());
             }
             return;
@@ -73,14 +74,16 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
             server,
         }))) => {
             let Newcomer { io, input, .. } = newcomer;
-            if let Err(error) = replication::relay(thread, registration, io, server, input).await {
+            if let Err(error) =
+                Box::pin(replication::relay(thread, registration, io, server, input)).await
+            {
                 log::info!("a replication connection ended: {error}");
             }
             return;
         }
         // A cancel request, or a port check that sent nothing.
         Ok(Ok(None)) => return,
-        Ok(Err(error)) => return newcomer.turn_away(error).await,
+        Ok(Err(error)) => return Box::pin(newcomer.turn_away(error)).await,
         Err(_) => {
             log::info!("a client did not log in within {limit:?}");
             return;
@@ -507,12 +510,9 @@ impl Newcomer {
 
     /// Reads what comes next; 0 bytes are the end of the connection.
     async fn read_more(&mut self) -> Result<usize, Error> {
-        let mut chunk = [0; 1024];
-        let got = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+        poll_fn(|cx| self.io.poll_read_into(cx, &mut self.input))
             .await
-            .map_err(Error::Client)?;
-        self.input.extend_from_slice(&chunk[..got]);
-        Ok(got)
+            .map_err(Error::Client)
     }
 
     /// `n` bytes; `None` if the connection ends before the first of them.

@@ -557,14 +557,12 @@ impl Session {
                     _ => continue,
                 }
             }
-            let mut chunk = [0; 4096];
-            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
+            let n = poll_fn(|cx| self.io.poll_read_into(cx, &mut self.input))
                 .await
                 .map_err(Error::Client)?;
             if n == 0 {
                 return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
             }
-            self.input.extend_from_slice(&chunk[..n]);
         }
         self.input_ready = !self.input.is_empty();
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);

@@ -71,6 +71,19 @@ impl Io {
         }
     }
 
+    /// As [`Io::poll_read`], to the end of `input`. The bytes land on the stack first: an array that a future holds while it
+    /// waits is memory every idle client has to its name.
+    pub fn poll_read_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        input: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        let mut chunk = [0; 8192];
+        let n = ready!(self.poll_read(cx, &mut chunk))?;
+        input.extend_from_slice(&chunk[..n]);
+        Poll::Ready(Ok(n))
+    }
+
     /// As [`Io::poll_read`], without waiting; `None` if there is nothing. Costs no system call where
     /// the reactor has seen nothing happen.
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {

@@ -244,15 +244,18 @@ impl Server {
                 self.input.drain(..header.total());
                 return Ok((header.tag, body));
             }
-            let mut chunk = [0; 8192];
-            let n = poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
-                .await
-                .map_err(Error::Server)?;
-            if n == 0 {
-                return Err(Error::Server(io::ErrorKind::UnexpectedEof.into()));
-            }
-            self.input.extend_from_slice(&chunk[..n]);
+            self.read_more().await?;
         }
+    }
+
+    async fn read_more(&mut self) -> Result<(), Error> {
+        let n = poll_fn(|cx| self.io.poll_read_into(cx, &mut self.input))
+            .await
+            .map_err(Error::Server)?;
+        if n == 0 {
+            return Err(Error::Server(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(())
     }
 
     /// Reads and drops what the server still owes, to the end. `body` bytes of a message have yet to
@@ -263,21 +266,12 @@ impl Server {
     pub async fn drain(&mut self, mut body: usize) -> Result<(), Error> {
         self.flush().await?;
         while body > 0 {
-            let mut chunk = [0; 8192];
-            let n = if self.input.is_empty() {
-                poll_fn(|cx| self.io.poll_read(cx, &mut chunk))
-                    .await
-                    .map_err(Error::Server)?
-            } else {
-                let n = self.input.len().min(body);
-                self.input.drain(..n);
-                body -= n;
-                continue;
-            };
-            if n == 0 {
-                return Err(Error::Server(io::ErrorKind::UnexpectedEof.into()));
+            if self.input.is_empty() {
+                self.read_more().await?;
             }
-            self.input.extend_from_slice(&chunk[..n]);
+            let n = self.input.len().min(body);
+            self.input.drain(..n);
+            body -= n;
         }
         while self.ledger.is_waiting() {
             let (tag, body) = self.read_message().await?;

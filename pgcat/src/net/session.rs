@@ -205,7 +205,7 @@ impl Session {
         self.input = input;
         let outcome = self.serve().await;
         if let Err(error) = &outcome {
-            self.say_goodbye(error).await;
+            Box::pin(self.say_goodbye(error)).await;
         }
         self.leave_server();
         outcome
@@ -219,15 +219,15 @@ impl Session {
                     self.terminated = true;
                     return Ok(());
                 }
-                Event::Execute { portal } => self.execute_handled(&portal).await?,
-                Event::FailBatch(error) => self.fail_batch(*error).await?,
-                Event::IdleInTransaction => self.idle_in_transaction().await?,
+                Event::Execute { portal } => Box::pin(self.execute_handled(&portal)).await?,
+                Event::FailBatch(error) => Box::pin(self.fail_batch(*error)).await?,
+                Event::IdleInTransaction => Box::pin(self.idle_in_transaction()).await?,
                 Event::NeedServer => match self.checkout().await {
                     Ok(server) => self.attach_safely(server).await?,
                     Err(error @ Error::Refused(_)) => return Err(error),
-                    Err(error) => self.no_server(&error).await?,
+                    Err(error) => Box::pin(self.no_server(&error)).await?,
                 },
-                Event::Query(pieces) => self.query_handled(pieces).await?,
+                Event::Query(pieces) => Box::pin(self.query_handled(pieces)).await?,
                 Event::Settle => self.settle().await?,
                 Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
             }

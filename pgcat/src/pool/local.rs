@@ -288,7 +288,7 @@ impl LocalPool {
         if let Some(refusal) = address.health.refusal(thread.now.get()) {
             return Err(Error::ServerRefused(Box::new(refusal)));
         }
-        let connecting = async {
+        let connecting = Box::pin(async {
             let dialler = thread.pooler.dialler();
             let mut server = Server::connect(slot, &dialler, thread.now.get()).await?;
             let silent = !server.parameters.contains_key("in_hot_standby");
@@ -297,7 +297,7 @@ impl LocalPool {
                 server.ask_standby().await?;
             }
             Ok(server)
-        };
+        });
         let outcome = timeout(self.shared.user.connect_timeout, connecting)
             .await
             .unwrap_or(Err(Error::ConnectTimeout));
