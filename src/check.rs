@@ -1,10 +1,23 @@
-//! Checks of the configuration that the pooler leaves to its plugins.
+//! Whether a configuration is one that the pooler starts with.
 
-use pgcat::config::line_of;
 use pgcat::config::model::{Config, PluginTables};
+use pgcat::config::{ConfigError, Warning, line_of};
 use stream_tables::Settings;
 
 const NAME: &str = "stream_tables";
+
+/// Validates a configuration that has been read, with the files that it names.
+///
+/// # Errors
+/// What a start would end with.
+pub fn all(
+    read: Result<(Config, Vec<Warning>), ConfigError>,
+) -> Result<(Config, Vec<Warning>), String> {
+    let (config, warnings) = read.map_err(|error| error.to_string())?;
+    stream_tables(&config)?;
+    pgcat::check(&config).map_err(|error| error.to_string())?;
+    Ok((config, warnings))
+}
 
 /// Refuses values that the plugin would refuse: a pooler that serves without the stream tables it was
 /// asked for is worse than one that does not start.

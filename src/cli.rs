@@ -3,12 +3,15 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// PostgreSQL pooler with stream tables.
 #[derive(Debug, Parser, PartialEq, Eq)]
-#[command(name = "pgcat", version)]
+#[command(name = "pgcat", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// The configuration file
     #[arg(env = "CONFIG_FILE", default_value = "pgcat.toml")]
     pub config_file: PathBuf,
@@ -38,6 +41,37 @@ pub struct Args {
     /// Log without colours [env: NO_COLOR]
     #[arg(short, long)]
     no_color: bool,
+}
+
+/// What else there is to do than to serve.
+#[derive(Debug, Subcommand, PartialEq, Eq)]
+pub enum Command {
+    /// Validate a configuration file, with the files that it names
+    Check {
+        /// The configuration file
+        #[arg(env = "CONFIG_FILE", default_value = "pgcat.toml")]
+        config_file: PathBuf,
+    },
+    /// Write the configuration file that does what a pgbouncer.ini says
+    Import(Import),
+}
+
+#[derive(Debug, clap::Args, PartialEq, Eq)]
+pub struct Import {
+    /// PgBouncer's configuration file
+    pub pgbouncer_ini: PathBuf,
+
+    /// Write to this file, which must not exist, instead of standard output
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+
+    /// A database that the fallback `*` serves; may be repeated
+    #[arg(long = "database", value_name = "NAME")]
+    pub databases: Vec<String>,
+
+    /// A user who is not in auth_file, such as one that auth_query knows; may be repeated
+    #[arg(long = "user", value_name = "NAME")]
+    pub users: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -90,6 +124,23 @@ mod tests {
         ];
         assert_eq!(parse(&long), args);
         assert!(Args::try_parse_from(["pgcat", "--log-level", "loud"]).is_err());
+    }
+
+    #[test]
+    fn commands_are_told_from_files() {
+        let check = parse(&["check", "a.toml"]).command;
+        let config_file = PathBuf::from("a.toml");
+        assert_eq!(check, Some(Command::Check { config_file }));
+        let import = [
+            "import", "p.ini", "-o", "a.toml", "--user", "a", "--user", "b",
+        ];
+        let Some(Command::Import(import)) = parse(&import).command else {
+            panic!("the command is import");
+        };
+        assert_eq!(import.output, Some(PathBuf::from("a.toml")));
+        assert_eq!(import.users, ["a", "b"]);
+        assert_eq!(parse(&["./check"]).command, None);
+        assert!(Args::try_parse_from(["pgcat", "import"]).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use stream_tables::StreamTables;
 
 mod check;
 mod cli;
+mod import;
 mod logging;
 
 /// EX_CONFIG of sysexits.h, as PgCat exits when it cannot start.
@@ -17,11 +18,23 @@ const CANNOT_START: u8 = 78;
 
 fn main() -> ExitCode {
     let args = cli::Args::parse();
+    match &args.command {
+        None => serve_logging(&args),
+        Some(cli::Command::Check { config_file }) => exit(check_file(config_file)),
+        Some(cli::Command::Import(import)) => exit(import::run(import)),
+    }
+}
+
+fn serve_logging(args: &cli::Args) -> ExitCode {
     let color = args.color(std::env::var_os("NO_COLOR").as_deref());
     let filters = std::env::var("RUST_LOG").ok();
     logging::init(args.log_level, args.log_format, color, filters.as_deref());
 
-    match serve(&args) {
+    exit(serve(args))
+}
+
+fn exit(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             // Also where it is seen when the log goes to a file.
@@ -29,6 +42,15 @@ fn main() -> ExitCode {
             ExitCode::from(CANNOT_START)
         }
     }
+}
+
+fn check_file(path: &Path) -> Result<(), String> {
+    let (_, warnings) = check::all(config::load(path))?;
+    for warning in warnings {
+        eprintln!("{warning}");
+    }
+    println!("{} is valid", path.display());
+    Ok(())
 }
 
 fn serve(args: &cli::Args) -> Result<(), String> {

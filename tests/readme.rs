@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use test_support::{Stack, converges};
+use test_support::{Pooler, Postgres, Stack, converges};
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 const README: &str = include_str!("../README.md");
@@ -62,7 +62,7 @@ fn configuration_is_accepted() {
             .expect("pools follow it");
     let merged = format!("{}{block}{}", &example[..section], &example[end..]);
     for text in [example, merged.as_str()] {
-        let pooler = test_support::Pooler::start_text(PGCAT, |port| {
+        let pooler = Pooler::start_text(PGCAT, |port| {
             text.replace("port = 6432", &format!("port = {port}"))
         });
         assert!(
@@ -71,4 +71,57 @@ fn configuration_is_accepted() {
             pooler.log()
         );
     }
+}
+
+/// The commands of "Coming from PgBouncer", line by line, on a configuration such as Debian's PgBouncer has; those that
+/// serve are started.
+#[test]
+fn commands_for_those_who_come_from_pgbouncer_work() {
+    let directory = std::env::temp_dir().join(format!("pgcat-readme-{}", std::process::id()));
+    std::fs::create_dir(&directory).expect("a directory");
+    let server = Postgres::start(15);
+    let ini = directory.join("pgbouncer.ini");
+    std::fs::write(
+        directory.join("userlist.txt"),
+        "\"postgres\" \"postgres\"\n",
+    )
+    .expect("userlist.txt");
+    let toml = directory.join("pgcat.toml");
+    for block in blocks("console") {
+        let pooler = Pooler::start_text(PGCAT, |port| {
+            let databases = format!(
+                "[databases]\npostgres = host=127.0.0.1 port={0}\n* = host=127.0.0.1 port={0}\n",
+                server.port()
+            );
+            let text = format!(
+                "{databases}[pgbouncer]\nlisten_addr = localhost\nlisten_port = {port}\nauth_type = md5\n\
+                 auth_file = userlist.txt\nunix_socket_dir = {}\nauth_user = postgres\n",
+                directory.display()
+            );
+            std::fs::write(&ini, text).expect("pgbouncer.ini");
+            let _ = std::fs::remove_file(&toml);
+            for line in block.lines().filter(|line| *line != "pgcat pgcat.toml") {
+                let line = line.replace("/etc/pgbouncer/pgbouncer.ini", &ini.display().to_string());
+                let mut words = line.split(' ');
+                assert_eq!(words.next(), Some("pgcat"));
+                let mut command = std::process::Command::new(PGCAT);
+                command.args(words).current_dir(&directory);
+                let output = command.env_remove("CONFIG_FILE").output().expect(&line);
+                assert!(output.status.success(), "{line}: {output:?}");
+            }
+            std::fs::read_to_string(&toml).expect("pgcat.toml")
+        });
+        let psql = pooler.psql("postgres", "postgres");
+        assert_eq!(psql.run(&["SELECT 1"]), "1\n");
+        let pools = pooler.psql("postgres", "shop");
+        // A pool for each database that is named, although the server has none of the name.
+        let named = block.contains("--database shop");
+        let error = pools.try_run(&["SELECT 1"]).stderr;
+        assert_eq!(
+            named,
+            error.contains("database \"shop\" does not exist"),
+            "{error}"
+        );
+    }
+    std::fs::remove_dir_all(&directory).expect("the directory is removed");
 }

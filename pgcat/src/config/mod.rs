@@ -14,6 +14,7 @@ mod document;
 mod error;
 mod general;
 pub mod model;
+pub mod pgbouncer;
 mod plugin_sections;
 mod pool;
 mod section;

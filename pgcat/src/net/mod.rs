@@ -30,3 +30,4 @@ mod unix_socket;
 
 pub use listener::run;
 pub use reload::Load;
+pub use threads::check;

@@ -438,6 +438,14 @@ pub(super) struct Files {
     hba: Option<Arc<Hba>>,
 }
 
+/// Reads the files that a configuration names, as a start does.
+///
+/// # Errors
+/// [`Error::Start`]: the first one that is not as it should be.
+pub fn check(config: &Config) -> Result<(), Error> {
+    Pooler::load_files(config).map(drop).map_err(Error::Start)
+}
+
 fn load_hba(config: &Config) -> Result<Option<Arc<Hba>>, String> {
     let Some(path) = &config.general.hba_file else {
         return Ok(None);
