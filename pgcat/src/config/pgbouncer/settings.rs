@@ -45,7 +45,8 @@ pub(super) const ALL: &[Known] = &[
     known("auth_file", "", Becomes("users")),
     known("auth_hba_file", "", Becomes("hba_file")),
     known("auth_ident_file", "", Missing("there are no user name maps")),
-    known("auth_ldap_options", "", Missing("there is no LDAP")),
+    // Its value may hold a password.
+    known("auth_ldap_options", "", NotNeeded("it is for auth_type ldap")),
     known("auth_query", DEFAULT_AUTH_QUERY, Becomes("auth_query")),
     known("auth_type", "md5", Becomes("auth_type")),
     known("auth_user", "", Becomes("auth_query_user")),
