@@ -22,6 +22,7 @@ use crate::net::server::Server;
 use crate::net::threads::ThreadContext;
 use crate::plugins::Plugin;
 use crate::router::route::Route;
+use crate::wire::TransactionStatus;
 
 /// How often those who wait for a failover look.
 const FAILOVER_LOOK: Duration = Duration::from_millis(100);
@@ -177,7 +178,7 @@ impl LocalPool {
                     }
                 }
                 if let Some(slot) = Slot::take(&self.shared, at) {
-                    return self.open(thread, slot).await;
+                    return self.open_paced(thread, slot).await;
                 }
             }
             let granted = slots.enqueue(thread.index, thread.now.get());
@@ -194,11 +195,11 @@ impl LocalPool {
             }
             // Nothing is granted to those taken off the queue: see `Slots::expire`.
             let server = match granted.await.map_err(|_| self.why_dismissed())? {
-                Grant::Slot(slot) => return self.open(thread, slot).await,
+                Grant::Slot(slot) => return self.open_paced(thread, slot).await,
                 Grant::Here(server) => server,
                 Grant::Moved(server) => match server.attach() {
                     Ok(server) => server,
-                    Err(slot) => return self.open(thread, slot).await,
+                    Err(slot) => return self.open_paced(thread, slot).await,
                 },
             };
             if let Some(server) = self.checked(thread, server).await? {
@@ -278,6 +279,25 @@ impl LocalPool {
         }
     }
 
+    /// Opens a connection for a slot, on behalf of a client. A login that was refused to another client
+    /// a moment ago is not tried again. (What is opened in the background has a pace of its own, and
+    /// finds servers before the roles of their users are there.)
+    async fn open_paced(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        slot: Slot,
+    ) -> Result<Box<Server>, Error> {
+        let health = &self.address(slot.address().id).health;
+        if let Some(refusal) = health.refusal(thread.now.get()) {
+            return Err(Error::ServerRefused(Box::new(refusal)));
+        }
+        let outcome = self.open(thread, slot).await;
+        if let Err(Error::ServerRefused(fields)) = &outcome {
+            health.refused(thread.now.get(), fields);
+        }
+        outcome
+    }
+
     /// Opens a connection for a slot.
     async fn open(
         self: &Rc<Self>,
@@ -285,9 +305,6 @@ impl LocalPool {
         slot: Slot,
     ) -> Result<Box<Server>, Error> {
         let address = self.address(slot.address().id);
-        if let Some(refusal) = address.health.refusal(thread.now.get()) {
-            return Err(Error::ServerRefused(Box::new(refusal)));
-        }
         let connecting = Box::pin(async {
             let dialler = thread.pooler.dialler();
             let mut server = Server::connect(slot, &dialler, thread.now.get()).await?;
@@ -296,6 +313,7 @@ impl LocalPool {
                 // Other poolers do not report it.
                 server.ask_standby().await?;
             }
+            self.prewarm(&mut server).await?;
             Ok(server)
         });
         let outcome = timeout(self.shared.user.connect_timeout, connecting)
@@ -313,9 +331,6 @@ impl LocalPool {
                 log::warn!("server {}: {fields}", address.name);
             }
             Err(error) => {
-                if let Error::ServerRefused(fields) = error {
-                    address.health.refused(thread.now.get(), fields);
-                }
                 self.note_failure(thread, address, BanReason::FailedCheckout, error);
             }
         }
@@ -586,6 +601,38 @@ impl LocalPool {
             }
             Err(error) => log::warn!("could not read the functions' catalog: {error}"),
         }
+    }
+
+    /// PgCat's plugin `prewarmer`: runs its queries on a new connection. What they report is logged and
+    /// fails nobody.
+    async fn prewarm(&self, server: &mut Server) -> Result<(), Error> {
+        let Some(table) = self.shared.settings.plugins.get("prewarmer") else {
+            return Ok(());
+        };
+        if table.get("enabled").and_then(toml::Value::as_bool) != Some(true) {
+            return Ok(());
+        }
+        let queries = table.get("queries").and_then(toml::Value::as_array);
+        for query in queries
+            .into_iter()
+            .flatten()
+            .filter_map(toml::Value::as_str)
+        {
+            match server.simple_query(query, &mut Vec::new()).await {
+                Ok(_) => (),
+                Err(Error::ServerRefused(fields)) => {
+                    log::warn!(
+                        "prewarming {} by {query:?}: {fields}",
+                        server.address().name
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if server.status != TransactionStatus::Idle {
+            server.simple_query("ROLLBACK", &mut Vec::new()).await?;
+        }
+        Ok(())
     }
 
     /// Closes all idle connections: the pooler is ending.
