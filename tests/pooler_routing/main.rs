@@ -2,6 +2,7 @@
 
 mod commands;
 mod health;
+mod plugins;
 mod servers;
 mod splitting;
 mod stage;

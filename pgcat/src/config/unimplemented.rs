@@ -7,13 +7,4 @@ pub const NOT_IMPLEMENTED: &[&str] = &[
     "pools.*.shards.*.mirrors",
     // users
     "pools.*.users.*.statement_timeout",
-    // PgCat's plugins
-    "plugins.prewarmer",
-    "plugins.query_logger",
-    "plugins.table_access",
-    "plugins.intercept",
-    "pools.*.plugins.prewarmer",
-    "pools.*.plugins.query_logger",
-    "pools.*.plugins.table_access",
-    "pools.*.plugins.intercept",
 ];

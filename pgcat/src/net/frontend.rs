@@ -256,16 +256,16 @@ impl Session {
         if let Some(step) = self.route_query(text) {
             return Ok(step);
         }
-        if self.wanted_by_plugin(text) {
-            if !walk.is_complete() {
-                return Ok(Step::Wait);
-            }
-            if let Some(pieces) = self.inspect_query(text) {
-                return Ok(Step::Event(Event::Query(pieces)));
-            }
+        let wanted = self.wanted_by_plugin(text);
+        if wanted && !walk.is_complete() {
+            return Ok(Step::Wait);
         }
         if !self.has_server() {
             return Ok(Step::NeedServer);
+        }
+        // After the wait for a server, so that plugins see a statement once.
+        if wanted && let Some(pieces) = self.inspect_query(text) {
+            return Ok(Step::Event(Event::Query(pieces)));
         }
         if let Some(name) = deallocated(text)
             && self.statements.contains_key(name.as_bytes())

@@ -16,7 +16,7 @@ use super::unix_socket::UnixSocket;
 use crate::config::model::Config;
 use crate::error::Error;
 use crate::metrics;
-use crate::plugins::Plugin;
+use crate::plugins::{self, Plugin};
 use crate::pool::statistics::Ids;
 
 /// Serves clients until a signal ends it.
@@ -56,6 +56,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Res
         .map_err(|error| Error::Start(format!("could not listen on {address}: {error}")))?;
     let exporter = metrics::http::listen(&config.general).await?;
     let (give_orders, mut orders) = mpsc::unbounded_channel();
+    let plugins = plugins::built_in().into_iter().chain(plugins).collect();
     let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids, give_orders)?;
     let handles = pooler.handles();
     for plugin in &pooler.plugins {

@@ -10,7 +10,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+mod intercept;
+mod query_logger;
 mod server_handle;
+mod table_access;
 
 pub use crate::net::pool_handle::PoolHandle;
 pub use crate::wire::error_fields::{ErrorFields, Severity};
@@ -53,6 +56,16 @@ pub struct PoolIdentity {
     pub database: String,
     /// The user name clients log in with: a `username` of the pool.
     pub user: String,
+}
+
+/// PgCat's own plugins. (`prewarmer` is none by this interface: see [`crate::pool::local`].)
+pub(crate) fn built_in() -> [Arc<dyn Plugin>; 3] {
+    // The log is to have what clients sent, whatever the others make of it.
+    [
+        Arc::new(query_logger::QueryLogger),
+        Arc::new(table_access::TableAccess),
+        Arc::new(intercept::Intercept),
+    ]
 }
 
 /// What a plugin may know about the session a statement came from.

@@ -34,18 +34,18 @@ const WRITES: [&str; 4] = ["InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"
 impl Analysis {
     /// Of a Query or Parse text. `sharding_key` is `table.column`, if shards are found by it.
     pub fn of(text: &str, sharding_key: Option<&str>) -> Self {
-        let unknown = Self {
+        Self::parse(text, sharding_key).unwrap_or_else(|| Self {
             access: Access::Write,
             functions: Box::default(),
             tables: Box::default(),
             keys: Keys::default(),
-        };
-        let Ok(parsed) = pg_query::parse(text, pg_query::ParserOptions::default()) else {
-            return unknown;
-        };
-        let Ok(tree) = serde_json::to_value(&parsed.protobuf.stmts) else {
-            return unknown;
-        };
+        })
+    }
+
+    /// The same; `None` if the text cannot be parsed.
+    pub fn parse(text: &str, sharding_key: Option<&str>) -> Option<Self> {
+        let parsed = pg_query::parse(text, pg_query::ParserOptions::default()).ok()?;
+        let tree = serde_json::to_value(&parsed.protobuf.stmts).ok()?;
         let statements = tree.as_array().map_or(&[][..], Vec::as_slice);
         let mut seen = Seen::default();
         // A text without a statement is answered by any server, but PgCat asks the primary.
@@ -62,12 +62,12 @@ impl Analysis {
             access = Access::Write;
         }
         let keys = sharding_key.map_or_else(Keys::default, |key| Keys::of(&tree, key));
-        Self {
+        Some(Self {
             access,
             functions: seen.functions.into(),
             tables: seen.tables.into(),
             keys,
-        }
+        })
     }
 }
 
@@ -174,6 +174,15 @@ impl Seen {
             "RangeVar" | "relation" => {
                 if let Some(table) = inner["relname"].as_str() {
                     note(&mut self.tables, table);
+                }
+            }
+            // DROP names tables as lists of strings.
+            "DropStmt" => {
+                for object in inner["objects"].as_array().into_iter().flatten() {
+                    let names = object["node"]["List"]["items"].as_array();
+                    let last = names.and_then(|names| names.last());
+                    let name = last.and_then(|last| last["node"]["String"]["sval"].as_str());
+                    note(&mut self.tables, name.unwrap_or_default());
                 }
             }
             _ => (),

@@ -52,10 +52,10 @@ fn unknown_keys_of_plugins_servers_and_the_top_level_are_warned_of_too() {
 #[test]
 fn settings_without_effect_are_listed_once_and_only_if_they_ask_for_something() {
     let text = with_general("server_tls = false\nautoreload = 0\nban_time = 60");
-    let text = text.replace("[pools.db.users.0]", "[plugins.query_logger]\nenabled = false\n[plugins.prewarmer]\nenabled = true\nqueries = []\n[pools.db.users.0]");
+    let text = format!("{text}mirrors = [[\"127.0.0.1\", 5433, 0]]\n");
     let (_, warnings) = read(&text);
     assert_eq!(
         warnings,
-        ["pgcat.toml:11: these settings have no effect yet: plugins.prewarmer (line 11)"]
+        ["pgcat.toml:17: these settings have no effect yet: pools.db.shards.0.mirrors (line 17)"]
     );
 }
