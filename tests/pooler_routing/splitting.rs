@@ -254,6 +254,22 @@ fn the_client_and_the_pool_may_choose() {
     assert_eq!(client.value(&long), PRIMARY);
 }
 
+/// A client that was there before follows what it has not chosen for itself.
+#[test]
+fn a_reload_turns_splitting_on() {
+    let config = config(&["primary", "replica"]).pool("default_role = \"primary\"");
+    let pooler = start(&config);
+    let mut client = client(&pooler);
+    assert_eq!(client.value(HOST), PRIMARY);
+    let config = config
+        .pool("query_parser_enabled = true")
+        .pool("query_parser_read_write_splitting = true");
+    std::fs::write(pooler.config_path(), config.render(pooler.port())).expect("pgcat.toml");
+    pooler.signal("HUP");
+    eventually("reads go to the replica", || client.value(HOST) == REPLICA);
+    assert_eq!(client.value("SHOW SERVER ROLE"), "auto");
+}
+
 /// PgCat fails every SELECT then (research, probe 28).
 #[test]
 fn a_pool_without_replicas_reads_on_the_primary() {

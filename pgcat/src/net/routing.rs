@@ -21,6 +21,7 @@ use crate::router::choice::Choice;
 use crate::router::command::{Command, may_be_command};
 use crate::router::comment::Found;
 use crate::router::keys::Key;
+use crate::router::route::Route;
 use crate::router::statements;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr, take_cstr};
@@ -57,10 +58,12 @@ impl Session {
 
     /// Sends the next statements where the client has chosen.
     pub(super) fn follow_choice(&mut self) {
-        if !self.internal {
-            let route = self.choice().route(&self.pool.shared.settings);
-            self.route = route;
-        }
+        let settings = &self.pool.shared.settings;
+        self.route = if self.internal {
+            Route::primary_of(settings)
+        } else {
+            self.choice().route(settings)
+        };
     }
 
     /// Chooses the route of a Query. `Some`: something else comes first.
@@ -227,12 +230,12 @@ impl Session {
         let settings = &self.pool.shared.settings;
         let choice = *self.choice();
         let mut route = choice.route(settings);
-        if choice.parser && settings.query_parser_read_write_splitting {
+        if choice.parses(settings) && settings.query_parser_read_write_splitting {
             route.role = match unit.access {
                 // A session keeps the server it begins on, so that must be one for everything.
                 _ if !self.is_pooled() && route.role == WantedRole::Any => WantedRole::Primary,
                 _ if !self.is_pooled() => route.role,
-                Some(Access::Read) if choice.primary_reads => WantedRole::Any,
+                Some(Access::Read) if choice.reads_primary(settings) => WantedRole::Any,
                 Some(Access::Read) => WantedRole::Replica,
                 _ => WantedRole::Primary,
             };

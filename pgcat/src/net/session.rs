@@ -149,11 +149,11 @@ impl Session {
         settings: Settings,
     ) -> Self {
         let internal = !io.is_external();
-        let choice = Choice::of(&pool.shared.settings);
+        let choice = Choice::default();
         let route = if internal {
             Route::primary_of(&pool.shared.settings)
         } else {
-            Route::default_of(&pool.shared.settings)
+            choice.route(&pool.shared.settings)
         };
         Self {
             thread,
@@ -276,17 +276,8 @@ impl Session {
                 ),
             ))));
         };
-        let default = |pool: &LocalPool| {
-            if self.internal {
-                Route::primary_of(&pool.shared.settings)
-            } else {
-                Route::default_of(&pool.shared.settings)
-            }
-        };
-        if self.route == default(&self.pool) {
-            self.route = default(&pool);
-        }
         self.pool = pool;
+        self.follow_choice();
         Ok(())
     }
 

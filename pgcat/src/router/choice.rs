@@ -5,27 +5,25 @@ use super::route::Route;
 use crate::config::model::{Pool, WantedRole};
 use crate::wire::error_fields::ErrorFields;
 
-/// See the module's text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// See the module's text. What has not been chosen is as the pool's configuration has it now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// `None`: the pool's default.
     pub shard: Option<usize>,
     /// `None`: the pool's default, or what a statement needs.
     pub role: Option<WantedRole>,
-    /// Whether statements are parsed, to tell reads from writes where the pool does that.
-    pub parser: bool,
-    pub primary_reads: bool,
+    parser: Option<bool>,
+    primary_reads: Option<bool>,
 }
 
 impl Choice {
-    /// That of a client that has not chosen.
-    pub fn of(pool: &Pool) -> Self {
-        Self {
-            shard: None,
-            role: None,
-            parser: pool.query_parser_enabled,
-            primary_reads: pool.primary_reads_enabled,
-        }
+    /// Whether statements are parsed, to tell reads from writes where the pool does that.
+    pub fn parses(&self, pool: &Pool) -> bool {
+        self.parser.unwrap_or(pool.query_parser_enabled)
+    }
+
+    /// Whether the primary may serve reads.
+    pub fn reads_primary(&self, pool: &Pool) -> bool {
+        self.primary_reads.unwrap_or(pool.primary_reads_enabled)
     }
 
     /// Where statements go of which nothing else is known.
@@ -78,16 +76,16 @@ impl Choice {
             }
             Command::SetServerRole(role) => {
                 let (role, parser) = match role {
-                    RoleArgument::Primary => (Some(WantedRole::Primary), false),
-                    RoleArgument::Replica => (Some(WantedRole::Replica), false),
-                    RoleArgument::Any => (Some(WantedRole::Any), false),
-                    RoleArgument::Auto => (None, true),
-                    RoleArgument::Default => (None, pool.query_parser_enabled),
+                    RoleArgument::Primary => (Some(WantedRole::Primary), Some(false)),
+                    RoleArgument::Replica => (Some(WantedRole::Replica), Some(false)),
+                    RoleArgument::Any => (Some(WantedRole::Any), Some(false)),
+                    RoleArgument::Auto => (None, Some(true)),
+                    RoleArgument::Default => (None, None),
                 };
                 (self.role, self.parser) = (role, parser);
             }
             Command::SetPrimaryReads(wanted) => {
-                self.primary_reads = wanted.unwrap_or(pool.primary_reads_enabled);
+                self.primary_reads = *wanted;
             }
             Command::ShowShard => {
                 let shard = self
@@ -97,15 +95,19 @@ impl Choice {
             }
             Command::ShowServerRole => {
                 let role = match self.role.unwrap_or(pool.default_role) {
-                    WantedRole::Primary if !self.parser => "primary",
-                    WantedRole::Replica if !self.parser => "replica",
-                    _ if self.parser => "auto",
+                    WantedRole::Primary if !self.parses(pool) => "primary",
+                    WantedRole::Replica if !self.parses(pool) => "replica",
+                    _ if self.parses(pool) => "auto",
                     _ => "any",
                 };
                 return Ok(Some(role.to_owned()));
             }
             Command::ShowPrimaryReads => {
-                let reads = if self.primary_reads { "on" } else { "off" };
+                let reads = if self.reads_primary(pool) {
+                    "on"
+                } else {
+                    "off"
+                };
                 return Ok(Some(reads.to_owned()));
             }
         }
