@@ -124,7 +124,7 @@ fn every_key_of_pgcat_is_known() {
     let text = include_str!("tests/every_key.toml");
     let (config, warnings) = read(text);
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains("these settings have no effect yet: plugins.prewarmer (line "));
+    assert!(warnings[0].contains("these settings have no effect yet: pools."));
 
     assert_eq!(config.general.prometheus_exporter_port, 40_000);
     assert_eq!(config.general.autoreload, Some(Duration::from_secs(15)));
