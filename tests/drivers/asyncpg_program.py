@@ -1,7 +1,11 @@
 """asyncpg through the pooler: the extended protocol with named statements, always."""
 
 import asyncio
+import datetime
+import decimal
 import io
+import ssl
+import uuid
 
 import asyncpg
 
@@ -9,24 +13,18 @@ import common
 
 
 async def connect(**options):
-    return await asyncpg.connect(
+    where = dict(
         host=common.HOST,
         port=common.PORT,
         user=common.USER,
         password=common.PASSWORD,
         database=common.DATABASE,
-        **options,
     )
+    return await asyncpg.connect(**{**where, **options})
 
 
 async def inventory():
-    conn = await asyncpg.connect(
-        host=common.HOST,
-        port=common.DIRECT_PORT,
-        user=common.USER,
-        password=common.PASSWORD,
-        database=common.DATABASE,
-    )
+    conn = await connect(port=common.DIRECT_PORT)
     try:
         return [tuple(row) for row in await conn.fetch(common.INVENTORY)]
     finally:
@@ -38,16 +36,27 @@ async def connects_with_scram():
     assert await conn.fetchval("SELECT current_user") == common.USER
     await conn.close()
     try:
-        await asyncpg.connect(
-            host=common.HOST,
-            port=common.PORT,
-            user=common.USER,
-            password="wrong",
-            database=common.DATABASE,
-        )
+        await connect(password="wrong")
     except asyncpg.InvalidPasswordError:
         return
     raise AssertionError("let in with a wrong password")
+
+
+async def connects_with_tls():
+    conn = await connect(ssl=ssl.create_default_context(cafile=common.TLS_CA))
+    assert conn._transport.get_extra_info("ssl_object") is not None
+    assert await conn.fetchval("SELECT repeat($1, 3000000)", "é") == "é" * 3000000
+    # asyncpg's own CancelRequest is encrypted, too.
+    await cancelled(conn)
+    await conn.close()
+    conn = await connect()
+    assert conn._transport.get_extra_info("ssl_object") is None
+    await conn.close()
+    try:
+        await connect(ssl=ssl.create_default_context(cafile=common.TLS_OTHER_CA))
+    except ssl.SSLCertVerificationError:
+        return
+    raise AssertionError("a stranger's certificate was taken")
 
 
 async def prepared_statements():
@@ -141,14 +150,89 @@ async def executemany():
     await conn.close()
 
 
+async def cancelled(conn):
+    """Cancels a task, and so its query, as soon as it runs."""
+    observer = await connect(port=common.DIRECT_PORT)
+    task = asyncio.create_task(conn.fetch("SELECT pg_sleep(600)"))
+    while await observer.fetchval(common.ASLEEP) == 0:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    try:
+        await task
+        raise AssertionError("not cancelled")
+    except asyncio.CancelledError:
+        pass
+    assert await conn.fetchval("SELECT 1") == 1
+    while await observer.fetchval(common.ASLEEP) != 0:
+        await asyncio.sleep(0.01)
+    await observer.close()
+
+
 async def cancels():
     conn = await connect()
+    for _ in range(3):
+        await cancelled(conn)
     try:
-        await conn.fetch("SELECT pg_sleep(30)", timeout=0.5)
+        await conn.fetch("SELECT pg_sleep(600)", timeout=0.2)
         raise AssertionError("not cancelled")
     except asyncio.TimeoutError:
         pass
     assert await conn.fetchval("SELECT 1") == 1
+    await conn.close()
+
+
+async def listens():
+    listener, teller = await connect(), await connect()
+    heard = asyncio.Queue()
+    await listener.add_listener("News", lambda _conn, _pid, channel, payload: heard.put_nowait((channel, payload)))
+    for number in range(3):
+        transaction = teller.transaction()
+        await transaction.start()
+        await teller.execute("SELECT pg_notify('News', $1)", f"news {number}")
+        await (transaction.rollback() if number == 1 else transaction.commit())
+    assert await heard.get() == ("News", "news 0")
+    assert await heard.get() == ("News", "news 2")
+    assert await listener.fetchval("SELECT 1") == 1
+    await listener.reset()
+    await listener.close()
+    await teller.close()
+
+
+async def types():
+    values = (
+        -(2**63),
+        decimal.Decimal("12345678901234567890.0012300"),
+        float("inf"),
+        "naïve \U0001f418",
+        b"\0\xff",
+        [1, None, 3],
+        datetime.datetime(2024, 2, 29, 12, 30, 0, 123456, datetime.timezone.utc),
+        uuid.UUID(int=5),
+        None,
+        "",
+    )
+    conn = await connect()
+    row = await conn.fetchrow(
+        """SELECT $1::int8, $2::numeric, $3::float8, $4::text, $5::bytea, $6::int4[], $7::timestamptz, $8::uuid,
+           $9::text, $10::text""",
+        *values,
+    )
+    assert tuple(row) == values, row
+    # Types asyncpg looks up in the catalogs first.
+    await conn.execute("DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('well', 'ill')")
+    assert await conn.fetchval("SELECT array['ill', NULL]::mood[]") == ["ill", None]
+    assert tuple(await conn.fetchval("SELECT ROW(1, 'x'::mood, NULL::int)".replace("'x'", "'well'"))) == (1, "well", None)
+    await conn.execute("DROP TYPE mood")
+    await conn.close()
+
+
+async def large_results():
+    conn = await connect()
+    text = await conn.fetchval("SELECT $1::text || repeat('y', 10000000)", "x" * 10_000_000)
+    assert text == "x" * 10_000_000 + "y" * 10_000_000
+    rows = await conn.fetch("SELECT n, repeat('z', n % $1::int) FROM generate_series(0, 99999) n", 100)
+    assert len(rows) == 100_000
+    assert all(tuple(row) == (n, "z" * (n % 100)) for n, row in enumerate(rows))
     await conn.close()
 
 
@@ -222,24 +306,19 @@ async def stream_tables_rolled_back():
     await conn.close()
 
 
-async def limited(test):
-    await asyncio.wait_for(test(), 60)
-
-
-common.run(
-    [
-        (test.__name__, lambda test=test: asyncio.run(limited(test)))
-        for test in (
-            connects_with_scram,
-            prepared_statements,
-            transactions,
-            cursors,
-            copy,
-            executemany,
-            cancels,
-            pools,
-            stream_tables,
-            stream_tables_rolled_back,
-        )
-    ]
+common.run_async(
+    connects_with_scram,
+    connects_with_tls,
+    prepared_statements,
+    transactions,
+    cursors,
+    copy,
+    executemany,
+    cancels,
+    pools,
+    listens,
+    types,
+    large_results,
+    stream_tables,
+    stream_tables_rolled_back,
 )

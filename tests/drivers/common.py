@@ -1,5 +1,6 @@
-"""What the Python programs share: where to connect, and what CREATE STREAM TABLE must (not) leave."""
+"""What the Python programs share: where to connect, what to ask, and what CREATE STREAM TABLE must (not) leave."""
 
+import asyncio
 import os
 import sys
 import traceback
@@ -10,6 +11,14 @@ DIRECT_PORT = int(os.environ["DIRECT_PORT"])
 USER = os.environ["PGUSER"]
 PASSWORD = os.environ["PGPASSWORD"]
 DATABASE = os.environ["PGDATABASE"]
+TLS_CA = os.environ["TLS_CA"]
+TLS_OTHER_CA = os.environ["TLS_OTHER_CA"]
+
+# Whether a query asleep is there to be cancelled; a program runs one at a time.
+ASLEEP = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND state = 'active' AND wait_event = 'PgSleep'
+"""
 
 # Every object of the database that is not the system's own, and every row of our catalog.
 INVENTORY = """
@@ -52,3 +61,13 @@ def run(tests):
             traceback.print_exc(file=sys.stdout)
         sys.stdout.flush()
     sys.exit(1 if failed else 0)
+
+
+def run_async(*tests):
+    """As run, for coroutines, each within a minute."""
+    run(
+        [
+            (test.__name__, lambda test=test: asyncio.run(asyncio.wait_for(test(), 60)))
+            for test in tests
+        ]
+    )

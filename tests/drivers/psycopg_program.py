@@ -1,10 +1,16 @@
 """psycopg 3 through the pooler."""
 
+import datetime
+import decimal
 import threading
 import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 from psycopg import errors, sql
+from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool
 
 import common
 
@@ -47,6 +53,22 @@ def connects_with_scram():
         assert "password authentication failed" in str(error), error
     else:
         raise AssertionError("let in with a wrong password")
+
+
+def connects_with_tls():
+    with connect(sslmode="verify-full", sslrootcert=common.TLS_CA, autocommit=True) as conn:
+        assert conn.pgconn.ssl_in_use
+        text = conn.execute("SELECT repeat(%s, 3000000)", ("é",)).fetchone()[0]
+        assert text == "é" * 3000000
+        cancelled(conn)
+    with connect() as conn:
+        assert not conn.pgconn.ssl_in_use
+    try:
+        connect(sslmode="verify-full", sslrootcert=common.TLS_OTHER_CA)
+    except psycopg.OperationalError as error:
+        assert "SSL error" in str(error), error
+    else:
+        raise AssertionError("a stranger's certificate was taken")
 
 
 def prepared_statements():
@@ -178,20 +200,111 @@ def streams():
         assert sum(1 for _ in rows) == 5000
 
 
-def cancels():
-    with connect(autocommit=True) as conn, connect(autocommit=True) as other:
-        began = time.monotonic()
-        timer = threading.Timer(0.5, conn.cancel)
-        timer.start()
+def cancelled(conn):
+    """Cancels a query of conn as soon as it runs."""
+
+    def cancel():
+        with direct() as observer:
+            while observer.execute(common.ASLEEP).fetchone() == (0,):
+                time.sleep(0.01)
+        conn.cancel_safe()
+
+    with ThreadPoolExecutor() as executor:
+        cancelling = executor.submit(cancel)
         try:
-            conn.execute("SELECT pg_sleep(30)")
+            conn.execute("SELECT pg_sleep(600)")
             raise AssertionError("not cancelled")
         except errors.QueryCanceled:
             pass
-        timer.join()
-        assert time.monotonic() - began < 15
-        assert conn.execute("SELECT 1").fetchone() == (1,)
-        assert other.execute("SELECT 1").fetchone() == (1,)
+        cancelling.result()
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def cancels():
+    with connect(autocommit=True) as conn, connect(autocommit=True) as other:
+        for _ in range(3):
+            cancelled(conn)
+            assert other.execute("SELECT 2").fetchone() == (2,)
+
+
+def many_clients():
+    with ConnectionPool(
+        kwargs=dict(
+            host=common.HOST,
+            port=common.PORT,
+            user=common.USER,
+            password=common.PASSWORD,
+            dbname=common.DATABASE,
+            prepare_threshold=1,
+        ),
+        min_size=10,
+        max_size=10,
+        open=True,
+    ) as pool:
+
+        def work(n):
+            with pool.connection() as conn:
+                own = conn.execute(f"SELECT %s::text || ' {n % 7}'", ("own",)).fetchone()
+                assert own == (f"own {n % 7}",), own
+                try:
+                    with conn.transaction():
+                        conn.execute("SELECT 1 / %s::int", (n % 3,))
+                except errors.DivisionByZero:
+                    assert n % 3 == 0
+                return conn.execute("SELECT %s::int + 1", (n,)).fetchone()[0]
+
+        with ThreadPoolExecutor(20) as executor:
+            assert list(executor.map(work, range(300))) == list(range(1, 301))
+
+
+def listens():
+    with connect(autocommit=True) as listener, connect() as teller:
+        listener.execute('LISTEN "News"')
+        for number in range(3):
+            teller.execute("SELECT pg_notify('News', %s)", (f"news {number}",))
+            teller.rollback() if number == 1 else teller.commit()
+        heard = [n for n in listener.notifies(timeout=60, stop_after=2)]
+        assert [(n.channel, n.payload) for n in heard] == [("News", "news 0"), ("News", "news 2")], heard
+        listener.execute("UNLISTEN *")
+        teller.execute('NOTIFY "News"')
+        teller.commit()
+        assert listener.execute("SELECT 1").fetchone() == (1,)
+        assert list(listener.notifies(timeout=0)) == []
+
+
+def types():
+    values = (
+        -(2**63),
+        decimal.Decimal("12345678901234567890.0012300"),
+        float("inf"),
+        "naïve \U0001f418",
+        b"\0\xff",
+        [1, None, 3],
+        datetime.datetime(2024, 2, 29, 12, 30, 0, 123456, datetime.timezone.utc),
+        uuid.UUID(int=5),
+        None,
+        "",
+    )
+    query = "SELECT %s::int8, %s::numeric, %s::float8, %s::text, %s::bytea, %s::int4[], %s::timestamptz, %s, %s::text, %s"
+    with connect() as conn:
+        for prepare in (False, True):
+            for binary in (False, True):
+                row = conn.execute(query, values, prepare=prepare, binary=binary).fetchone()
+                assert row == values, (binary, row)
+                assert str(row[1]) == str(values[1])
+        assert conn.execute("SELECT %s", (Jsonb({"a": [1, None]}),)).fetchone() == ({"a": [1, None]},)
+
+
+def large_results():
+    with connect() as conn:
+        for binary in (False, True):
+            text = conn.execute(
+                "SELECT %s::text || repeat('y', 10000000)", ("x" * 10_000_000,), binary=binary
+            ).fetchone()[0]
+            assert text == "x" * 10_000_000 + "y" * 10_000_000
+        rows = conn.execute("SELECT n, repeat('z', n %% %s) FROM generate_series(0, 99999) n", (100,))
+        assert all(row == (n, "z" * (n % 100)) for n, row in enumerate(rows))
+        assert rows.rowcount == 100_000
 
 
 def notices():
@@ -283,6 +396,7 @@ common.run(
         (test.__name__, test)
         for test in (
             connects_with_scram,
+            connects_with_tls,
             prepared_statements,
             many_prepared_statements,
             transactions,
@@ -292,6 +406,10 @@ common.run(
             server_cursors,
             streams,
             cancels,
+            many_clients,
+            listens,
+            types,
+            large_results,
             notices,
             stream_table_in_the_extended_protocol,
             stream_table_rolled_back,
