@@ -186,13 +186,17 @@ impl Session {
         let Some(server) = &self.server else {
             return false;
         };
-        self.deallocating &= server.ledger.is_waiting();
+        let waiting = server.ledger.is_waiting();
+        // Until the Sync the statement may only have been parsed or bound.
+        self.deallocating &= waiting || server.unsynced;
+        // A server that waits for COPY data gives no other reply before it has them.
+        let deallocating = self.deallocating && waiting && !server.ledger.is_copying_in();
         let closed = self.dropped.iter().rposition(|dropped| {
             dropped
                 .as_ref()
                 .is_some_and(|(dropped, _)| **dropped == *name)
         });
-        self.deallocating
+        deallocating
             || server.ledger.is_parsing_before_sync(name)
             || closed.is_some_and(|number| server.ledger.is_dropping_before_sync(number))
     }
