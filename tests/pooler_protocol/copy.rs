@@ -351,3 +351,18 @@ fn copy_data_of_nothing() {
         wire.query("DROP TABLE copied_nothing");
     });
 }
+
+/// The pooler asks for the settings after a SET: not in the middle of a message that is passed through.
+#[test]
+fn late_copy_data_in_two_parts_around_the_end_of_a_set() {
+    same(|wire| {
+        let late = Messages::new().copy_fail("too late");
+        let (head, tail) = late.as_ref().split_at(7);
+        let set = Messages::new().query("SET work_mem = '1MB'");
+        wire.send([set.as_ref(), head].concat());
+        wire.ready();
+        wire.send(tail);
+        wire.query("SHOW work_mem");
+        wire.query("RESET work_mem");
+    });
+}

@@ -142,6 +142,11 @@ impl Session {
             // The connection is lost. Reading from it says so, after the server's last words.
             server.out = Default::default();
         }
+        if event.is_none() && self.client_body.left == 0 {
+            // Late COPY data may have kept the server from being asked, or given back, at the end of the transaction.
+            self.ask_for_settings();
+            self.release_if_idle();
+        }
         Ok((walk.at, event))
     }
 

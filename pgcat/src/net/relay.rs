@@ -437,6 +437,10 @@ impl Session {
             && self.settings_changed
             && pooled
             && server.ledger.is_empty()
+            // Not into the middle of a message: late data of a COPY that failed passes through at any time.
+            && self.client_body.left == 0
+            && server.status == TransactionStatus::Idle
+            && !server.unsynced
         {
             server
                 .ledger
