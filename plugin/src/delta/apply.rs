@@ -136,7 +136,7 @@ pub(crate) fn apply(id: i64, plan: &Plan, target: &Target) -> Vec<String> {
                 SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
                     FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
                 WHERE t.ctid = d.tid RETURNING 1)
-             SELECT (SELECT count(*) FROM gone), (SELECT coalesce(sum(-w), 0) FROM due)",
+             SELECT (SELECT count(*) FROM gone), (SELECT coalesce(sum(-w), 0)::bigint FROM due)",
             table = target.name
         ),
         format!(
