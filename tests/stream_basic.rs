@@ -76,6 +76,16 @@ async fn follows_writes_through_and_beside_the_pooler() {
             .expect("a rolled back delete");
         tokio::time::sleep(Duration::from_millis(300)).await;
         converges(&pooled, "revenue_by_region", QUERY, Duration::ZERO).await;
+        // One that fails and is tried again converges, too, only later and at twice the cost.
+        assert_eq!(
+            scalar(
+                &direct,
+                "SELECT string_agg(DISTINCT error, ', ') FROM pgtrickle.refresh_history"
+            )
+            .await,
+            None,
+            "PostgreSQL {major}: refreshes failed"
+        );
         stack.psql().run(&["DROP STREAM TABLE revenue_by_region"]);
         assert_eq!(
             scalar(&direct, "SELECT to_regclass('revenue_by_region')").await,
