@@ -22,6 +22,13 @@ pub(crate) async fn run(
     name: &QualifiedName,
     full: bool,
 ) -> Result<(), Error> {
+    let how = if full { How::Full } else { How::Auto };
+    // Nearly always it can be done at a glance; what is in the way otherwise, the long way finds out.
+    if session.transaction() == TransactionContext::None
+        && let Ok(Some(_)) = engine::refresh_by_name(session, name.sql(), how).await
+    {
+        return Ok(());
+    }
     let (id, relation) = stream_table(session, name).await?;
     relation.require_owner()?;
     if !engine::is_owner(session, id).await? {
@@ -32,7 +39,6 @@ pub(crate) async fn run(
                 .hint("Become the owner with SET ROLE, if you trust the functions that the query calls."),
         ));
     }
-    let how = if full { How::Full } else { How::Auto };
     if session.transaction() != TransactionContext::None {
         return engine::refresh_in_transaction(session, id, how)
             .await

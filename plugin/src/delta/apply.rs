@@ -1,5 +1,7 @@
 //! The net change of the result, and its application to the user's table.
 
+use pgcat::plugins::ErrorFields;
+
 use super::{Cell, hash, net, numbered};
 use crate::plan::{Body, Column, Plan, quote};
 
@@ -101,8 +103,17 @@ pub(crate) fn difference(target: &Target, new: &str) -> String {
     )
 }
 
-/// Applies what is staged. Returns one row: rows deleted, rows that should have been deleted, rows inserted.
-pub(crate) fn apply(id: i64, plan: &Plan, target: &Target) -> Vec<String> {
+/// The error's value when the user's table does not hold the rows that are to go.
+const OTHER_ROWS: &str = "pgtrickle: other rows";
+
+/// Whether an error of the server is [`remove`]'s: the table holds other rows than the last refresh left.
+pub(crate) fn is_about_other_rows(fields: &ErrorFields) -> bool {
+    super::is_raised(fields, OTHER_ROWS)
+}
+
+/// Removes the staged rows with a negative weight from the user's table; an error if they are not all there
+/// ([`is_about_other_rows`]), so that a COMMIT may follow without a look at the result.
+pub(crate) fn remove(id: i64, plan: &Plan, target: &Target) -> String {
     let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let t: Vec<_> = quoted.iter().map(|c| format!("t.{c}")).collect();
     let o: Vec<_> = numbered("o.o", quoted.len());
@@ -124,28 +135,36 @@ pub(crate) fn apply(id: i64, plan: &Plan, target: &Target) -> Vec<String> {
     } else {
         conditions.join(" AND ")
     };
-    let inserted = if quoted.is_empty() {
+    format!(
+        "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{id} o WHERE o.w < 0),
+         gone AS (DELETE FROM {table} t USING (
+            SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
+                FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
+            WHERE t.ctid = d.tid RETURNING 1)
+         SELECT {}",
+        super::raise_unless(
+            "(SELECT count(*) FROM gone) = (SELECT coalesce(sum(-w), 0) FROM due)",
+            OTHER_ROWS
+        ),
+        table = target.name
+    )
+}
+
+/// Common table expressions that add the staged rows with a positive weight to the user's table, empty the staging table,
+/// and count both kinds: `applied(inserted, deleted)`.
+pub(crate) fn add(id: i64, target: &Target) -> String {
+    let names: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
+    let into = if names.is_empty() {
         String::new()
     } else {
-        format!(" ({})", quoted.join(", "))
+        format!(" ({})", names.join(", "))
     };
-    vec![
-        format!(
-            "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{id} o WHERE o.w < 0),
-             gone AS (DELETE FROM {table} t USING (
-                SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
-                    FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
-                WHERE t.ctid = d.tid RETURNING 1)
-             SELECT (SELECT count(*) FROM gone), (SELECT coalesce(sum(-w), 0)::bigint FROM due)",
-            table = target.name
-        ),
-        format!(
-            "WITH came AS (INSERT INTO {}{inserted} SELECT {} FROM pgtrickle.out_{id} o, generate_series(1, o.w)
-                WHERE o.w > 0 RETURNING 1)
-             SELECT count(*) FROM came",
-            target.name,
-            o.join(", ")
-        ),
-        format!("DELETE FROM pgtrickle.out_{id}"),
-    ]
+    format!(
+        "came AS (INSERT INTO {}{into} SELECT {} FROM pgtrickle.out_{id} o, generate_series(1, o.w) WHERE o.w > 0),
+         emptied AS (DELETE FROM pgtrickle.out_{id} RETURNING w),
+         applied(inserted, deleted) AS (SELECT coalesce(sum(w) FILTER (WHERE w > 0), 0)::bigint,
+            coalesce(-sum(w) FILTER (WHERE w < 0), 0)::bigint FROM emptied)",
+        target.name,
+        numbered("o.o", names.len()).join(", ")
+    )
 }

@@ -5,7 +5,9 @@ pub(crate) mod keyed;
 pub(crate) mod stage;
 pub(crate) mod state;
 
-use crate::plan::{Column, Image};
+use pgcat::plugins::ErrorFields;
+
+use crate::plan::{Column, Image, literal};
 
 /// A column's place in SQL: an expression, and how its values are told apart.
 #[derive(Debug, Clone)]
@@ -78,4 +80,20 @@ pub(crate) fn hash(exprs: &[String]) -> Option<String> {
 /// `, a, b` or nothing.
 pub(crate) fn comma(names: &[String]) -> String {
     names.iter().map(|n| format!(", {n}")).collect()
+}
+
+/// An integer that cannot be had unless the condition holds: the statement fails then, and so does all after it in its
+/// transaction. (PostgreSQL has no function that raises an error.) The value names the reason: see [`is_raised`].
+pub(crate) fn raise_unless(condition: &str, reason: &str) -> String {
+    // Of a CASE, not of a constant, which would be cast, and fail, when the statement is planned.
+    format!(
+        "(CASE WHEN {condition} THEN '0' ELSE {} END)::int4",
+        literal(reason)
+    )
+}
+
+/// Whether an error is that of [`raise_unless`] for this reason.
+pub(crate) fn is_raised(fields: &ErrorFields, reason: &str) -> bool {
+    // invalid_text_representation; the message may be in any language, but quotes the value.
+    fields.code == "22P02" && fields.message.contains(reason)
 }

@@ -24,6 +24,7 @@ mod replan;
 mod settings;
 
 pub use crate::catalog::bootstrap;
+use crate::conn::Row;
 #[cfg(doc)]
 use crate::conn::{Conn, Error};
 pub use cleanup::{cleanup_buffers, pending};
@@ -32,7 +33,7 @@ pub use drift::{check, dependents, is_owner};
 pub use load::load;
 pub use rebuild::refresh_in_transaction;
 pub use record::{Summary, by_name};
-pub use refresh::refresh;
+pub use refresh::{refresh, refresh_by_name};
 pub use remove::drop;
 pub use replan::{drop_definition_view, recreate_definition_view, replan};
 
@@ -118,6 +119,21 @@ pub struct RefreshOutcome {
     pub deleted: u64,
     /// Whether the user's table changed.
     pub changed: bool,
+}
+
+impl RefreshOutcome {
+    /// `counts`: rows inserted, rows deleted.
+    fn new(mode: &'static str, reason: Option<String>, counts: Option<&Row>) -> Self {
+        let count = |i: usize| counts.and_then(|row| row.int(i)).unwrap_or_default();
+        let (inserted, deleted) = (count(0).unsigned_abs(), count(1).unsigned_abs());
+        Self {
+            mode,
+            reason,
+            inserted,
+            deleted,
+            changed: inserted + deleted > 0,
+        }
+    }
 }
 
 /// What [`check`] found.

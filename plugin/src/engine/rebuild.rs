@@ -1,9 +1,9 @@
 //! The full refresh: recompute, compare, and write what differs. Also the refresh inside a client's transaction.
 
-use std::time::Instant;
+use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::refresh::{Attempt, Now, finish, history};
+use super::refresh::{Attempt, Conclusion, Now, finish};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::{apply, state};
@@ -14,28 +14,24 @@ pub(super) async fn rebuild<C: Conn>(
     c: &mut C,
     record: &Record,
     now: &Now,
-    started: Instant,
     reason: &str,
 ) -> Result<Attempt, Error> {
-    let statements = rebuild_statements(record)?
-        .into_iter()
-        .map(Statement::from)
-        .collect();
+    let statements = rebuild_statements(record)?;
+    let emptied = buffers(record);
     let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
-    finish(c, record, now, statements, "full", reason, started).await
+    finish(c, record, now, statements, &emptied, "full", reason).await
+}
+
+fn buffers(record: &Record) -> Vec<i64> {
+    let tables = record.plan.tables.iter();
+    tables.filter_map(|table| table.buffer).collect()
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.
-fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
+fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
     let id = record.id.0;
     let target = record.target()?;
-    let mut statements: Vec<_> = record
-        .plan
-        .tables
-        .iter()
-        .filter_map(|t| t.buffer)
-        .map(|b| format!("DELETE FROM pgtrickle.delta_{b}"))
-        .collect();
+    let mut statements = Vec::new();
     let mut ctes = Vec::new();
     let new = match &record.plan.body {
         Body::Keyed(k) => {
@@ -57,7 +53,7 @@ fn rebuild_statements(record: &Record) -> Result<Vec<String>, Error> {
         ),
     ));
     statements.push(format!("ANALYZE pgtrickle.out_{id}"));
-    Ok(statements)
+    Ok(statements.into_iter().map(Statement::from).collect())
 }
 
 /// REFRESH inside the caller's transaction, of any isolation level: the full difference in one statement, so that result
@@ -71,7 +67,6 @@ pub async fn refresh_in_transaction<C: Conn>(
     how: How,
 ) -> Result<RefreshOutcome, Error> {
     let _ = how;
-    let started = Instant::now();
     let mut record = record::read(c, id).await?;
     if record.relid.is_none() {
         load::load(c, id, Isolation::ReadCommitted).await?;
@@ -99,38 +94,39 @@ pub async fn refresh_in_transaction<C: Conn>(
     }
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     c.batch(&record.locks()).await?;
+    let target = record.target()?;
     let mut statements = rebuild_statements(&record)?;
-    let head = statements.len();
-    statements.extend(apply::apply(id.0, &record.plan, record.target()?));
-    // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
-    let forget = if row.is_true(1) {
-        ", frontier_snapshot = NULL"
-    } else {
-        ""
-    };
-    statements.push(format!(
-        "UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
-            status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{forget}
-         WHERE id = {id}"
-    ));
-    let results = c.batch(&statements).await?;
-    let number = |i: usize| {
-        results
-            .get(head + i)
-            .and_then(|r| r.first())
-            .and_then(|r| r.int(0))
-            .unwrap_or_default()
-            .unsigned_abs()
-    };
-    let outcome = RefreshOutcome {
+    statements.push(apply::remove(id.0, &record.plan, target).into());
+    let reason = "the refresh ran inside a transaction block";
+    let conclusion = Conclusion {
+        started_at: row.text(2).unwrap_or_default(),
         mode: "full",
-        reason: Some("the refresh ran inside a transaction block".to_owned()),
-        deleted: number(0),
-        inserted: number(1),
-        changed: number(0) + number(1) > 0,
+        reason: Some(reason),
+        emptied: &buffers(&record),
+        // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
+        set: if row.is_true(1) {
+            ", frontier_snapshot = NULL"
+        } else {
+            ""
+        },
+        check: "0",
     };
-    let history = history(id, row.text(2).unwrap_or_default(), &outcome, started);
-    c.run(&[history]).await?;
+    statements.push(conclusion.statement(&record, target));
+    let results = match c.run(&statements).await {
+        // Under READ COMMITTED each statement sees what others have done to the table since the last one.
+        Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
+            return Err(Error::Conflict(Box::new(ErrorFields::error(
+                "40001",
+                format!(
+                    "stream table \"{}\" was written to during its refresh",
+                    record.name
+                ),
+            ))));
+        }
+        results => results?,
+    };
+    let counts = results.last().and_then(|rows| rows.first());
+    let outcome = RefreshOutcome::new("full", Some(reason.to_owned()), counts);
     saved.restore(c).await?;
     Ok(outcome)
 }

@@ -110,6 +110,27 @@ fn magnitude(relation: &str) -> String {
 /// # Errors
 /// 42704 if there is no such stream table.
 pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
+    read_where(c, "c.id = $1::bigint", id.to_string())
+        .await?
+        .ok_or_else(|| Error::refused("42704", format!("stream table {id} does not exist")))
+}
+
+/// Reads the row of the stream table that a name stands for, if the current role owns both it and the user's table.
+///
+/// # Errors
+/// Those of the server: 42P01 in a database without stream tables.
+pub(super) async fn find<C: Conn>(c: &mut C, name: String) -> Result<Option<Record>, Error> {
+    let condition = "c.relid = pg_catalog.to_regclass($1)::pg_catalog.oid
+        AND pg_catalog.pg_get_userbyid(c.owner) = current_user AND pg_catalog.pg_has_role(k.relowner, 'USAGE')
+        AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')";
+    read_where(c, condition, name).await
+}
+
+async fn read_where<C: Conn>(
+    c: &mut C,
+    condition: &str,
+    parameter: String,
+) -> Result<Option<Record>, Error> {
     // What is cast here is of a type that [`crate::conn::Row`] does not read.
     let sizes = ["s.relid", &format!("{OF_SOURCE}changes_', s.buffer))::oid")].map(magnitude);
     let own = ["c.relid", &format!("{OF_SOURCE}state_', c.id))::oid")].map(magnitude);
@@ -122,16 +143,17 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
             (SELECT o.reltuples FROM pg_catalog.pg_class o
              WHERE o.oid = pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.out_', c.id))),
             pg_catalog.concat_ws(' ', {}, (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', {}), ' ' ORDER BY s.relid)
-                FROM pgtrickle.source s WHERE s.stream_table = c.id))
+                FROM pgtrickle.source s WHERE s.stream_table = c.id)), c.id
          FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
-         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE c.id = $1::bigint",
+         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE {condition}",
         own.join(", "),
         sizes.join(", "),
     );
-    let rows = c.query_kept(sql, vec![id.to_string()]).await?;
-    let row = rows
-        .first()
-        .ok_or_else(|| Error::refused("42704", format!("stream table {id} does not exist")))?;
+    let rows = c.query_kept(sql, vec![parameter]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let id = StreamTableId(row.int(17).unwrap_or_default());
     let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
     let broken = |what: &str| {
         Error::Internal(format!(
@@ -163,7 +185,7 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
             columns,
         });
     }
-    Ok(Record {
+    Ok(Some(Record {
         id,
         view: row
             .int(0)
@@ -180,7 +202,7 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
         out_rows: row.text(15).and_then(|n| n.parse().ok()),
         target,
         sizes: text(16),
-    })
+    }))
 }
 
 impl Record {

@@ -1,13 +1,11 @@
 //! REFRESH: one REPEATABLE READ transaction that reads changes and tables in the same snapshot and moves the frontier to it.
 
-use std::time::Instant;
-
 use super::rebuild::rebuild;
 use super::record::{self, Record};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings};
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::stage::{Frontier, stage};
-use crate::delta::{apply, keyed};
+use crate::delta::{apply, is_raised, keyed, raise_unless};
 use crate::plan::{Body, Table, terms};
 
 /// Brings a stream table up to date, in transactions of its own.
@@ -20,11 +18,34 @@ pub async fn refresh<C: Conn>(
     id: StreamTableId,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
+    let record = record::read(c, id).await?;
+    refresh_record(c, record, how).await
+}
+
+/// The same for the stream table that a name stands for, found in one look. `None`: it stands for none of the current role's.
+///
+/// # Errors
+/// As [`refresh`]; and 42P01 in a database without stream tables.
+pub async fn refresh_by_name<C: Conn>(
+    c: &mut C,
+    name: String,
+    how: How,
+) -> Result<Option<RefreshOutcome>, Error> {
+    let Some(record) = record::find(c, name).await? else {
+        return Ok(None);
+    };
+    refresh_record(c, record, how).await.map(Some)
+}
+
+async fn refresh_record<C: Conn>(
+    c: &mut C,
+    mut record: Record,
+    how: How,
+) -> Result<RefreshOutcome, Error> {
     let mut demand = (how == How::Full).then_some("a full refresh was asked for");
-    // The second attempt is after a change of the sources was taken in or a rebuild was found necessary.
-    for _ in 0..3 {
-        let result = attempt(c, id, demand).await;
-        match result {
+    let mut attempts = 0;
+    loop {
+        match attempt(c, &record, demand).await {
             Ok(Attempt::Done(outcome)) => return Ok(outcome),
             Ok(Attempt::Rebuild) => {
                 rollback(c).await;
@@ -32,15 +53,20 @@ pub async fn refresh<C: Conn>(
             }
             Err(Error::Drift(_)) => {
                 rollback(c).await;
-                in_transaction_replan(c, id).await?;
+                in_transaction_replan(c, record.id).await?;
             }
             Err(error) => {
                 rollback(c).await;
                 return Err(error);
             }
         }
+        // A change of the sources was taken in, or a rebuild was found necessary.
+        attempts += 1;
+        if attempts == 3 {
+            return Err(Error::Drift("they keep changing".to_owned()));
+        }
+        record = record::read(c, record.id).await?;
     }
-    Err(Error::Drift("they keep changing".to_owned()))
 }
 
 pub(super) enum Attempt {
@@ -68,11 +94,10 @@ async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<
 
 async fn attempt<C: Conn>(
     c: &mut C,
-    id: StreamTableId,
+    record: &Record,
     demand: Option<&str>,
 ) -> Result<Attempt, Error> {
-    let started = Instant::now();
-    let record = record::read(c, id).await?;
+    let id = record.id;
     if record.relid.is_none() {
         c.query("BEGIN").await?;
         load::load(c, id, Isolation::ReadCommitted).await?;
@@ -100,7 +125,7 @@ async fn attempt<C: Conn>(
          FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED",
         record::cluster(&record.plan),
         record.fingerprint_now(),
-        beyond(&record)
+        beyond(record)
     );
     statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
@@ -115,13 +140,13 @@ async fn attempt<C: Conn>(
         }
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
-    let now = Now::read(&record, results.get(head - 1))?;
+    let now = Now::read(results.get(head - 1))?;
     if !now.same_fingerprint {
         return Err(Error::Drift("the fingerprint differs".to_owned()));
     }
     let Some(frontier) = buffers.filter(|f| f.cluster == now.frontier.cluster) else {
         let reason = demand.unwrap_or("the changes since the last refresh are not known");
-        return rebuild(c, &record, &now, started, reason).await;
+        return rebuild(c, record, &now, reason).await;
     };
     if now.stored != Some((frontier.snapshot.clone(), frontier.seq)) {
         // Somebody was faster between our read and our lock.
@@ -131,9 +156,8 @@ async fn attempt<C: Conn>(
     if rows.iter().any(|r| r.is_true(1)) {
         return rebuild(
             c,
-            &record,
+            record,
             &now,
-            started,
             "a source was truncated, or changes of it were lost",
         )
         .await;
@@ -145,7 +169,7 @@ async fn attempt<C: Conn>(
             ..RefreshOutcome::default()
         }));
     }
-    incremental(c, &record, &now, &staged, &rows, started).await
+    incremental(c, record, &now, &staged, &rows).await
 }
 
 /// Partitions and function bodies change in mid-snapshot.
@@ -174,8 +198,7 @@ pub(super) struct Now {
 }
 
 impl Now {
-    fn read(record: &Record, rows: Option<&Vec<Row>>) -> Result<Self, Error> {
-        let _ = record;
+    fn read(rows: Option<&Vec<Row>>) -> Result<Self, Error> {
         let row = rows.and_then(|r| r.first()).ok_or(Error::Busy)?;
         let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
         Ok(Self {
@@ -209,7 +232,6 @@ async fn incremental<C: Conn>(
     now: &Now,
     staged: &[&Table],
     rows: &[&Row],
-    started: Instant,
 ) -> Result<Attempt, Error> {
     let id = record.id.0;
     let plan = &record.plan;
@@ -224,7 +246,7 @@ async fn incremental<C: Conn>(
         };
         changed.push(table.relid);
         total += count;
-        emptied.push(format!("DELETE FROM pgtrickle.delta_{buffer}"));
+        emptied.push(buffer);
         let analysed = row.text(3).and_then(|n| n.parse().ok());
         statements.extend(
             analyze(&format!("pgtrickle.delta_{buffer}"), count, analysed).map(Statement::from),
@@ -277,97 +299,111 @@ async fn incremental<C: Conn>(
             analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows).map(Statement::from),
         );
     }
-    statements.extend(emptied.into_iter().map(kept));
-    finish(c, record, now, statements, "incremental", None, started).await
+    finish(c, record, now, statements, &emptied, "incremental", None).await
 }
 
-/// Applies what is staged, writes frontier and history, checks the fingerprint a last time, and commits.
+/// The error's value when partitions or functions have changed within our snapshot.
+const CHANGED: &str = "pgtrickle: other sources";
+
+/// Applies what is staged, empties the staging tables of these buffers, writes frontier and history, checks the fingerprint
+/// a last time, and commits: in one go, as a check that fails fails the transaction.
 pub(super) async fn finish<C: Conn>(
     c: &mut C,
     record: &Record,
     now: &Now,
     mut statements: Vec<Statement>,
+    emptied: &[i64],
     mode: &'static str,
     reason: Option<String>,
-    started: Instant,
 ) -> Result<Attempt, Error> {
-    let id = record.id;
     let target = record.target()?;
-    let head = statements.len();
-    let apply = apply::apply(id.0, &record.plan, target);
-    statements.extend(apply.iter().map(|sql| record.kept(sql, Vec::new())));
-    let frontier = format!(
-        "UPDATE pgtrickle.catalog SET frontier_snapshot = $1::pg_snapshot, frontier_xid = $2::xid8, frontier_seq = $3::bigint,
-            frontier_cluster = $4, last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
-            status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END
-         WHERE id = $5::bigint RETURNING {}",
-        beyond(record)
-    );
-    statements.push(Statement::kept(
-        frontier,
-        vec![
-            now.frontier.snapshot.clone(),
-            now.frontier.xid.to_string(),
-            now.frontier.seq.to_string(),
-            now.frontier.cluster.clone(),
-            id.to_string(),
-        ],
+    statements.push(record.kept(
+        &apply::remove(record.id.0, &record.plan, target),
+        Vec::new(),
     ));
-    let results = c.run(&statements).await?;
-    let number = |i: usize, column: usize| {
-        results
-            .get(head + i)
-            .and_then(|r| r.first())
-            .and_then(|r| r.int(column))
-            .unwrap_or_default()
+    let check = match fingerprint::beyond_snapshot(&record.plan) {
+        Some(now) => raise_unless(&format!("{now} IS NOT DISTINCT FROM $9"), CHANGED),
+        None => "$9".to_owned(),
     };
-    let (deleted, due, inserted) = (number(0, 0), number(0, 1), number(1, 0));
-    if deleted != due {
-        return Ok(Attempt::Rebuild);
-    }
-    let beyond = results
-        .last()
-        .and_then(|r| r.first())
-        .and_then(|r| r.text(0));
-    if beyond != now.beyond.as_deref() {
-        return Err(Error::Drift(
-            "the sources changed during the refresh".to_owned(),
-        ));
-    }
-    let outcome = RefreshOutcome {
+    let mut conclusion = Conclusion {
+        started_at: &now.started_at,
         mode,
-        reason,
-        inserted: inserted.unsigned_abs(),
-        deleted: deleted.unsigned_abs(),
-        changed: inserted + deleted > 0,
+        reason: reason.as_deref(),
+        emptied,
+        set: ", frontier_snapshot = $5::pg_snapshot, frontier_xid = $6::xid8, frontier_seq = $7::bigint, frontier_cluster = $8",
+        check: &check,
+    }
+    .statement(record, target);
+    conclusion.parameters.extend([
+        now.frontier.snapshot.clone(),
+        now.frontier.xid.to_string(),
+        now.frontier.seq.to_string(),
+        now.frontier.cluster.clone(),
+        now.beyond.clone().unwrap_or_default(),
+    ]);
+    statements.push(conclusion);
+    statements.push("COMMIT".to_owned().into());
+    let results = match c.run(&statements).await {
+        Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
+            return Ok(Attempt::Rebuild);
+        }
+        Err(Error::Server(fields)) if is_raised(&fields, CHANGED) => {
+            return Err(Error::Drift(
+                "the sources changed during the refresh".to_owned(),
+            ));
+        }
+        results => results?,
     };
-    c.run(&[
-        history(id, &now.started_at, &outcome, started),
-        "COMMIT".to_owned().into(),
-    ])
-    .await?;
-    Ok(Attempt::Done(outcome))
+    let counts = results.iter().rev().nth(1).and_then(|rows| rows.first());
+    Ok(Attempt::Done(RefreshOutcome::new(mode, reason, counts)))
 }
 
-pub(super) fn history(
-    id: StreamTableId,
-    started_at: &str,
-    outcome: &RefreshOutcome,
-    started: Instant,
-) -> Statement {
-    Statement::kept(
-        "INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted, rows_deleted)
-         SELECT id, owner, $2::timestamptz, $3::interval, $4, nullif($5, ''), $6::bigint, $7::bigint
-         FROM pgtrickle.catalog WHERE id = $1::bigint"
-            .to_owned(),
-        vec![
-            id.to_string(),
-            started_at.to_owned(),
-            format!("{} microseconds", started.elapsed().as_micros()),
-            outcome.mode.to_owned(),
-            outcome.reason.clone().unwrap_or_default(),
-            outcome.inserted.to_string(),
-            outcome.deleted.to_string(),
-        ],
-    )
+/// What the last statement of a refresh writes besides the rows themselves.
+pub(super) struct Conclusion<'a> {
+    /// By the server's clock.
+    pub started_at: &'a str,
+    pub mode: &'static str,
+    pub reason: Option<&'a str>,
+    /// Buffers whose staging tables have been read.
+    pub emptied: &'a [i64],
+    /// Further columns of the catalog's row, after a comma. Parameters from $5 on are the caller's.
+    pub set: &'a str,
+    /// An expression that fails if the refresh is not to be.
+    pub check: &'a str,
+}
+
+impl Conclusion<'_> {
+    /// Adds the staged rows to the user's table, empties the staging tables, and notes the refresh in the catalog and the
+    /// history. Returns the rows inserted and deleted.
+    pub(super) fn statement(&self, record: &Record, target: &apply::Target) -> Statement {
+        let emptied: String = self
+            .emptied
+            .iter()
+            .map(|b| format!("used_{b} AS (DELETE FROM pgtrickle.delta_{b}), "))
+            .collect();
+        let sql = format!(
+            "WITH {emptied}{},
+             moved AS (UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
+                status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{}
+                WHERE id = $1::bigint),
+             noted AS (INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted,
+                    rows_deleted)
+                SELECT c.id, c.owner, $2::timestamptz, clock_timestamp() - $2::timestamptz, $3, nullif($4, ''), a.inserted,
+                    a.deleted
+                FROM pgtrickle.catalog c, applied a WHERE c.id = $1::bigint)
+             SELECT inserted, deleted, {} FROM applied",
+            apply::add(record.id.0, target),
+            self.set,
+            self.check
+        );
+        record.kept(
+            &sql,
+            vec![
+                record.id.to_string(),
+                self.started_at.to_owned(),
+                self.mode.to_owned(),
+                self.reason.unwrap_or_default().to_owned(),
+            ],
+        )
+    }
 }
