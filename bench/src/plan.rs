@@ -19,6 +19,12 @@ pub struct Plan {
     pub pgbench: Duration,
     /// Runs of pgbench per pooler and situation, in turn.
     pub pgbench_repetitions: usize,
+    /// Numbers of pgbench's clients.
+    pub clients: Vec<u32>,
+    /// Size of what is sent at once.
+    pub bulk_megabytes: usize,
+    /// Clients that do nothing.
+    pub idle_clients: u32,
 }
 
 impl Plan {
@@ -33,6 +39,9 @@ impl Plan {
                 single_rows: 300,
                 pgbench: Duration::from_secs(1),
                 pgbench_repetitions: 1,
+                clients: vec![1, 16],
+                bulk_megabytes: 100,
+                idle_clients: 500,
             }
         } else {
             Self {
@@ -41,9 +50,17 @@ impl Plan {
                 refreshes: 5,
                 bulk_repetitions: 3,
                 single_rows: 1000,
-                pgbench: Duration::from_secs(3),
+                pgbench: Duration::from_secs(2),
                 pgbench_repetitions: 3,
+                clients: vec![1, 16, 64, 500],
+                bulk_megabytes: 1000,
+                idle_clients: 5000,
             }
         }
+    }
+
+    /// The largest number of pgbench's clients.
+    pub fn most_clients(&self) -> u32 {
+        self.clients.iter().copied().max().unwrap_or(1)
     }
 }

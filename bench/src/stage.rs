@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
+use test_support::{Auth, Certificate, Pooler, PoolerConfig, Postgres, Settings};
 use tokio_postgres::Client;
 
 pub const MAJOR: u32 = 15;
@@ -16,7 +16,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "1GB"),
     ("max_wal_size", "8GB"),
     ("checkpoint_timeout", "30min"),
-    ("max_connections", "300"),
+    ("max_connections", "700"),
     ("log_min_messages", "error"),
 ];
 
@@ -35,16 +35,34 @@ pub fn server() -> Postgres {
 
 /// The pooler that was built along with this program.
 pub fn pooler(server: &Postgres, pool_size: u32, stream_tables: bool, threads: u32) -> Pooler {
-    let config = PoolerConfig::new(server)
-        .general(&format!("worker_threads = {threads}"))
-        .general("connect_timeout = 60000")
-        .user_with("postgres", pool_size, "auth_type = \"trust\"");
+    let config = config(server, pool_size, threads);
     let config = if stream_tables {
         config.stream_tables()
     } else {
         config
     };
     Pooler::start(binary(), &config)
+}
+
+/// The same for clients with TLS.
+pub fn tls_pooler(server: &Postgres, pool_size: u32, certificate: &Certificate) -> Pooler {
+    let config = config(server, pool_size, 1)
+        .general(&format!(
+            "tls_certificate = \"{}\"",
+            certificate.certificate.display()
+        ))
+        .general(&format!(
+            "tls_private_key = \"{}\"",
+            certificate.key.display()
+        ));
+    Pooler::start(binary(), &config)
+}
+
+fn config(server: &Postgres, pool_size: u32, threads: u32) -> PoolerConfig {
+    PoolerConfig::new(server)
+        .general(&format!("worker_threads = {threads}"))
+        .general("connect_timeout = 60000")
+        .user_with("postgres", pool_size, "auth_type = \"trust\"")
 }
 
 fn binary() -> PathBuf {

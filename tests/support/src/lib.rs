@@ -36,7 +36,7 @@ pub use install::{bin_dir, client_program, majors};
 pub use pgbouncer::PgBouncer;
 pub use pooler::Pooler;
 pub use postgres::{Auth, Postgres, Settings};
-pub use process::{cpu_time, free_port};
+pub use process::{cpu_time, free_port, memory};
 pub use psql::{Psql, PsqlOutput};
 pub use stack::{
     Stack, catalog_row, converges, converges_as, differences, refused, scalar, sessions,

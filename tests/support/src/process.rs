@@ -40,6 +40,20 @@ pub fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// Memory of a process: resident now, and at the most so far, in kB.
+///
+/// # Panics
+/// If there is no such process.
+pub fn memory(pid: u32) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let [now, most] = ["VmRSS:", "VmHWM:"].map(|name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|kb| kb.parse().ok()).expect("kB")
+    });
+    (now, most)
+}
+
 /// A command for a daemon, in a session of its own as a service manager would start it. In the session
 /// of its load generator it would share that one's part of the CPU (Linux schedules by session:
 /// `sched_autogroup_enabled`), and be measured at the worse for it.
