@@ -418,7 +418,7 @@ impl Newcomer {
             unreachable!("TLS is offered on TCP only");
         };
         let early = std::mem::take(&mut self.input);
-        let stream = TlsStream::accept(socket, acceptor.config.clone(), &early).await;
+        let stream = TlsStream::accept(socket.into_inner(), acceptor.config.clone(), &early).await;
         self.io = Io::Tls(stream.map_err(|error| {
             log::info!("client refused: TLS handshake: {error}");
             Error::Client(error)

@@ -28,7 +28,9 @@ impl Dialler {
     pub async fn dial(&self, address: &ServerAddress) -> Result<Io, Error> {
         let stream = self.dial_plain(address).await?;
         match (stream, &self.tls.servers) {
-            (Io::Tcp(stream), Some(connector)) => encrypt(stream, connector, address).await,
+            (Io::Tcp(stream), Some(connector)) => {
+                encrypt(stream.into_inner(), connector, address).await
+            }
             (stream, _) => Ok(stream),
         }
     }
@@ -52,13 +54,13 @@ impl Dialler {
         if address.host.starts_with('/') {
             let path = format!("{}/.s.PGSQL.{}", address.host, address.port);
             let stream = UnixStream::connect(path).await.map_err(Error::Server)?;
-            return Ok(Io::Unix(stream));
+            return Ok(Io::Unix(stream.into()));
         }
         let stream = TcpStream::connect((address.host.as_str(), address.port))
             .await
             .map_err(Error::Server)?;
         self.tcp.apply(&stream);
-        Ok(Io::Tcp(stream))
+        Ok(Io::Tcp(stream.into()))
     }
 }
 
@@ -86,7 +88,7 @@ async fn encrypt(
             Ok(Io::Tls(stream))
         }
         b'N' if connector.required => Err(no_tls()),
-        b'N' => Ok(Io::Tcp(stream)),
+        b'N' => Ok(Io::Tcp(stream.into())),
         // An ErrorResponse: the server could not start a process, or is another program.
         _ => Err(Error::ServerProtocol("no answer to the request for TLS")),
     }

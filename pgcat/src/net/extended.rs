@@ -307,7 +307,9 @@ impl Session {
         if self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
         }
-        self.portals.remove(portal);
+        if !self.portals.is_empty() {
+            self.portals.remove(portal);
+        }
         let statement = self.provide(walk, name);
         self.expect(Request::Bind, Undo::Nothing);
         let Some(statement) = statement else {

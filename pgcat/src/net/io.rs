@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
@@ -23,10 +24,10 @@ use crate::config::model::General;
 pub enum Io {
     /// The other end is a client inside this process.
     Memory(DuplexStream),
-    Tcp(TcpStream),
+    Tcp(Watched<TcpStream>),
     /// Over TCP.
     Tls(TlsStream),
-    Unix(UnixStream),
+    Unix(Watched<UnixStream>),
 }
 
 /// A stream on its way from one thread to another.
@@ -46,9 +47,9 @@ impl Io {
     pub fn detach(self) -> io::Result<DetachedIo> {
         Ok(match self {
             Self::Memory(stream) => DetachedIo::Memory(stream),
-            Self::Tcp(stream) => DetachedIo::Tcp(stream.into_std()?),
+            Self::Tcp(stream) => DetachedIo::Tcp(stream.into_inner().into_std()?),
             Self::Tls(stream) => DetachedIo::Tls(stream.detach()?),
-            Self::Unix(stream) => DetachedIo::Unix(stream.into_std()?),
+            Self::Unix(stream) => DetachedIo::Unix(stream.into_inner().into_std()?),
         })
     }
 
@@ -142,9 +143,9 @@ impl DetachedIo {
     pub fn attach(self) -> io::Result<Io> {
         Ok(match self {
             Self::Memory(stream) => Io::Memory(stream),
-            Self::Tcp(stream) => Io::Tcp(TcpStream::from_std(stream)?),
+            Self::Tcp(stream) => Io::Tcp(TcpStream::from_std(stream)?.into()),
             Self::Tls(stream) => Io::Tls(stream.attach()?),
-            Self::Unix(stream) => Io::Unix(UnixStream::from_std(stream)?),
+            Self::Unix(stream) => Io::Unix(UnixStream::from_std(stream)?.into()),
         })
     }
 }
@@ -155,7 +156,7 @@ impl DetachedIo {
 /// the readiness, so that no second system call has to find out that there is no more. Here the
 /// readiness is looked at before anything is done for having to wait, and the system calls are made by
 /// rustix, without libc's thread cancellation around them.
-trait Socket: AsFd {
+pub trait Socket: AsFd {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Makes a call if the socket is thought to be ready, which ends with a call that returns
@@ -187,26 +188,6 @@ trait Socket: AsFd {
             }
         });
         outcome
-    }
-
-    fn try_recv(&self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
-        self.try_transfer(Interest::READABLE, buffer.len(), || {
-            rustix::net::recv(self, buffer, RecvFlags::empty()).map(|(n, _)| n)
-        })
-    }
-
-    fn poll_recv(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        // A stream that always has more must not keep the thread from its other tasks.
-        let turn = ready!(coop::poll_proceed(cx));
-        loop {
-            match self.try_recv(buffer) {
-                Some(outcome) => {
-                    turn.made_progress();
-                    return Poll::Ready(outcome);
-                }
-                None => ready!(self.poll_readable(cx))?,
-            }
-        }
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -243,6 +224,79 @@ macro_rules! socket {
 
 socket!(TcpStream);
 socket!(UnixStream);
+
+/// A socket that remembers whether the reactor knows its reader. To tell it again, at every look that finds nothing, costs a
+/// lock each.
+#[derive(Debug)]
+pub struct Watched<S> {
+    socket: S,
+    /// Whom the reactor wakes when there is something to read.
+    reader: Option<Waker>,
+    /// It has been told, and nothing has been read since. It forgets a reader when it wakes him, but then the socket is ready,
+    /// and a read, which alone ends that, comes before the next wait.
+    told: bool,
+}
+
+impl<S> Watched<S> {
+    pub fn into_inner(self) -> S {
+        self.socket
+    }
+}
+
+impl<S> From<S> for Watched<S> {
+    fn from(socket: S) -> Self {
+        Self {
+            socket,
+            reader: None,
+            told: false,
+        }
+    }
+}
+
+impl<S> Deref for Watched<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.socket
+    }
+}
+
+impl<S: Socket> Watched<S> {
+    fn try_recv(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+        let told = &mut self.told;
+        let socket = &self.socket;
+        socket.try_transfer(Interest::READABLE, buffer.len(), || {
+            // Also where it finds nothing: the socket was ready, so the reader has been woken and forgotten.
+            *told = false;
+            rustix::net::recv(socket, buffer, RecvFlags::empty()).map(|(n, _)| n)
+        })
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        // A stream that always has more must not keep the thread from its other tasks.
+        let turn = ready!(coop::poll_proceed(cx));
+        loop {
+            if let Some(outcome) = self.try_recv(buffer) {
+                turn.made_progress();
+                return Poll::Ready(outcome);
+            }
+            // Another task may have used the socket before.
+            let known = self
+                .reader
+                .as_ref()
+                .is_some_and(|reader| reader.will_wake(cx.waker()));
+            if self.told && known {
+                return Poll::Pending;
+            }
+            if !known {
+                self.reader = Some(cx.waker().clone());
+            }
+            self.told = true;
+            ready!(self.socket.poll_readable(cx))?;
+            self.told = false;
+        }
+    }
+}
 
 /// Socket options of client and server connections.
 #[derive(Debug, Clone, Copy)]

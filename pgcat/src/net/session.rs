@@ -26,6 +26,10 @@ use crate::session::traits::Traits;
 use crate::wire::error_fields::{ErrorFields, Severity};
 use crate::wire::{TransactionStatus, message};
 
+/// What a client's names stand for. They are looked up for every message, and no other client's are among them, so that a
+/// faster hash than the standard library's will do.
+type Names<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
+
 /// A client's session.
 pub struct Session {
     pub(super) thread: Rc<ThreadContext>,
@@ -43,10 +47,10 @@ pub struct Session {
     pub(super) server_body: Body,
     /// What the client has set for its session.
     pub(super) settings: Arc<Settings>,
-    pub(super) statements: HashMap<Box<[u8]>, ClientStatement>,
+    pub(super) statements: Names<ClientStatement>,
     pub(super) unnamed: Unnamed,
     /// Portals of statements a plugin answers.
-    pub(super) portals: HashMap<Box<[u8]>, HandledPortal>,
+    pub(super) portals: Names<HandledPortal>,
     /// The session's settings may have changed: ask the server before letting go of it.
     pub(super) settings_changed: bool,
     pub(super) captured: Settings,
@@ -174,12 +178,12 @@ impl Session {
             checkout_failures: 0,
             checked_out: None,
             terminated: false,
-            statements: HashMap::new(),
+            statements: Names::default(),
             unnamed: Unnamed {
                 statement: UnnamedStatement::None,
                 version: 0,
             },
-            portals: HashMap::new(),
+            portals: Names::default(),
             settings_changed: false,
             deallocating: false,
             dropped: Vec::new(),

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use foldhash::fast::RandomState;
+
 use crate::wire::message::take_cstr;
 
 /// A statement as parsed by some client.
@@ -94,7 +96,7 @@ impl Interner {
 #[derive(Debug)]
 pub struct ServerStatements {
     /// Statement number → when it was last used.
-    used: HashMap<u64, u64>,
+    used: HashMap<u64, u64, RandomState>,
     clock: u64,
     limit: usize,
 }
@@ -102,7 +104,7 @@ pub struct ServerStatements {
 impl ServerStatements {
     pub fn new(limit: usize) -> Self {
         Self {
-            used: HashMap::new(),
+            used: HashMap::default(),
             clock: 0,
             limit: limit.max(1),
         }
