@@ -18,6 +18,7 @@ mod prepared_doubt;
 mod prepared_shared;
 mod random;
 mod replication;
+mod server_login;
 mod settings;
 mod shutdown;
 mod simple;

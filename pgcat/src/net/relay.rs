@@ -247,6 +247,9 @@ impl Session {
                 break;
             };
             let streamed = matches!(header.tag, backend::DATA_ROW | backend::COPY_DATA);
+            if streamed && !server.ledger.is_waiting() {
+                return Err(Error::ServerProtocol("a row that nobody has asked for"));
+            }
             if streamed && server.ledger.next_fate() != Fate::Capture {
                 let discard = server.ledger.next_fate() == Fate::Swallow;
                 let n = header.total().min(data.len() - at);
@@ -339,7 +342,12 @@ impl Session {
         match tag {
             backend::PARAMETER_STATUS => {
                 server.note_parameter(body);
-                return Ok(server.ledger.next_fate());
+                let fate = server.ledger.next_fate();
+                if fate == Fate::Forward && !self.settings_changed && !self.internal {
+                    // No SET has done it, but a reload of the server's configuration.
+                    self.pool.shared.forget_greetings();
+                }
+                return Ok(fate);
             }
             backend::NOTICE_RESPONSE => return Ok(server.ledger.next_fate()),
             // A pooled connection listens for nobody; should a function have left it listening, that is no client's affair.

@@ -204,6 +204,7 @@ impl Server {
                 backend::PARAMETER_STATUS => {
                     let body = message[crate::wire::HEADER..].to_vec();
                     self.note_parameter(&body);
+                    self.slot.pool().forget_greetings();
                 }
                 backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => (),
                 backend::ERROR_RESPONSE => {

@@ -23,6 +23,7 @@ use crate::net::threads::ThreadContext;
 use crate::plugins::Plugin;
 use crate::router::route::Route;
 use crate::wire::TransactionStatus;
+use crate::wire::error_fields::ErrorFields;
 
 /// How often those who wait for a failover look.
 const FAILOVER_LOOK: Duration = Duration::from_millis(100);
@@ -158,7 +159,26 @@ impl LocalPool {
             }
             tried.push(at);
         }
-        Err(failure)
+        if no_room(&failure).is_none() {
+            return Err(failure);
+        }
+        // None of them has room for another connection: wait for one there is, or for room.
+        let began = thread.now.get();
+        let patience = self.shared.user.connect_timeout.as_millis() as u64;
+        let at = tried.pop().unwrap_or_default();
+        loop {
+            match self.checkout_at(thread, at).await {
+                Ok(server) if self.shared.may_serve(self.address(at), route) => return Ok(server),
+                Ok(server) => {
+                    self.release(thread, server);
+                    return Err(failure);
+                }
+                Err(error)
+                    if no_room(&error).is_some()
+                        && thread.now.get().saturating_sub(began) < patience => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A connection to this server, after waiting for one if need be: first come, first served, over
@@ -194,7 +214,7 @@ impl LocalPool {
                 thread.pooler.threads[index].serve_waiters(self.shared.index, at);
             }
             // Nothing is granted to those taken off the queue: see `Slots::expire`.
-            let server = match granted.await.map_err(|_| self.why_dismissed())? {
+            let server = match granted.await.map_err(|_| self.why_dismissed(at))? {
                 Grant::Slot(slot) => return self.open_paced(thread, slot).await,
                 Grant::Here(server) => server,
                 Grant::Moved(server) => match server.attach() {
@@ -209,11 +229,13 @@ impl LocalPool {
     }
 
     /// Why a wait has ended without a connection.
-    fn why_dismissed(&self) -> Error {
+    fn why_dismissed(&self, at: usize) -> Error {
         if self.shared.is_retired() {
-            Error::Retired
-        } else {
-            Error::Timeout
+            return Error::Retired;
+        }
+        match self.address(at).slots.full() {
+            Some(fields) => Error::ServerRefused(Box::new(fields)),
+            None => Error::Timeout,
         }
     }
 
@@ -320,19 +342,24 @@ impl LocalPool {
             .await
             .unwrap_or(Err(Error::ConnectTimeout));
         match &outcome {
-            Ok(_) => {
+            Ok(server) => {
                 if address.health.succeeded(thread.now.get()) {
                     let user = &self.shared.identity.user;
                     log::info!("server {} (user {user}) is reachable again", address.name);
                 }
+                self.shared.note_defaults(&server.parameters);
+                if address.slots.note_room() {
+                    Slot::offer(&self.shared, address.id);
+                }
             }
-            // It is well, only full.
-            Err(Error::ServerRefused(fields)) if fields.code == "53300" => {
-                log::warn!("server {}: {fields}", address.name);
-            }
-            Err(error) => {
-                self.note_failure(thread, address, BanReason::FailedCheckout, error);
-            }
+            Err(error) => match no_room(error) {
+                // It is well, only full.
+                Some(fields) => {
+                    log::warn!("server {}: {fields}", address.name);
+                    address.slots.note_full(thread.now.get(), fields);
+                }
+                None => self.note_failure(thread, address, BanReason::FailedCheckout, error),
+            },
         }
         outcome
     }
@@ -643,5 +670,13 @@ impl LocalPool {
                 self.close(server);
             }
         }
+    }
+}
+
+/// The server's words, if all that keeps it from another connection is how many it has.
+fn no_room(error: &Error) -> Option<&ErrorFields> {
+    match error {
+        Error::ServerRefused(fields) if fields.code == "53300" => Some(fields),
+        _ => None,
     }
 }

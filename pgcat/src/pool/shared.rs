@@ -1,12 +1,13 @@
 //! What all threads know of a pool: its servers, and what is the same on all of them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::activity::Activity;
 use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
+use super::slots::Slot;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::notify::Hub;
@@ -36,8 +37,7 @@ pub struct PoolShared {
     /// The functions that may write.
     pub functions: Functions,
     pub activity: Activity,
-    /// What a server reports to a session with these settings; asked once, then known.
-    greetings: Mutex<Vec<(Settings, Parameters)>>,
+    greetings: Mutex<Greetings>,
     /// Who listens to what, in transaction mode.
     pub notifications: Hub,
     /// What clients are verified with by SCRAM; made at the first login. `None`: not possible.
@@ -54,6 +54,15 @@ pub enum Credentials {
     /// A password, or an md5 hash, which does for servers that ask for md5.
     Secret(Secret),
     Keys(ScramKeys),
+}
+
+/// What servers report to sessions; asked once, then known until a server says otherwise.
+#[derive(Debug, Default)]
+struct Greetings {
+    /// By the settings of the startup message.
+    known: Vec<(Settings, Parameters)>,
+    /// What the last login has reported to the pooler.
+    defaults: Parameters,
 }
 
 /// Distinct sets of startup settings whose greeting is remembered.
@@ -170,24 +179,40 @@ impl PoolShared {
 
     /// What to report to a client that starts with these settings, if it is known.
     pub fn greeting(&self, settings: &Settings) -> Option<Parameters> {
-        let greetings = self
-            .greetings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let known = greetings.iter().find(|(known, _)| known == settings);
+        let greetings = self.greetings();
+        let known = greetings.known.iter().find(|(known, _)| known == settings);
         known.map(|(_, parameters)| parameters.clone())
     }
 
-    pub fn remember_greeting(&self, settings: Settings, parameters: Parameters) {
-        let mut greetings = self
-            .greetings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        greetings.retain(|(known, _)| *known != settings);
-        if greetings.len() >= GREETINGS {
-            greetings.remove(0);
+    /// Takes note of what a new server connection has reported: another version after an upgrade, or
+    /// another default, makes what is remembered worthless.
+    pub fn note_defaults(&self, parameters: &Parameters) {
+        let mut greetings = self.greetings();
+        if greetings.defaults != *parameters {
+            greetings.defaults = parameters.clone();
+            greetings.known.clear();
         }
-        greetings.push((settings, parameters));
+    }
+
+    /// A server has changed a default of its own accord, or a client a setting: new clients are told
+    /// what the server says then.
+    pub fn forget_greetings(&self) {
+        self.greetings().known.clear();
+    }
+
+    fn greetings(&self) -> MutexGuard<'_, Greetings> {
+        self.greetings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn remember_greeting(&self, settings: Settings, parameters: Parameters) {
+        let known = &mut self.greetings().known;
+        known.retain(|(known, _)| *known != settings);
+        if known.len() >= GREETINGS {
+            known.remove(0);
+        }
+        known.push((settings, parameters));
     }
 
     /// The server that the pooler's and its plugins' own work is meant for: the primary of the default
@@ -239,7 +264,7 @@ impl PoolShared {
     }
 
     /// Takes those off the queues who have waited for `connect_timeout`.
-    pub fn expire(&self, now: u64) {
+    pub fn expire(self: &Arc<Self>, now: u64) {
         if self.gate.is_shut() {
             // They wait for a RESUME.
             return;
@@ -247,6 +272,7 @@ impl PoolShared {
         let limit = self.user.connect_timeout.as_millis() as u64;
         for address in &self.addresses {
             address.slots.expire(now, limit, self.gate.opened_at());
+            Slot::offer_again(self, address.id, now);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! connections; the queue's lock is taken by those who wait, and by those who serve them.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -14,6 +14,7 @@ use super::address::Address;
 use super::shared::PoolShared;
 use super::statistics::Connection;
 use crate::net::server::{DetachedServer, Server};
+use crate::wire::error_fields::ErrorFields;
 
 /// The slots of one server of a pool.
 #[derive(Debug)]
@@ -26,7 +27,14 @@ pub struct Slots {
     queue: Mutex<VecDeque<Waiter>>,
     /// Idle connections, by thread.
     idle: Box<[IdleCount]>,
+    /// Until when, in coarse milliseconds, the server has no room for more connections than there are. 0: it has.
+    full_until: AtomicU64,
+    /// The server's words for it.
+    full: Mutex<Option<ErrorFields>>,
 }
+
+/// For how long no further connection is asked for where the server had no room for one.
+const FULL_STANDS: u64 = 500;
 
 /// On a cache line of its own, because its thread writes it twice per transaction.
 #[derive(Debug, Default)]
@@ -84,6 +92,25 @@ impl Slot {
         }
     }
 
+    /// Lets the first waiter try to open a connection, if the pool is below its size.
+    pub fn offer(pool: &Arc<PoolShared>, address: usize) {
+        let slots = &pool.addresses[address].slots;
+        if slots.waiting() > 0
+            && !pool.gate.is_shut()
+            && let Some(slot) = Self::take(pool, address)
+        {
+            // One that nobody takes is returned in its turn.
+            slots.grant(slot);
+        }
+    }
+
+    /// Lets the first waiter ask a server for room that had none some time ago.
+    pub fn offer_again(pool: &Arc<PoolShared>, address: usize, now: u64) {
+        if pool.addresses[address].slots.is_room_to_be_tried(now) {
+            Self::offer(pool, address);
+        }
+    }
+
     pub fn pool(&self) -> &Arc<PoolShared> {
         &self.pool
     }
@@ -106,13 +133,7 @@ impl Drop for Slot {
         }
         let slots = &self.address().slots;
         slots.open.fetch_sub(1, Ordering::SeqCst);
-        if slots.waiting() > 0
-            && !self.pool.gate.is_shut()
-            && let Some(slot) = Self::take(&self.pool, self.address)
-        {
-            // One that nobody takes is returned in its turn.
-            slots.grant(slot);
-        }
+        Self::offer(&self.pool, self.address);
     }
 }
 
@@ -146,7 +167,39 @@ impl Slots {
             waiting: AtomicUsize::new(0),
             queue: Mutex::default(),
             idle: (0..threads).map(|_| IdleCount::default()).collect(),
+            full_until: AtomicU64::new(0),
+            full: Mutex::default(),
         }
+    }
+
+    /// The server has no room for another connection: those who want one queue for the ones there are.
+    pub fn note_full(&self, now: u64, words: &ErrorFields) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.clone());
+        self.full_until.store(now + FULL_STANDS, Ordering::SeqCst);
+    }
+
+    /// The server had room for another connection. Says whether that was in doubt.
+    pub fn note_room(&self) -> bool {
+        self.full_until.store(0, Ordering::SeqCst);
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        full.take().is_some()
+    }
+
+    /// Why the server had no room, if that is the last that was heard.
+    pub fn full(&self) -> Option<ErrorFields> {
+        let full = self.full.lock();
+        full.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it is time to ask a full server for room again; true only once.
+    fn is_room_to_be_tried(&self, now: u64) -> bool {
+        let until = self.full_until.load(Ordering::SeqCst);
+        until != 0
+            && now >= until
+            && self
+                .full_until
+                .compare_exchange(until, 0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
     }
 
     /// How many clients wait for a connection.
@@ -173,10 +226,17 @@ impl Slots {
 
     /// Whether a connection can probably be had without waiting for another client.
     pub fn has_room(&self) -> bool {
-        self.waiting() == 0 && (self.open() < self.size || self.idle() > 0)
+        self.waiting() == 0 && ((self.open() < self.size && !self.is_full()) || self.idle() > 0)
+    }
+
+    fn is_full(&self) -> bool {
+        self.full_until.load(Ordering::SeqCst) != 0
     }
 
     fn count(&self) -> bool {
+        if self.is_full() {
+            return false;
+        }
         self.open
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
                 (open < self.size).then_some(open + 1)

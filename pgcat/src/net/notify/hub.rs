@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::Subscriber;
 use crate::error::Error;
@@ -147,7 +148,10 @@ impl Listener {
         }
     }
 
+    /// Within `connect_timeout`: those who want to listen have server connections, and there is a queue
+    /// behind each.
     async fn say(&mut self, verb: &str, channel: &str) -> Result<(), Error> {
+        let patience = self.pool.user.connect_timeout;
         let server = match &mut self.server {
             Some(server) => server,
             None => {
@@ -155,13 +159,17 @@ impl Listener {
                 let at = self.pool.choose(primary, &[]).ok_or(Error::NoSuchServer)?;
                 let slot = Slot::beyond(&self.pool, at);
                 let now = self.thread.now.get();
-                let server = Server::connect(slot, &self.thread.pooler.dialler(), now).await?;
-                self.server.insert(server)
+                let dialler = self.thread.pooler.dialler();
+                let connecting = Server::connect(slot, &dialler, now);
+                let server = timeout(patience, connecting).await;
+                self.server
+                    .insert(server.unwrap_or(Err(Error::ConnectTimeout))?)
             }
         };
         let sql = format!("{verb} \"{}\"", channel.replace('"', "\"\""));
         let mut unsolicited = Vec::new();
-        let outcome = server.simple_query(&sql, &mut unsolicited).await;
+        let outcome = timeout(patience, server.simple_query(&sql, &mut unsolicited)).await;
+        let outcome = outcome.unwrap_or(Err(Error::FailedHealthCheck));
         let mut rest = &unsolicited[..];
         while let Ok(Some(header)) = Header::read(rest) {
             let (message, later) = rest.split_at(header.total());

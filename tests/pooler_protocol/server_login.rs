@@ -1,0 +1,165 @@
+//! What a server says while the pooler logs in to it, and what of it clients are told.
+
+use std::cell::RefCell;
+use std::thread;
+
+use test_support::wire::{PROTOCOL_3_0, Wire, sqlstate, startup, tags};
+use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
+
+use crate::stage::{eventually, start};
+
+const TRUST: &str = "auth_type = \"trust\"";
+
+fn client(pooler: &Pooler) -> Wire {
+    Wire::connect(pooler.port(), "app", "postgres")
+}
+
+fn is_served(pooler: &Pooler) -> bool {
+    tags(&client(pooler).query("SELECT 1")).contains('D')
+}
+
+/// PgDog took the notice for an error, Odyssey for the end of the login.
+#[test]
+fn a_notice_of_the_servers_login_reaches_nobody() {
+    let postgres = Postgres::start_with(17, &Settings::auth(Auth::Trust));
+    let mut admin = Wire::connect(postgres.port(), "postgres", "postgres");
+    admin.run(
+        "CREATE ROLE app LOGIN;
+         CREATE FUNCTION welcome() RETURNS event_trigger LANGUAGE plpgsql
+           AS $$ BEGIN RAISE NOTICE 'welcome'; RAISE WARNING 'stranger'; END $$;
+         CREATE EVENT TRIGGER welcome ON login EXECUTE FUNCTION welcome();
+         ALTER EVENT TRIGGER welcome ENABLE ALWAYS",
+    );
+    let pooler = start(&PoolerConfig::new(&postgres).user_with("app", 2, TRUST));
+    for _ in 0..3 {
+        let mut wire = client(&pooler);
+        assert!(!tags(&wire.greeting).contains('N'), "{:?}", wire.greeting);
+        assert_eq!(tags(&wire.query("BEGIN")), "CZ");
+        // The second server connection.
+        assert_eq!(tags(&client(&pooler).query("SELECT 1")), "TDCZ");
+    }
+}
+
+/// A ParameterStatus that no buffer holds: `search_path` is reported since PostgreSQL 18.
+#[test]
+fn a_login_with_large_messages() {
+    let postgres = Postgres::start_with(18, &Settings::auth(Auth::Trust));
+    let path: Vec<String> = (0..2000).map(|n| format!("schema_number_{n}")).collect();
+    let path = path.join(", ");
+    Wire::connect(postgres.port(), "postgres", "postgres").run(&format!(
+        "CREATE ROLE app LOGIN; ALTER ROLE app SET search_path = {path}"
+    ));
+    let pooler = start(&PoolerConfig::new(&postgres).user_with("app", 2, TRUST));
+    let expected = Wire::connect(postgres.port(), "app", "postgres").parameter("search_path");
+    assert!(expected.as_ref().is_some_and(|path| path.len() > 30_000));
+    for _ in 0..2 {
+        let mut wire = client(&pooler);
+        assert_eq!(wire.parameter("search_path"), expected);
+        assert_eq!(Some(wire.value("SHOW search_path")), expected);
+    }
+}
+
+/// A server that lets fewer connections in than the pool may have. Its clients queue for those there
+/// are, instead of being told what is the server's affair with the pooler.
+#[test]
+fn a_server_without_room_is_waited_for() {
+    let settings = Settings::auth(Auth::Trust)
+        .parameter("max_connections", "8")
+        .parameter("superuser_reserved_connections", "4");
+    let postgres = Postgres::start_with(15, &settings);
+    let mut admin = Wire::connect(postgres.port(), "postgres", "postgres");
+    admin.run("CREATE ROLE app LOGIN");
+    let start = |timeout: u32| {
+        start(
+            &PoolerConfig::new(&postgres)
+                .user_with("app", 20, TRUST)
+                .general(&format!("connect_timeout = {timeout}\nworker_threads = 2")),
+        )
+    };
+    let pooler = start(60_000);
+    let clients: Vec<_> = (0..12)
+        .map(|_| {
+            let mut wire = client(&pooler);
+            thread::spawn(move || {
+                for _ in 0..20 {
+                    wire.run("BEGIN");
+                    wire.run("SELECT pg_sleep(0.002)");
+                    wire.run("COMMIT");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().expect("nobody is turned away");
+    }
+    drop(pooler);
+    eventually("the server is free", || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+        Wire::connect(postgres.port(), "postgres", "postgres").value(sql) == "0"
+    });
+    // Where the room is taken by others, the wait ends with the server's own words.
+    let pooler = start(700);
+    let mut early = client(&pooler);
+    early.run("BEGIN");
+    let others = RefCell::new(Vec::new());
+    eventually("there is no room", || {
+        let mut wire = Wire::open(postgres.port());
+        let user = [("user", "app"), ("database", "postgres")];
+        wire.send(startup(PROTOCOL_3_0, &user));
+        let let_in = wire.try_greeted().is_ok();
+        others.borrow_mut().extend(let_in.then_some(wire));
+        // Those of before may be on their way out.
+        !let_in && others.borrow().len() >= 2
+    });
+    let mut late = client(&pooler);
+    let messages = late.query("SELECT 1");
+    assert_eq!(tags(&messages), "EZ", "{messages:?}");
+    assert_eq!(sqlstate(&messages), "58000");
+    let detail = messages[0].field(b'D').unwrap_or_default();
+    assert!(
+        detail.contains("connection slots") && detail.contains("53300"),
+        "{messages:?}"
+    );
+    // Room is found again, without a connection of the pool's becoming free.
+    drop(others);
+    eventually("there is room", || is_served(&pooler));
+    early.run("COMMIT");
+}
+
+/// After a reload of the server's configuration, an `ALTER ROLE`, or an upgrade: what the pooler
+/// remembers of its first login is not what a new one would be told.
+#[test]
+fn clients_are_greeted_with_the_servers_present_defaults() {
+    let mut postgres = Postgres::start_with(15, &Settings::auth(Auth::Trust));
+    let set = |postgres: &Postgres, zone: &str| {
+        let mut admin = Wire::connect(postgres.port(), "postgres", "postgres");
+        admin.run(&format!("ALTER SYSTEM SET TimeZone = '{zone}'"));
+        admin.run("SELECT pg_reload_conf()");
+    };
+    Wire::connect(postgres.port(), "postgres", "postgres").run("CREATE ROLE app LOGIN");
+    set(&postgres, "Europe/Berlin");
+    let pooler = start(&PoolerConfig::new(&postgres).user_with("app", 1, TRUST));
+    let mut old = client(&pooler);
+    old.run("SELECT 1");
+    eventually("the first zone is told", || {
+        client(&pooler).value("SHOW TimeZone") == "Europe/Berlin"
+            && client(&pooler).parameter("TimeZone").as_deref() == Some("Europe/Berlin")
+    });
+    set(&postgres, "Asia/Tokyo");
+    // The server connection hears of the reload with its next statement, and tells its client.
+    eventually("the reload is told", || {
+        client(&pooler).value("SHOW TimeZone") == "Asia/Tokyo"
+    });
+    let greeted = client(&pooler).parameter("TimeZone");
+    assert_eq!(greeted.as_deref(), Some("Asia/Tokyo"));
+    // A setting of one client is no default.
+    old.run("SET TimeZone = 'America/Lima'");
+    let greeted = client(&pooler).parameter("TimeZone");
+    assert_eq!(greeted.as_deref(), Some("Asia/Tokyo"));
+    // With new connections.
+    set(&postgres, "Pacific/Honolulu");
+    postgres.restart();
+    eventually("the restarted server is found", || is_served(&pooler));
+    let greeted = client(&pooler).parameter("TimeZone");
+    assert_eq!(greeted.as_deref(), Some("Pacific/Honolulu"));
+}
