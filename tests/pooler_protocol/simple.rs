@@ -1,6 +1,6 @@
 //! The simple query protocol, and messages that are no queries.
 
-use test_support::wire::{Messages, Wire, sqlstate, tags};
+use test_support::wire::{Message, Messages, Wire, sqlstate, tags};
 
 use crate::stage::{Stage, direct, same, same_after};
 
@@ -108,6 +108,52 @@ fn an_unknown_message_type_ends_the_connection_as_in_postgresql() {
         assert_eq!(sqlstate(&messages), "08P01", "{messages:?}");
         assert_eq!(messages[0].field(b'V').unwrap(), "FATAL");
     }
+    stage.assert_clean();
+}
+
+/// What came before it is done and answered.
+#[test]
+fn queries_before_a_message_that_ends_the_connection() {
+    direct().run("DROP TABLE IF EXISTS before_the_end; CREATE TABLE before_the_end (a int)");
+    let stage = Stage::new(1);
+    let insert = "INSERT INTO before_the_end VALUES (1)";
+    for before in [
+        Messages::new()
+            .query(insert)
+            .query("SELECT repeat('x', 100000)"),
+        Messages::new().query(insert).statement("SELECT 1").sync(),
+        Messages::new().query(insert).statement("SELECT 1"),
+        Messages::new().query(insert).query("BEGIN"),
+    ] {
+        for last in [&b"!\0\0\0\x05a"[..], b"\0\0\0\0\0", b"Q\0\0\0\0"] {
+            let play = |port| {
+                let mut wire = Wire::connect(port, "postgres", "postgres");
+                wire.send([before.as_ref(), last].concat());
+                wire.end()
+            };
+            let is_fatal = |message: &Message| {
+                message.tag == b'E'
+                    && message.field(b'V').as_deref() == Some("FATAL")
+                    && message.field(b'C').as_deref() == Some("08P01")
+            };
+            let mut expected = play(crate::stage::server().port());
+            let mut messages = play(stage.pooler.port());
+            let told = expected.pop_if(|message| is_fatal(message)).is_some();
+            assert!(
+                messages.pop_if(|message| is_fatal(message)).is_some(),
+                "{messages:?}"
+            );
+            if told {
+                assert_eq!(messages, expected);
+            } else {
+                // Of a length that cannot be PostgreSQL tells its log only, and keeps to itself what it
+                // has not flushed.
+                assert!(messages.starts_with(&expected), "{messages:?}");
+            }
+        }
+    }
+    let rows = stage.client().value("SELECT count(*) FROM before_the_end");
+    assert_eq!(rows, "24");
     stage.assert_clean();
 }
 

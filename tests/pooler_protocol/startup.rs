@@ -85,17 +85,18 @@ fn a_repeated_encryption_request_ends_the_connection() {
 #[test]
 fn bytes_behind_an_encryption_request_are_refused() {
     let stage = Stage::new(1);
-    let mut wire = Wire::open(stage.pooler.port());
-    wire.send([ssl_request(), startup(PROTOCOL_3_0, USER)].concat());
-    let messages = match wire.byte() {
-        // A pooler may have answered before the rest arrived; but it never logs in.
-        Some(b'N') | None => wire.end(),
-        Some(tag) => {
-            assert_eq!(tag, b'E');
-            return;
+    for request in [ssl_request(), gss_request()] {
+        let mut wire = Wire::open(stage.pooler.port());
+        wire.send([request, startup(PROTOCOL_3_0, USER)].concat());
+        match wire.byte() {
+            // A pooler may have answered before the rest arrived; but it never logs in.
+            Some(b'N') | None => {
+                let messages = wire.end();
+                assert!(!tags(&messages).contains('Z'), "{messages:?}");
+            }
+            Some(tag) => assert_eq!(tag, b'E'),
         }
-    };
-    assert!(!tags(&messages).contains('Z'), "{messages:?}");
+    }
 }
 
 #[test]
@@ -132,14 +133,32 @@ fn unknown_protocol_options_are_listed_once() {
 }
 
 #[test]
-fn protocol_2_and_4_are_refused() {
+fn protocol_4_is_refused() {
     let stage = Stage::new(1);
-    for version in [0x0002_0000, 0x0004_0000] {
+    for version in [0x0004_0000, 0x04d2_1234] {
         let mut wire = Wire::open(stage.pooler.port());
         wire.send(startup(version, USER));
         let messages = wire.end();
         assert_eq!(tags(&messages), "E");
         assert_eq!(sqlstate(&messages), "0A000");
+    }
+}
+
+/// In the form that such a client reads: a line of text instead of fields.
+#[test]
+fn protocol_2_is_refused_in_its_own_words() {
+    let stage = Stage::new(1);
+    for version in [0x0002_0000, 0x0001_0000, 1] {
+        let answer = |port| {
+            let mut wire = Wire::open(port);
+            wire.send(startup(version, USER));
+            let mut answer = Vec::new();
+            answer.extend(std::iter::from_fn(|| wire.byte()));
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        let expected = answer(server().port());
+        assert!(expected.starts_with("EFATAL:  "), "{expected}");
+        assert_eq!(answer(stage.pooler.port()), expected);
     }
 }
 
@@ -274,12 +293,27 @@ fn a_port_check_harms_nobody() {
         wire.send(bytes);
         drop(wire);
     }
+    // Those that speak another protocol: a browser, a scanner.
+    for bytes in [
+        &b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..],
+        b"\0\0\0\0",
+        b"SSH-2.0-x\r\n",
+        &[0xff; 64],
+    ] {
+        let mut wire = Wire::open(stage.pooler.port());
+        wire.send(bytes);
+        assert!(["", "E"].contains(&&*tags(&wire.end())));
+    }
     let mut wire = Wire::open(stage.pooler.port());
     wire.send(cancel_request(&[0; 3]));
     wire.shut_down_sending();
     assert!(!tags(&wire.end()).contains('Z'));
     stage.assert_clean();
-    assert!(!stage.pooler.log().contains("panicked"));
+    // A load balancer does it every second: no line of the log asks for attention.
+    let log = stage.pooler.log();
+    for word in ["panicked", "ERROR", "WARN"] {
+        assert!(!log.contains(word), "{log}");
+    }
 }
 
 #[test]

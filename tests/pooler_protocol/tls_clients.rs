@@ -252,6 +252,31 @@ fn garbage_instead_of_a_handshake_harms_nobody() {
     assert_works(&stage.psql("verify-full"));
 }
 
+/// The end of the connection must not overtake the error that explains it.
+#[test]
+fn the_last_words_arrive() {
+    let stage = Encrypted::for_user("auth_type = \"trust\"", |_| String::new());
+    for _ in 0..10 {
+        let mut socket = stage.socket();
+        socket.write_all(&ssl_request()).expect("SSLRequest");
+        socket.read_exact(&mut [0]).expect("an answer");
+        let mut stream = stage.handshake(socket, &[]);
+        let messages = Messages::new()
+            .query("SELECT repeat('x', 100000)")
+            .message(b'!', b"no such message");
+        let all = [&startup(PROTOCOL_3_0, USER), messages.as_ref()].concat();
+        stream.write_all(&all).expect("sent");
+        let mut answer = Vec::new();
+        // An error here would be an end without close_notify.
+        stream
+            .read_to_end(&mut answer)
+            .expect("the end, as TLS has it");
+        assert!(answer.len() > 100_000);
+        let end = String::from_utf8_lossy(&answer[100_000..]).into_owned();
+        assert!(end.contains("08P01"), "{end}");
+    }
+}
+
 #[test]
 fn required_tls() {
     let stage = Encrypted::with(|_| "tls_mode = \"require\"".to_owned());

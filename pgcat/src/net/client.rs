@@ -26,7 +26,7 @@ use crate::session::settings::Settings;
 use crate::tls::Acceptor;
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build};
-use crate::wire::startup::{FirstPacket, Startup, parse_options};
+use crate::wire::startup::{BadStartup, FirstPacket, Startup, parse_options};
 use crate::wire::{HEADER, Header, TransactionStatus, backend};
 
 /// The first byte of a TLS handshake, where a length has a zero: PostgreSQL 17's direct TLS.
@@ -39,6 +39,8 @@ pub(super) struct Newcomer {
     pub out: OutBuffer,
     /// What the TLS session, if there is one, began with.
     pub tls: Option<Arc<Acceptor>>,
+    /// It asked for a protocol before 3.0, which has its own form of errors.
+    is_ancient: bool,
 }
 
 /// Serves a connection from its first byte to its end.
@@ -48,6 +50,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         input: Vec::new(),
         out: OutBuffer::default(),
         tls: None,
+        is_ancient: false,
     };
     let limit = thread.config().general.client_login_timeout;
     // Boxed, as is all that a session does rarely: what a future may need at some time it has room for all the time.
@@ -347,9 +350,9 @@ impl Newcomer {
                 return Ok(None);
             };
             let field = [field[0], field[1], field[2], field[3]];
-            let bad = |error: crate::wire::startup::BadStartup| {
+            let bad = |error: BadStartup| {
                 let code = match error {
-                    crate::wire::startup::BadStartup::Protocol(_) => "0A000",
+                    BadStartup::Protocol(_) => "0A000",
                     _ => "08P01",
                 };
                 Error::Refused(Box::new(ErrorFields::fatal(code, error.to_string())))
@@ -358,7 +361,9 @@ impl Newcomer {
             let Some(body) = self.read_exact(length).await? else {
                 return Ok(None);
             };
-            match FirstPacket::read(&body).map_err(bad)? {
+            let packet = FirstPacket::read(&body);
+            self.is_ancient = matches!(packet, Err(BadStartup::Protocol(version)) if version != 0 && version >> 16 < 3);
+            match packet.map_err(bad)? {
                 FirstPacket::Startup(startup) => {
                     if acceptor.is_some_and(|tls| tls.required) && self.tls.is_none() {
                         return Err(Error::Refused(Box::new(
@@ -560,7 +565,11 @@ impl Newcomer {
             other => ErrorFields::fatal("58000", other.to_string()),
         };
         log::info!("client refused: {fields}");
-        fields.write(self.out.tail());
+        if self.is_ancient {
+            fields.write_protocol_2(self.out.tail());
+        } else {
+            fields.write(self.out.tail());
+        }
         let flush = tokio::time::timeout(Duration::from_secs(5), self.flush());
         // It may be gone already.
         let _ = flush.await;

@@ -78,12 +78,20 @@ impl Session {
                 walk.at += n;
                 continue;
             }
-            walk.header = match Header::read(&data[walk.at..]) {
-                Ok(Some(header)) => header,
+            let step = match Header::read(&data[walk.at..]) {
+                Ok(Some(header)) => {
+                    walk.header = header;
+                    self.process_request(&mut walk)
+                }
                 Ok(None) => break,
-                Err(_) => return Err(Error::protocol("invalid message length")),
+                Err(_) => Err(Error::protocol("invalid message length")),
             };
-            match self.process_request(&mut walk)? {
+            let step = match step {
+                // What came before it is the server's to answer.
+                Err(Error::Refused(fields)) => Step::Stop(Event::Refused(fields)),
+                step => step?,
+            };
+            match step {
                 Step::Done => self.pass_over(&mut walk),
                 Step::Event(stop) => {
                     self.pass_over(&mut walk);

@@ -137,6 +137,8 @@ pub(super) enum Event {
     NeedServer,
     /// A Query with a statement that a plugin answers.
     Query(Vec<Piece>),
+    /// The next message breaks the protocol.
+    Refused(Box<ErrorFields>),
     /// The next message depends on replies that are still to come.
     Settle,
     Shutdown,
@@ -232,10 +234,28 @@ impl Session {
                     Err(error) => Box::pin(self.no_server(&error)).await?,
                 },
                 Event::Query(pieces) => Box::pin(self.query_handled(pieces)).await?,
+                Event::Refused(fields) => {
+                    Box::pin(self.answer_the_rest()).await?;
+                    return Err(Error::Refused(fields));
+                }
                 Event::Settle => self.settle().await?,
                 Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
             }
             self.check_failures()?;
+        }
+    }
+
+    /// Gives the client the answers to what it sent before a message that ends its session, as the
+    /// server would; but such a client does not hold a server connection for long.
+    async fn answer_the_rest(&mut self) -> Result<(), Error> {
+        let copying = |server: &Server| server.ledger.is_copying_in();
+        if self.server.as_deref().is_some_and(copying) {
+            return Ok(());
+        }
+        let limit = std::time::Duration::from_secs(5);
+        match tokio::time::timeout(limit, self.settle()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Ok(()),
         }
     }
 

@@ -166,6 +166,13 @@ impl ErrorFields {
             out.push(0);
         });
     }
+
+    /// Appends an ErrorResponse of the protocol before 3.0: a line of text.
+    pub fn write_protocol_2(&self, out: &mut Vec<u8>) {
+        out.push(backend::ERROR_RESPONSE);
+        let line = format!("{}:  {}\n", self.severity.name(), self.message);
+        put_cstr(out, line.as_bytes());
+    }
 }
 
 impl fmt::Display for ErrorFields {
