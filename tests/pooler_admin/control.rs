@@ -77,6 +77,37 @@ fn pause_waits_for_transactions_and_resume_goes_on() {
     busy.run("SELECT 1");
 }
 
+/// What a client has sent already is answered to its last Sync, or waits as a whole: PgBouncer once
+/// paused between the two, and the second was lost.
+#[test]
+fn pause_does_not_cut_a_pipeline_in_two() {
+    let pooler = start(&config(1));
+    let mut busy = client(&pooler);
+    let mut direct = Wire::connect(server().port(), "postgres", "postgres");
+    direct.run("SELECT pg_advisory_lock(4711)");
+    let mut pipeline = Messages::new()
+        .statement("SELECT pg_advisory_xact_lock(4711)")
+        .sync();
+    for n in 0..20 {
+        pipeline = pipeline.statement(&format!("SELECT {n}")).sync();
+    }
+    busy.send(pipeline);
+    eventually("the pipeline runs", || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        direct.value(sql) == "1"
+    });
+    let mut control = admin(&pooler, "pgbouncer");
+    begun(&mut control, "PAUSE");
+    assert!(control.silent_for(QUIET), "the pipeline is not at its end");
+    direct.run("SELECT pg_advisory_unlock(4711)");
+    for _ in 0..21 {
+        assert_eq!(tags(&busy.ready()), "12DCZ");
+    }
+    assert_eq!(tags(&control.ready()), "CZ");
+    control.run("RESUME");
+    busy.run("SELECT 1");
+}
+
 /// PgCat takes this for a pause of everything.
 #[test]
 fn pause_of_one_pool_leaves_the_others() {

@@ -79,6 +79,29 @@ fn scram_clients() {
     }
 }
 
+/// Tokens used as passwords: 1.2 kB at AWS, more where they are JWTs.
+#[test]
+fn long_passwords() {
+    let password = "a long token: ".repeat(250);
+    for auth in [Auth::Password, Auth::Md5, Auth::Scram] {
+        let postgres = Postgres::start_with(15, &Settings::auth(auth));
+        postgres
+            .psql("postgres", "postgres")
+            .run(&[&format!("CREATE ROLE tokens LOGIN PASSWORD '{password}'")]);
+        for auth_type in ["md5", "scram-sha-256"] {
+            let user = format!("auth_type = \"{auth_type}\"\npassword = \"{password}\"");
+            let config = PoolerConfig::new(&postgres).without_passwords();
+            let pooler = start(&config.user_with("tokens", 2, &user));
+            assert_eq!(
+                login(&pooler, "tokens", &password).unwrap(),
+                "tokens",
+                "{auth:?}"
+            );
+            assert_refused(login(&pooler, "tokens", &password[1..]), "tokens");
+        }
+    }
+}
+
 #[test]
 fn trusted_clients() {
     let pooler = pooler_with("auth_type = \"trust\"");

@@ -105,6 +105,36 @@ fn a_cancel_request_after_an_ssl_request() {
     assert_cancelled(&mut client);
 }
 
+/// node-postgres sends a NUL behind its request, and Go's pq a Terminate.
+#[test]
+fn a_cancel_request_with_something_behind_it() {
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    for behind in [&b"\0"[..], Messages::new().terminate().as_ref()] {
+        sleep(&mut client, "something behind");
+        let mut wire = Wire::open(stage.pooler.port());
+        wire.send([&cancel_request(client.key()), behind].concat());
+        assert_eq!(wire.byte(), None);
+        assert_cancelled(&mut client);
+    }
+}
+
+/// libpq takes the end of the connection for the end of the matter: what it sends then is not to be
+/// cancelled.
+#[test]
+fn a_cancel_request_is_over_when_its_connection_ends() {
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    client.run("BEGIN");
+    for n in 0..100 {
+        client.cancel();
+        assert_eq!(
+            client.value(&format!("SELECT {n} FROM pg_sleep(0.001)")),
+            n.to_string()
+        );
+    }
+}
+
 /// The pool is full, with a queue: a cancel request does not stand in it.
 #[test]
 fn a_full_pool_can_be_cancelled() {

@@ -63,6 +63,16 @@ fn changes_are_streamed() {
         }
     }
     assert_eq!(inserted, 100);
+    // The other way: a standby's status, with the wish for an answer; then the end of the stream.
+    let status = [&b"r"[..], &[0; 32], &[1]].concat();
+    client.send(Messages::new().copy_data(&status));
+    let alive = |message: &Message| message.tag == b'd' && message.body[0] == b'k';
+    while !alive(&client.message()) {}
+    client.send(Messages::new().copy_done());
+    // A last sign of life may come in between.
+    let end = tags(&client.ready());
+    assert!(end.contains('c') && end.ends_with("CCZ"), "{end}");
+    client.run("SELECT 1");
 }
 
 #[test]

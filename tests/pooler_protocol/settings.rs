@@ -2,7 +2,7 @@
 
 use test_support::wire::{Messages, Wire, tags};
 
-use crate::stage::{Stage, direct, server};
+use crate::stage::{Stage, direct, same, server};
 
 fn setting(wire: &mut Wire, name: &str) -> String {
     wire.value(&format!("SHOW {name}"))
@@ -139,6 +139,59 @@ fn a_setting_in_a_failed_query_is_not_kept() {
     client.ready();
     stage.client().run("SELECT 1");
     assert_eq!(setting(&mut client, "statement_timeout"), "13s");
+}
+
+/// They belong to the transaction, and are no settings of the session.
+#[test]
+fn properties_of_a_transaction_end_with_it() {
+    same(|wire| {
+        for begin in [
+            "BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            "BEGIN; SET LOCAL transaction_isolation = 'serializable'; SET CONSTRAINTS ALL DEFERRED",
+            "BEGIN; SELECT set_config('transaction_read_only', 'on', false)",
+        ] {
+            wire.query(begin);
+            wire.query("SHOW transaction_isolation");
+            wire.query("SHOW transaction_read_only");
+            wire.query("COMMIT");
+            wire.query("SHOW transaction_isolation");
+            wire.query("SHOW transaction_read_only");
+            wire.query("SHOW transaction_deferrable");
+        }
+        wire.query("SET TRANSACTION READ ONLY");
+        wire.query("SET CONSTRAINTS ALL DEFERRED");
+        wire.query("SHOW transaction_read_only");
+    });
+}
+
+#[test]
+fn discard_all_goes_back_to_the_startup_message() {
+    let stage = Stage::new(1);
+    let parameters = [
+        ("user", "postgres"),
+        ("database", "postgres"),
+        ("application_name", "mine"),
+        ("options", "-c statement_timeout=77s"),
+    ];
+    let client = &mut Wire::connect_with(stage.pooler.port(), &parameters);
+    for extended in [false, true] {
+        client.run(
+            "SET statement_timeout = '1h'; SET application_name = 'other'; SET work_mem = '2MB'",
+        );
+        stage.client().run("SELECT 1");
+        if extended {
+            client.send(Messages::new().statement("DISCARD ALL").sync());
+            assert!(!tags(&client.ready()).contains('E'));
+        } else {
+            client.run("DISCARD ALL");
+        }
+        stage.client().run("SELECT 1");
+        let shown =
+            ["statement_timeout", "application_name", "work_mem"].map(|name| setting(client, name));
+        assert_eq!(shown, ["77s", "mine", "4MB"]);
+    }
+    stage.assert_clean();
 }
 
 /// pg_dump sets an empty search_path so.

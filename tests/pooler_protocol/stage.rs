@@ -66,7 +66,7 @@ impl Stage {
         // What the pooler itself sets for a client is what the client asked for.
         let set = next.value(
             "SELECT coalesce(string_agg(name || '=' || setting, ', '), '') FROM pg_settings \
-             WHERE source = 'session'",
+             WHERE source = 'session' AND name NOT LIKE 'transaction%'",
         );
         assert_eq!(set, "", "settings left behind");
         let left = next.value(

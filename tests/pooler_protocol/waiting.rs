@@ -235,6 +235,36 @@ fn a_session_hands_its_server_on_clean() {
     }
 }
 
+/// Whatever becomes of DISCARD ALL, under the time limit that the session has left: the next one finds
+/// nothing of it.
+#[test]
+fn a_session_that_is_hard_to_clean_is_not_handed_on() {
+    let stage = Stage::with(1, PoolerConfig::session_mode);
+    for _ in 0..3 {
+        let mut one = stage.client();
+        one.run("DO $$ BEGIN FOR n IN 1..100 LOOP EXECUTE format('CREATE TEMP TABLE left_%s (a int)', n); END LOOP; END $$");
+        one.run("SET statement_timeout = 1");
+        drop(one);
+        stage.assert_clean();
+    }
+}
+
+/// PgCat takes the session away from a client that is idle outside of a transaction (probe 33).
+#[test]
+fn an_idle_session_outside_a_transaction_is_kept() {
+    let stage = Stage::with(1, |config| {
+        config
+            .session_mode()
+            .general("idle_client_in_transaction_timeout = 100")
+    });
+    let mut client = stage.client();
+    client.run("CREATE TEMP TABLE kept (a int)");
+    assert!(client.silent_for(Duration::from_millis(500)));
+    client.run("SELECT * FROM kept");
+    client.run("BEGIN");
+    assert_eq!(tags(&client.ready()), "EZ");
+}
+
 /// A session's server is read while its client is idle.
 #[test]
 fn a_session_is_notified_while_idle() {
