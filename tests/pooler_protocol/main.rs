@@ -12,6 +12,7 @@ mod extended;
 mod failure;
 mod hba;
 mod large;
+mod limits;
 mod listen;
 mod prepared;
 mod prepared_doubt;

@@ -92,9 +92,8 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         shutdown_timeout: milliseconds("shutdown_timeout", 0, 60_000)?,
         client_login_timeout: milliseconds("client_login_timeout", 1, 60_000)?,
         unix_socket_dir: section.string("unix_socket_dir")?.map(PathBuf::from),
-        max_client_logins: section
-            .integer("max_client_logins", 0, u32::MAX as usize)?
-            .filter(|&limit| limit > 0),
+        max_client_logins: section.limit("max_client_logins")?,
+        max_client_conn: section.limit("max_client_conn")?,
         hba_file: tls::file(section, "hba_file")?,
         unix_socket_mode: unix_socket_mode(section)?,
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,

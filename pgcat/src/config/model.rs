@@ -44,6 +44,8 @@ pub struct General {
     pub client_login_timeout: Duration,
     /// Clients that may be logging in at once; `None`: any number.
     pub max_client_logins: Option<usize>,
+    /// Clients there may be at once, those of the admin databases not counted; `None`: any number.
+    pub max_client_conn: Option<usize>,
     /// Where the Unix socket for clients is; `None`: there is none.
     pub unix_socket_dir: Option<PathBuf>,
     /// Rules for logins, in place of users' `auth_type`.
@@ -114,6 +116,7 @@ impl General {
             idle_timeout: None,
             connect_timeout: self.connect_timeout,
             statement_timeout: None,
+            max_client_connections: None,
         })
     }
 }
@@ -221,6 +224,8 @@ pub struct Pool {
     pub regex_search_limit: usize,
     pub default_shard: DefaultShard,
     pub auth_query: Option<AuthQuery>,
+    /// Clients of all users together; `None`: any number.
+    pub max_client_connections: Option<usize>,
     pub cleanup_server_connections: bool,
     pub log_client_parameter_status_changes: bool,
     /// Prepared statements kept per server connection. PgCat's 0 means "off", which breaks drivers in
@@ -285,4 +290,6 @@ pub struct User {
     pub idle_timeout: Option<Duration>,
     pub connect_timeout: Duration,
     pub statement_timeout: Option<Duration>,
+    /// Clients of this name, over all databases; `None`: any number.
+    pub max_client_connections: Option<usize>,
 }

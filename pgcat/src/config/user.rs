@@ -112,6 +112,7 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
             .milliseconds("connect_timeout", 1)?
             .unwrap_or(defaults.connect_timeout),
         statement_timeout: section.timeout("statement_timeout")?.flatten(),
+        max_client_connections: section.limit("max_client_connections")?,
     };
     section.finish();
     Ok(user)

@@ -10,7 +10,9 @@ use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
 use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, User};
 use crate::plugins::PoolIdentity;
+use crate::pool::limits::Tallies;
 use crate::pool::shared::PoolShared;
+use crate::pool::statistics::Ids;
 
 /// Reads the configuration again.
 pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
@@ -42,8 +44,7 @@ pub fn pools(config: &Config, present: &[Arc<PoolShared>], fixed: &Fixed) -> Vec
                 identity,
                 user,
                 pool.clone(),
-                fixed.threads,
-                fixed.ids.clone(),
+                fixed,
                 predecessor.map(|predecessor| &**predecessor),
             );
             pools.push(Arc::new(if asks_auth_query {
@@ -72,6 +73,7 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
         idle_timeout: config.general.idle_timeout,
         connect_timeout: config.general.connect_timeout,
         statement_timeout: None,
+        max_client_connections: None,
     }
 }
 
@@ -79,7 +81,8 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
 #[derive(Debug, Clone)]
 pub struct Fixed {
     pub threads: usize,
-    pub ids: crate::pool::statistics::Ids,
+    pub ids: Ids,
+    pub tallies: Arc<Tallies>,
 }
 
 /// Whether a pool would be what it is; its other users are pools of their own.

@@ -24,6 +24,7 @@ use crate::admin::state::ClientState;
 use crate::config::model::Config;
 use crate::error::Error;
 use crate::plugins::{Plugin, PoolIdentity};
+use crate::pool::limits::{Count, Tallies};
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::{self, Ids};
@@ -53,6 +54,9 @@ pub struct Pooler {
     pub listen: SocketAddr,
     /// For connections and sessions.
     pub ids: Ids,
+    tallies: Arc<Tallies>,
+    /// Clients that are counted for `max_client_conn`.
+    pub(super) seats: Arc<Count>,
     /// To the thread that listens.
     pub orders: mpsc::UnboundedSender<Order>,
     /// Which session a cancel key belongs to.
@@ -174,10 +178,10 @@ impl Pooler {
         pools: Vec<Arc<PoolShared>>,
         plugins: Vec<Arc<dyn Plugin>>,
         listen: SocketAddr,
-        ids: Ids,
+        fixed: Fixed,
         orders: mpsc::UnboundedSender<Order>,
     ) -> Result<(Arc<Self>, Vec<std::thread::JoinHandle<()>>), Error> {
-        let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..config.general.worker_threads)
+        let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..fixed.threads)
             .map(|_| {
                 let (mail, mailbox) = mpsc::unbounded_channel();
                 (
@@ -203,7 +207,9 @@ impl Pooler {
             began: Instant::now(),
             began_at: SystemTime::now(),
             listen,
-            ids,
+            ids: fixed.ids,
+            tallies: fixed.tallies,
+            seats: Arc::default(),
             orders,
             cancel_keys: Mutex::default(),
             clients: AtomicUsize::new(0),
@@ -333,6 +339,7 @@ impl Pooler {
         Fixed {
             threads: self.threads.len(),
             ids: self.ids.clone(),
+            tallies: self.tallies.clone(),
         }
     }
 

@@ -12,6 +12,7 @@ mod balance;
 pub mod functions;
 pub mod gate;
 pub mod health;
+pub mod limits;
 pub mod local;
 pub mod shared;
 pub mod slots;

@@ -7,9 +7,11 @@ use super::activity::Activity;
 use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
+use super::limits::Tally;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::notify::Hub;
+use crate::net::reload::Fixed;
 use crate::net::server::Parameters;
 use crate::plugins::PoolIdentity;
 use crate::router::route::Route;
@@ -29,6 +31,9 @@ pub struct PoolShared {
     /// The servers, in the order of shards and of servers in them.
     pub addresses: Box<[Address]>,
     pub ids: Ids,
+    /// What is counted over all pools of the database, and over all of the user.
+    pub of_database: Arc<Tally>,
+    pub of_user: Arc<Tally>,
     /// What administrators have ordered.
     pub gate: Arc<Gate>,
     /// Counts the schema changes seen on this pool's connections.
@@ -64,11 +69,10 @@ impl PoolShared {
         identity: PoolIdentity,
         user: User,
         settings: Pool,
-        threads: usize,
-        ids: Ids,
+        fixed: &Fixed,
         predecessor: Option<&Self>,
     ) -> Self {
-        let mut addresses = Address::all(&identity.database, &settings, &user, threads);
+        let mut addresses = Address::all(&identity.database, &settings, &user, fixed.threads);
         for address in &mut addresses {
             let same =
                 predecessor.and_then(|pool| pool.addresses.iter().find(|a| a.is_same(address)));
@@ -87,13 +91,15 @@ impl PoolShared {
                 learned.unwrap_or_else(PoisonError::into_inner).clone()
             });
         Self {
-            index: ids.next() as usize,
+            index: fixed.ids.next() as usize,
             retired: AtomicBool::new(false),
             addresses,
+            of_database: fixed.tallies.database(&identity.database),
+            of_user: fixed.tallies.user(&identity.user),
             identity,
             user,
             settings,
-            ids,
+            ids: fixed.ids.clone(),
             gate: predecessor.map_or_else(Arc::default, |pool| pool.gate.clone()),
             schema_version: AtomicU64::new(0),
             functions: Functions::default(),

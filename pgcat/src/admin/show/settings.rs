@@ -34,6 +34,10 @@ pub(super) fn pgcat(config: &Config) -> Vec<Row> {
         ("healthcheck_delay", millis(general.healthcheck_delay)),
         ("ban_time", general.ban_time.as_secs().to_string()),
         (
+            "max_client_conn",
+            general.max_client_conn.unwrap_or(0).to_string(),
+        ),
+        (
             "idle_client_in_transaction_timeout",
             millis(
                 general
@@ -115,6 +119,8 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
     let general = &config.general;
     let seconds = |time: Option<Duration>| time.unwrap_or_default().as_secs().to_string();
     let flag = |is: bool| u8::from(is).to_string();
+    // 0 is no limit.
+    let limit = |limit: Option<usize>| limit.unwrap_or(0).to_string();
     let settings: [(&str, String, &str); 27] = [
         ("admin_users", general.admin_username.clone(), ""),
         ("client_login_timeout", "60".into(), "60"),
@@ -139,8 +145,7 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
             flag(general.log_client_disconnections),
             "1",
         ),
-        // Without a limit.
-        ("max_client_conn", "0".into(), "100"),
+        ("max_client_conn", limit(general.max_client_conn), "100"),
         ("max_db_connections", "0".into(), "0"),
         ("max_packet_size", "1073741823".into(), "2147483647"),
         ("max_user_connections", "0".into(), "0"),

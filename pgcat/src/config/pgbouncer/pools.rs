@@ -3,7 +3,7 @@
 use super::super::error::ConfigError;
 use super::Sources;
 use super::database::Line;
-use super::general::{ONCE, auth_user, or_zero};
+use super::general::{ONCE, auth_user, limit, or_zero};
 use super::settings::Setting;
 use super::userlist::Login;
 use super::writer::Writer;
@@ -27,6 +27,9 @@ pub(super) fn write(
     if let Some(lifetime) = database.get("server_lifetime") {
         writer.set_from("server_lifetime", or_zero(&lifetime, ONCE)?, &origin);
     }
+    let clients = database.get("max_db_client_connections");
+    let clients = clients.unwrap_or_else(|| sources.settings.get("max_db_client_connections"));
+    limit("max_client_connections", &clients, writer)?;
     prepared_statements(sources, writer)?;
     let has_auth_query = auth_query(sources, database, writer);
 
@@ -204,6 +207,9 @@ fn user(
             &min.origin(),
         );
     }
+    let clients = of_user("max_user_client_connections");
+    let clients = clients.unwrap_or_else(|| sources.settings.get("max_user_client_connections"));
+    limit("max_client_connections", &clients, writer)?;
     if let Some(mode) = of_user("pool_mode") {
         pool_mode(&mode, writer)?;
     }

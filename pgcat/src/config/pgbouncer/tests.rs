@@ -272,6 +272,30 @@ fn databases_and_users_have_their_own_settings() {
 }
 
 #[test]
+fn limits_are_those_of_databases_and_users_or_of_all() {
+    let ini = "[databases]\nplain = host=s\nown = host=s max_db_client_connections=5\n\
+               [users]\napp = max_user_client_connections=6\n\
+               [pgbouncer]\nauth_file = FILES/users\nmax_client_conn = 1000\n\
+               max_db_client_connections = 50\nmax_user_client_connections = 60\n";
+    let files = Files::new(ini);
+    files.put("users", "\"app\" \"pw\"\n\"other\" \"pw\"\n");
+    let (config, notes) = result(&files.import(&[], &[]).expect("an import"));
+    assert_eq!(config.general.max_client_conn, Some(1000));
+    let [plain, own] = ["plain", "own"].map(|name| &config.pools[name]);
+    assert_eq!(plain.max_client_connections, Some(50));
+    assert_eq!(own.max_client_connections, Some(5));
+    let [app, other] = &plain.users[..] else {
+        panic!("{:?}", plain.users);
+    };
+    assert_eq!(app.max_client_connections, Some(6));
+    assert_eq!(other.max_client_connections, Some(60));
+    assert!(
+        notes.iter().all(|n| n.starts_with("listen_addr is empty")),
+        "{notes:?}"
+    );
+}
+
+#[test]
 fn settings_without_effect_are_named() {
     let imported = Files::new(&with(
         "unix_socket_dir =\nunix_socket_mode = 0700\nauth_query = SELECT 1\nclient_tls_ca_file = /nowhere\n\
