@@ -13,6 +13,7 @@ mod failure;
 mod hba;
 mod large;
 mod limits;
+mod limits_of_servers;
 mod listen;
 mod prepared;
 mod prepared_doubt;

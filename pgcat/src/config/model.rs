@@ -117,6 +117,7 @@ impl General {
             connect_timeout: self.connect_timeout,
             statement_timeout: None,
             max_client_connections: None,
+            max_user_connections: None,
         })
     }
 }
@@ -226,6 +227,8 @@ pub struct Pool {
     pub auth_query: Option<AuthQuery>,
     /// Clients of all users together; `None`: any number.
     pub max_client_connections: Option<usize>,
+    /// Server connections of all users together, to all servers; `None`: any number.
+    pub max_db_connections: Option<usize>,
     pub cleanup_server_connections: bool,
     pub log_client_parameter_status_changes: bool,
     /// Prepared statements kept per server connection. PgCat's 0 means "off", which breaks drivers in
@@ -292,4 +295,6 @@ pub struct User {
     pub statement_timeout: Option<Duration>,
     /// Clients of this name, over all databases; `None`: any number.
     pub max_client_connections: Option<usize>,
+    /// Server connections of users of this name, over all databases; `None`: any number.
+    pub max_user_connections: Option<usize>,
 }

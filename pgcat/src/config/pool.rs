@@ -121,6 +121,7 @@ pub(super) fn read(
         default_shard: default_shard(section, shards.len())?,
         auth_query,
         max_client_connections: section.limit("max_client_connections")?,
+        max_db_connections: section.limit("max_db_connections")?,
         cleanup_server_connections: flag("cleanup_server_connections", true)?,
         log_client_parameter_status_changes: flag("log_client_parameter_status_changes", false)?,
         prepared_statements_cache_size: section

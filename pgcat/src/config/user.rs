@@ -113,6 +113,7 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
             .unwrap_or(defaults.connect_timeout),
         statement_timeout: section.timeout("statement_timeout")?.flatten(),
         max_client_connections: section.limit("max_client_connections")?,
+        max_user_connections: section.limit("max_user_connections")?,
     };
     section.finish();
     Ok(user)

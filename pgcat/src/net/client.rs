@@ -285,16 +285,14 @@ impl Newcomer {
     /// a user's seats.
     fn take_seats_of(&mut self, pool: &PoolShared) -> Result<(), Error> {
         // PgBouncer's words and names of the limits.
-        self.take_seat(
-            &pool.of_database.clients,
-            pool.settings.max_client_connections,
+        const EXCEEDED: [&str; 2] = [
             "client connections exceeded (max_db_client_connections)",
-        )?;
-        self.take_seat(
-            &pool.of_user.clients,
-            pool.user.max_client_connections,
             "client connections exceeded (max_user_client_connections)",
-        )
+        ];
+        for ((count, limit), message) in pool.client_counts().into_iter().zip(EXCEEDED) {
+            self.take_seat(count, limit, message)?;
+        }
+        Ok(())
     }
 
     /// Gives a client that replicates its own server connection, whose greeting it gets.

@@ -47,11 +47,13 @@ pub fn pools(config: &Config, present: &[Arc<PoolShared>], fixed: &Fixed) -> Vec
                 fixed,
                 predecessor.map(|predecessor| &**predecessor),
             );
-            pools.push(Arc::new(if asks_auth_query {
+            let shared = Arc::new(if asks_auth_query {
                 shared.for_auth_query()
             } else {
                 shared
-            }));
+            });
+            shared.join();
+            pools.push(shared);
         }
     }
     pools
@@ -74,6 +76,7 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
         connect_timeout: config.general.connect_timeout,
         statement_timeout: None,
         max_client_connections: None,
+        max_user_connections: None,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::model::ServerAddress;
 use crate::error::Error;
 use crate::plugins::QueryResult;
 use crate::pool::address::Address;
-use crate::pool::slots::Slot;
+use crate::pool::slots::{Claim, Slot};
 use crate::pool::statistics::Connection;
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
@@ -145,6 +145,11 @@ impl Server {
     /// The server of the pool that this is a connection to.
     pub fn address(&self) -> &Address {
         self.slot.address()
+    }
+
+    /// Leaves its place to another pool when it is closed.
+    pub fn leave_to(&mut self, heir: Claim) {
+        self.slot.leave_to(heir);
     }
 
     /// Notes whether the server is a standby.

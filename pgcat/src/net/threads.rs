@@ -570,6 +570,9 @@ async fn keep_time(thread: Rc<ThreadContext>) {
             .set(thread.pooler.began.elapsed().as_millis() as u64);
         for pool in &*thread.pools.borrow() {
             pool.shared.expire(thread.now.get());
+            if thread.index == 0 {
+                pool.press_claims(&thread);
+            }
         }
         let limit = thread.config().general.idle_client_in_transaction_timeout;
         if let Some(limit) = limit {

@@ -1,14 +1,17 @@
-//! What is counted over several pools: the clients of a database, and those of a user.
+//! What is counted over several pools: the clients and the server connections of a database, and those
+//! of a user.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// How many clients there are of a kind.
+use super::shared::PoolShared;
+
+/// How many clients, or server connections, there are of a kind.
 #[derive(Debug, Default)]
 pub struct Count(AtomicUsize);
 
-/// A client that is counted, while this value exists.
+/// A client, or a server connection, that is counted, while this value exists.
 #[derive(Debug)]
 pub struct Seat(Arc<Count>);
 
@@ -16,6 +19,11 @@ pub struct Seat(Arc<Count>);
 #[derive(Debug, Default)]
 pub struct Tally {
     pub clients: Arc<Count>,
+    pub servers: Arc<Count>,
+    /// A pool limits the server connections.
+    is_limited: AtomicBool,
+    /// Whose server connections are counted.
+    pools: Mutex<Vec<Weak<PoolShared>>>,
 }
 
 /// The counts by name. They outlive a reload.
@@ -34,16 +42,49 @@ impl Count {
         let limit = limit.unwrap_or(usize::MAX);
         let taken = self
             .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
                 (taken < limit).then_some(taken + 1)
             });
         taken.is_ok().then(|| Seat(self.clone()))
+    }
+
+    /// Whether a seat could be had now.
+    pub fn has_room(&self, limit: Option<usize>) -> bool {
+        limit.is_none_or(|limit| self.0.load(Ordering::SeqCst) < limit)
+    }
+}
+
+impl Seat {
+    pub fn is_of(&self, count: &Arc<Count>) -> bool {
+        Arc::ptr_eq(&self.0, count)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Tally {
+    /// A new pool counts its server connections here.
+    pub fn join(&self, pool: &Arc<PoolShared>, limit: Option<usize>) {
+        if limit.is_some() {
+            self.is_limited.store(true, Ordering::Relaxed);
+        }
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(pool));
+    }
+
+    pub fn is_limited(&self) -> bool {
+        self.is_limited.load(Ordering::Relaxed)
+    }
+
+    /// The pools whose server connections are counted.
+    pub fn pools(&self) -> Vec<Arc<PoolShared>> {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().filter_map(Weak::upgrade).collect()
     }
 }
 

@@ -14,7 +14,7 @@ use super::analyser::Analyser;
 use super::functions::CATALOG;
 use super::health::BanReason;
 use super::shared::PoolShared;
-use super::slots::{Grant, Slot};
+use super::slots::{Claim, Grant, Slot, Turn};
 use super::statistics::Phase;
 use crate::config::model::Role;
 use crate::error::Error;
@@ -170,6 +170,7 @@ impl LocalPool {
     ) -> Result<Box<Server>, Error> {
         let slots = &self.address(at).slots;
         loop {
+            slots.forget_claims(&self.shared);
             if slots.waiting() == 0 {
                 if let Some(server) = self.pop_idle(thread, at) {
                     match self.checked(thread, server).await? {
@@ -193,6 +194,7 @@ impl LocalPool {
             for index in slots.idle_threads(thread.index) {
                 thread.pooler.threads[index].serve_waiters(self.shared.index, at);
             }
+            self.claim(thread, at);
             // Nothing is granted to those taken off the queue: see `Slots::expire`.
             let server = match granted.await.map_err(|_| self.why_dismissed())? {
                 Grant::Slot(slot) => return self.open_paced(thread, slot).await,
@@ -205,6 +207,49 @@ impl LocalPool {
             if let Some(server) = self.checked(thread, server).await? {
                 return Ok(server);
             }
+        }
+    }
+
+    /// Where those who wait could open connections but for a limit over several pools: has the others
+    /// close some.
+    fn claim(&self, thread: &ThreadContext, at: usize) {
+        if !self.shared.is_limited() || !self.address(at).slots.wants_slot() {
+            return;
+        }
+        for rival in self.shared.rivals() {
+            if !self.shared.is_kept_out_by(&rival) {
+                continue;
+            }
+            let is_here = |id| id == at && Arc::ptr_eq(&rival, &self.shared);
+            for address in rival.addresses.iter().filter(|other| !is_here(other.id)) {
+                if address.slots.open() == 0 {
+                    continue;
+                }
+                let claim = Claim::new(self.shared.clone(), at, thread.now.get());
+                address.slots.claim(claim);
+                for index in address.slots.idle_threads(usize::MAX) {
+                    thread.pooler.threads[index].serve_waiters(rival.index, address.id);
+                }
+            }
+        }
+    }
+
+    /// Looks after those who wait for a connection that other pools may have to close; called now and then. What they
+    /// hold may have become idle, or their limit have room, in the moment between two looks.
+    pub fn press_claims(&self, thread: &ThreadContext) {
+        if !self.shared.is_limited() || self.shared.gate.is_shut() {
+            return;
+        }
+        for address in &self.shared.addresses {
+            if !address.slots.wants_slot() {
+                continue;
+            }
+            address.slots.forget_gone();
+            while address.slots.wants_slot()
+                && let Some(slot) = Slot::take(&self.shared, address.id)
+                && address.slots.grant(slot).is_none()
+            {}
+            self.claim(thread, address.id);
         }
     }
 
@@ -376,8 +421,14 @@ impl LocalPool {
     fn give(&self, thread: &ThreadContext, mut server: Box<Server>) -> Option<Box<Server>> {
         let slots = &self.address(server.address().id).slots;
         while slots.waiting() > 0 && !self.shared.gate.is_shut() {
-            let Some(waiter) = slots.next_waiter(thread.index, thread.now.get()) else {
-                break;
+            let waiter = match slots.next(thread.index, thread.now.get(), &self.shared) {
+                Some(Turn::Client(waiter)) => waiter,
+                Some(Turn::Rival(claim)) => {
+                    server.leave_to(claim);
+                    self.close(server);
+                    return None;
+                }
+                None => break,
             };
             let grant = if waiter.thread == thread.index {
                 Grant::Here(server)
@@ -422,7 +473,7 @@ impl LocalPool {
     pub fn resume(&self, thread: &ThreadContext) {
         for address in &self.shared.addresses {
             self.serve_waiters(thread, address.id);
-            while address.slots.waiting() > 0
+            while address.slots.clients() > 0
                 && let Some(slot) = Slot::take(&self.shared, address.id)
                 && address.slots.grant(slot).is_none()
             {}

@@ -7,7 +7,7 @@ use super::activity::Activity;
 use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
-use super::limits::Tally;
+use super::limits::{Count, Tally};
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::notify::Hub;
@@ -31,9 +31,9 @@ pub struct PoolShared {
     /// The servers, in the order of shards and of servers in them.
     pub addresses: Box<[Address]>,
     pub ids: Ids,
-    /// What is counted over all pools of the database, and over all of the user.
-    pub of_database: Arc<Tally>,
-    pub of_user: Arc<Tally>,
+    /// What is counted over all pools of the database, and over all of the user, with the limits of
+    /// server connections.
+    tallies: [(Arc<Tally>, Option<usize>); 2],
     /// What administrators have ordered.
     pub gate: Arc<Gate>,
     /// Counts the schema changes seen on this pool's connections.
@@ -94,8 +94,16 @@ impl PoolShared {
             index: fixed.ids.next() as usize,
             retired: AtomicBool::new(false),
             addresses,
-            of_database: fixed.tallies.database(&identity.database),
-            of_user: fixed.tallies.user(&identity.user),
+            tallies: [
+                (
+                    fixed.tallies.database(&identity.database),
+                    settings.max_db_connections,
+                ),
+                (
+                    fixed.tallies.user(&identity.user),
+                    user.max_user_connections,
+                ),
+            ],
             identity,
             user,
             settings,
@@ -109,6 +117,72 @@ impl PoolShared {
             scram_secret: OnceLock::new(),
             learned: Mutex::new(learned),
             asks_auth_query: false,
+        }
+    }
+
+    /// The clients of the database, and of the user over all databases, with the limits.
+    pub fn client_counts(&self) -> [(&Arc<Count>, Option<usize>); 2] {
+        let [(of_database, _), (of_user, _)] = &self.tallies;
+        [
+            (&of_database.clients, self.settings.max_client_connections),
+            (&of_user.clients, self.user.max_client_connections),
+        ]
+    }
+
+    /// Whether its server connections are counted with those of other pools, and limited.
+    pub fn is_limited(&self) -> bool {
+        let tallies = self.tallies();
+        tallies.iter().any(|(tally, _)| tally.is_limited())
+    }
+
+    /// What its server connections are counted by, with the limits. A pool for `auth_query` has its own
+    /// limit only: logins must not wait for transactions.
+    pub fn tallies(&self) -> &[(Arc<Tally>, Option<usize>)] {
+        if self.asks_auth_query {
+            &[]
+        } else {
+            &self.tallies
+        }
+    }
+
+    /// Whether it may open no connection to any server now, for others have too many.
+    pub fn is_full(&self) -> bool {
+        self.is_limited() && self.full_tallies().next().is_some()
+    }
+
+    /// The tallies in which no server connection more is allowed.
+    fn full_tallies(&self) -> impl Iterator<Item = &Arc<Tally>> {
+        let tallies = self.tallies().iter();
+        let full = tallies.filter(|(tally, limit)| !tally.servers.has_room(*limit));
+        full.map(|(tally, _)| tally)
+    }
+
+    /// Whether it may open no connection as long as pools like this one keep theirs.
+    pub fn is_kept_out_by(&self, other: &Self) -> bool {
+        let is_theirs = |full| {
+            let mut theirs = other.tallies().iter();
+            theirs.any(|(tally, _)| Arc::ptr_eq(tally, full))
+        };
+        self.full_tallies().any(is_theirs)
+    }
+
+    /// The pools that share a limit with this one, and it itself.
+    pub fn rivals(&self) -> Vec<Arc<Self>> {
+        let mut rivals: Vec<Arc<Self>> = Vec::new();
+        for (tally, _) in self.tallies() {
+            for pool in tally.pools() {
+                if !pool.is_retired() && !rivals.iter().any(|known| Arc::ptr_eq(known, &pool)) {
+                    rivals.push(pool);
+                }
+            }
+        }
+        rivals
+    }
+
+    /// Counts its server connections with those of others from now on.
+    pub fn join(self: &Arc<Self>) {
+        for (tally, limit) in self.tallies() {
+            tally.join(self, *limit);
         }
     }
 

@@ -21,7 +21,6 @@ const MISSING_OF_DATABASE: &[(&str, &str)] = &[
     ("reserve_pool", NO_RESERVE),
     ("reserve_pool_size", NO_RESERVE),
     ("connect_query", "nothing is run on new connections"),
-    ("max_db_connections", LIMIT),
     ("client_encoding", ALTER),
     ("datestyle", ALTER),
     ("timezone", ALTER),
@@ -48,12 +47,12 @@ const DATABASE: &[&str] = &[
     "min_pool_size",
     "pool_mode",
     "server_lifetime",
+    "max_db_connections",
     "max_db_client_connections",
 ];
 
 const MISSING_OF_USER: &[(&str, &str)] = &[
     ("reserve_pool_size", NO_RESERVE),
-    ("max_user_connections", LIMIT),
     (
         "idle_transaction_timeout",
         "idle_client_in_transaction_timeout is one for all",
@@ -69,11 +68,11 @@ const USER: &[&str] = &[
     "pool_mode",
     "pool_size",
     "query_timeout",
+    "max_user_connections",
     "max_user_client_connections",
 ];
 
 const NO_RESERVE: &str = "there is no reserve: raise pool_size by it if peaks need it";
-const LIMIT: &str = "server connections are limited per database and user, by pool_size";
 const ALTER: &str = "set it in the server, by ALTER DATABASE or ALTER ROLE";
 
 impl Line {

@@ -27,9 +27,14 @@ pub(super) fn write(
     if let Some(lifetime) = database.get("server_lifetime") {
         writer.set_from("server_lifetime", or_zero(&lifetime, ONCE)?, &origin);
     }
-    let clients = database.get("max_db_client_connections");
-    let clients = clients.unwrap_or_else(|| sources.settings.get("max_db_client_connections"));
-    limit("max_client_connections", &clients, writer)?;
+    for (key, name) in [
+        ("max_db_connections", "max_db_connections"),
+        ("max_client_connections", "max_db_client_connections"),
+    ] {
+        let own = database.get(name);
+        let setting = own.unwrap_or_else(|| sources.settings.get(name));
+        limit(key, &setting, writer)?;
+    }
     prepared_statements(sources, writer)?;
     let has_auth_query = auth_query(sources, database, writer);
 
@@ -207,9 +212,13 @@ fn user(
             &min.origin(),
         );
     }
-    let clients = of_user("max_user_client_connections");
-    let clients = clients.unwrap_or_else(|| sources.settings.get("max_user_client_connections"));
-    limit("max_client_connections", &clients, writer)?;
+    for (key, name) in [
+        ("max_user_connections", "max_user_connections"),
+        ("max_client_connections", "max_user_client_connections"),
+    ] {
+        let setting = of_user(name).unwrap_or_else(|| sources.settings.get(name));
+        limit(key, &setting, writer)?;
+    }
     if let Some(mode) = of_user("pool_mode") {
         pool_mode(&mode, writer)?;
     }

@@ -273,10 +273,11 @@ fn databases_and_users_have_their_own_settings() {
 
 #[test]
 fn limits_are_those_of_databases_and_users_or_of_all() {
-    let ini = "[databases]\nplain = host=s\nown = host=s max_db_client_connections=5\n\
-               [users]\napp = max_user_client_connections=6\n\
+    let ini = "[databases]\nplain = host=s\nown = host=s max_db_client_connections=5 max_db_connections=7\n\
+               [users]\napp = max_user_client_connections=6 max_user_connections=8\n\
                [pgbouncer]\nauth_file = FILES/users\nmax_client_conn = 1000\n\
-               max_db_client_connections = 50\nmax_user_client_connections = 60\n";
+               max_db_client_connections = 50\nmax_user_client_connections = 60\n\
+               max_db_connections = 70\nmax_user_connections = 80\n";
     let files = Files::new(ini);
     files.put("users", "\"app\" \"pw\"\n\"other\" \"pw\"\n");
     let (config, notes) = result(&files.import(&[], &[]).expect("an import"));
@@ -289,6 +290,10 @@ fn limits_are_those_of_databases_and_users_or_of_all() {
     };
     assert_eq!(app.max_client_connections, Some(6));
     assert_eq!(other.max_client_connections, Some(60));
+    let of_databases = (plain.max_db_connections, own.max_db_connections);
+    assert_eq!(of_databases, (Some(70), Some(7)));
+    let of_users = (app.max_user_connections, other.max_user_connections);
+    assert_eq!(of_users, (Some(8), Some(80)));
     assert!(
         notes.iter().all(|n| n.starts_with("listen_addr is empty")),
         "{notes:?}"
