@@ -15,6 +15,7 @@ pub(super) struct Inherited {
     pub connect_timeout: Duration,
     pub idle_timeout: Option<Duration>,
     pub server_lifetime: Option<Duration>,
+    pub reserve_pool_timeout: Option<Duration>,
     pub auth_query: AuthQueryKeys,
 }
 
@@ -58,6 +59,10 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
 
     let auth_query = AuthQueryKeys::read(section)?;
     let (admin_username, admin_password) = admin_login(section)?;
+    // PgBouncer's default.
+    let reserve_pool_timeout = section
+        .timeout("reserve_pool_timeout")?
+        .unwrap_or(Some(Duration::from_secs(5)));
     let client_tls = tls::client(section)?;
     let server_tls = tls::server(section)?;
     let general = General {
@@ -134,6 +139,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         connect_timeout: general.connect_timeout,
         idle_timeout: general.idle_timeout,
         server_lifetime: general.server_lifetime,
+        reserve_pool_timeout,
         auth_query,
     };
     Ok((general, inherited))

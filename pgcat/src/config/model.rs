@@ -118,6 +118,8 @@ impl General {
             statement_timeout: None,
             max_client_connections: None,
             max_user_connections: None,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: None,
         })
     }
 }
@@ -293,6 +295,10 @@ pub struct User {
     pub idle_timeout: Option<Duration>,
     pub connect_timeout: Duration,
     pub statement_timeout: Option<Duration>,
+    /// Server connections beyond `pool_size`, per server of the pool, for when a client has waited for
+    /// `reserve_pool_timeout` (`None`: never).
+    pub reserve_pool_size: u32,
+    pub reserve_pool_timeout: Option<Duration>,
     /// Clients of this name, over all databases; `None`: any number.
     pub max_client_connections: Option<usize>,
     /// Server connections of users of this name, over all databases; `None`: any number.

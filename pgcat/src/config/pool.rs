@@ -63,6 +63,9 @@ pub(super) fn read(
         server_lifetime: section
             .timeout("server_lifetime")?
             .unwrap_or(inherited.server_lifetime),
+        reserve_pool_timeout: section
+            .timeout("reserve_pool_timeout")?
+            .unwrap_or(inherited.reserve_pool_timeout),
         has_auth_query: auth_query.is_some(),
     };
     let query_parser_enabled = flag("query_parser_enabled", false)?;

@@ -117,6 +117,16 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     assert_eq!((user.pool_size, user.min_pool_size), (7, 0));
     assert_eq!(user.auth_type, AuthType::Md5);
     assert_eq!(user.statement_timeout, None);
+    let reserve = (user.reserve_pool_size, user.reserve_pool_timeout);
+    assert_eq!(reserve, (0, Some(Duration::from_secs(5))));
+    let limits = [
+        general.max_client_conn,
+        pool.max_client_connections,
+        pool.max_db_connections,
+        user.max_client_connections,
+        user.max_user_connections,
+    ];
+    assert_eq!(limits, [None; 5]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub(super) struct PoolDefaults<'a> {
     pub connect_timeout: Duration,
     pub idle_timeout: Option<Duration>,
     pub server_lifetime: Option<Duration>,
+    pub reserve_pool_timeout: Option<Duration>,
     pub has_auth_query: bool,
 }
 
@@ -112,6 +113,12 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
             .milliseconds("connect_timeout", 1)?
             .unwrap_or(defaults.connect_timeout),
         statement_timeout: section.timeout("statement_timeout")?.flatten(),
+        reserve_pool_size: section
+            .integer("reserve_pool_size", 0, u32::MAX)?
+            .unwrap_or(0),
+        reserve_pool_timeout: section
+            .timeout("reserve_pool_timeout")?
+            .unwrap_or(defaults.reserve_pool_timeout),
         max_client_connections: section.limit("max_client_connections")?,
         max_user_connections: section.limit("max_user_connections")?,
     };

@@ -77,6 +77,8 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
         statement_timeout: None,
         max_client_connections: None,
         max_user_connections: None,
+        reserve_pool_size: 0,
+        reserve_pool_timeout: None,
     }
 }
 

@@ -539,8 +539,16 @@ impl LocalPool {
             let idle_for = thread.now.get().saturating_sub(server.idle_since);
             let too_long = idle_timeout.is_some_and(|limit| idle_for >= limit)
                 && address.slots.open() > minimum;
+            // The reserve goes when it has not been needed for as long as one waits for it.
+            let patience = self.shared.user.reserve_pool_timeout.unwrap_or_default();
+            let too_many = address.slots.is_over_size() && idle_for >= patience.as_millis() as u64;
             let outdated = server.generation != address.health.generation();
-            if too_long || outdated || self.is_expired(thread, &server) || !server.is_alive() {
+            if too_many
+                || too_long
+                || outdated
+                || self.is_expired(thread, &server)
+                || !server.is_alive()
+            {
                 address.slots.idle_removed(thread.index);
                 self.close(server);
             } else {

@@ -8,6 +8,7 @@ use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
 use super::limits::{Count, Tally};
+use super::slots::Slot;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::notify::Hub;
@@ -318,15 +319,36 @@ impl PoolShared {
         }
     }
 
-    /// Takes those off the queues who have waited for `connect_timeout`.
-    pub fn expire(&self, now: u64) {
+    /// Takes those off the queues who have waited for `connect_timeout`, and has those who have waited for
+    /// `reserve_pool_timeout` open connections of the reserve.
+    pub fn expire(self: &Arc<Self>, now: u64) {
         if self.gate.is_shut() {
             // They wait for a RESUME.
             return;
         }
+        if self.user.reserve_pool_size > 0
+            && let Some(patience) = self.user.reserve_pool_timeout
+        {
+            self.open_reserve(now, patience.as_millis() as u64);
+        }
         let limit = self.user.connect_timeout.as_millis() as u64;
         for address in &self.addresses {
             address.slots.expire(now, limit, self.gate.opened_at());
+        }
+    }
+
+    fn open_reserve(self: &Arc<Self>, now: u64, patience: u64) {
+        let opened = self.gate.opened_at();
+        for address in &self.addresses {
+            let slots = &address.slots;
+            let is_urgent = || {
+                let since = slots.waiting_since();
+                since.is_some_and(|since| now >= since.max(opened) + patience)
+            };
+            while is_urgent()
+                && let Some(slot) = Slot::take_reserve(self, address.id)
+                && slots.grant(slot).is_none()
+            {}
         }
     }
 }

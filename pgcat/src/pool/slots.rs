@@ -20,6 +20,8 @@ use crate::net::server::{DetachedServer, Server};
 #[derive(Debug)]
 pub struct Slots {
     size: usize,
+    /// Connections beyond `size` for when clients have waited for too long.
+    reserve: usize,
     /// Server connections that exist or are being opened.
     open: AtomicUsize,
     /// Length of `queue`, for a look without the lock.
@@ -67,13 +69,24 @@ pub struct Slot {
 impl Slot {
     /// The right to open a connection to a server of the pool, if it is below its size.
     pub fn take(pool: &Arc<PoolShared>, address: usize) -> Option<Self> {
-        Self::take_with(pool, address, &mut Vec::new())
+        Self::take_with(pool, address, 0, &mut Vec::new())
+    }
+
+    /// The same for a client that has waited for so long that it may use the reserve.
+    pub fn take_reserve(pool: &Arc<PoolShared>, address: usize) -> Option<Self> {
+        let reserve = pool.addresses[address].slots.reserve;
+        Self::take_with(pool, address, reserve, &mut Vec::new())
     }
 
     /// The same, with the seats that somebody has left.
-    fn take_with(pool: &Arc<PoolShared>, address: usize, left: &mut Vec<Seat>) -> Option<Self> {
+    fn take_with(
+        pool: &Arc<PoolShared>,
+        address: usize,
+        reserve: usize,
+        left: &mut Vec<Seat>,
+    ) -> Option<Self> {
         let to = &pool.addresses[address];
-        if !to.slots.count() {
+        if !to.slots.count(reserve) {
             return None;
         }
         let Some(seats) = seats(pool, left) else {
@@ -194,7 +207,7 @@ fn grant_if_waiting(pool: &Arc<PoolShared>, address: usize, left: &mut Vec<Seat>
     let slots = &pool.addresses[address].slots;
     slots.clients() > 0
         && !pool.gate.is_shut()
-        && Slot::take_with(pool, address, left)
+        && Slot::take_with(pool, address, 0, left)
             // One that nobody takes is returned in its turn.
             .is_some_and(|slot| slots.grant(slot).is_none())
 }
@@ -322,9 +335,10 @@ impl Waiter {
 const STRICT_ORDER_AFTER: u64 = 100;
 
 impl Slots {
-    pub fn new(size: usize, threads: usize) -> Self {
+    pub fn new(size: usize, reserve: usize, threads: usize) -> Self {
         Self {
             size,
+            reserve,
             open: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
@@ -370,10 +384,15 @@ impl Slots {
         self.waiting() == 0 && (self.open() < self.size || self.idle() > 0)
     }
 
-    fn count(&self) -> bool {
+    /// Whether more connections are open than the size allows, by the reserve.
+    pub fn is_over_size(&self) -> bool {
+        self.open() > self.size
+    }
+
+    fn count(&self, reserve: usize) -> bool {
         self.open
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
-                (open < self.size).then_some(open + 1)
+                (open < self.size + reserve).then_some(open + 1)
             })
             .is_ok()
     }

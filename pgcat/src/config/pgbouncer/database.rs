@@ -18,8 +18,6 @@ pub(super) struct Line {
 
 /// Parameters of a database without a counterpart, and what is different without them.
 const MISSING_OF_DATABASE: &[(&str, &str)] = &[
-    ("reserve_pool", NO_RESERVE),
-    ("reserve_pool_size", NO_RESERVE),
     ("connect_query", "nothing is run on new connections"),
     ("client_encoding", ALTER),
     ("datestyle", ALTER),
@@ -45,6 +43,8 @@ const DATABASE: &[&str] = &[
     "auth_query",
     "pool_size",
     "min_pool_size",
+    "reserve_pool",
+    "reserve_pool_size",
     "pool_mode",
     "server_lifetime",
     "max_db_connections",
@@ -52,7 +52,6 @@ const DATABASE: &[&str] = &[
 ];
 
 const MISSING_OF_USER: &[(&str, &str)] = &[
-    ("reserve_pool_size", NO_RESERVE),
     (
         "idle_transaction_timeout",
         "idle_client_in_transaction_timeout is one for all",
@@ -67,12 +66,12 @@ const MISSING_OF_USER: &[(&str, &str)] = &[
 const USER: &[&str] = &[
     "pool_mode",
     "pool_size",
+    "reserve_pool_size",
     "query_timeout",
     "max_user_connections",
     "max_user_client_connections",
 ];
 
-const NO_RESERVE: &str = "there is no reserve: raise pool_size by it if peaks need it";
 const ALTER: &str = "set it in the server, by ALTER DATABASE or ALTER ROLE";
 
 impl Line {

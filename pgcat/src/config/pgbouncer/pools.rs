@@ -212,6 +212,12 @@ fn user(
             &min.origin(),
         );
     }
+    let reserve = of_user("reserve_pool_size")
+        .or_else(|| database.get("reserve_pool_size"))
+        // The name before version 1.24.
+        .or_else(|| database.get("reserve_pool"));
+    let reserve = reserve.unwrap_or_else(|| sources.settings.get("reserve_pool_size"));
+    limit("reserve_pool_size", &reserve, writer)?;
     for (key, name) in [
         ("max_user_connections", "max_user_connections"),
         ("max_client_connections", "max_user_client_connections"),

@@ -273,11 +273,12 @@ fn databases_and_users_have_their_own_settings() {
 
 #[test]
 fn limits_are_those_of_databases_and_users_or_of_all() {
-    let ini = "[databases]\nplain = host=s\nown = host=s max_db_client_connections=5 max_db_connections=7\n\
-               [users]\napp = max_user_client_connections=6 max_user_connections=8\n\
+    let ini = "[databases]\nplain = host=s\nown = host=s reserve_pool=3 max_db_client_connections=5 max_db_connections=7\n\
+               [users]\napp = reserve_pool_size=4 max_user_client_connections=6 max_user_connections=8\n\
                [pgbouncer]\nauth_file = FILES/users\nmax_client_conn = 1000\n\
                max_db_client_connections = 50\nmax_user_client_connections = 60\n\
-               max_db_connections = 70\nmax_user_connections = 80\n";
+               max_db_connections = 70\nmax_user_connections = 80\n\
+               reserve_pool_size = 2\nreserve_pool_timeout = 0.5\n";
     let files = Files::new(ini);
     files.put("users", "\"app\" \"pw\"\n\"other\" \"pw\"\n");
     let (config, notes) = result(&files.import(&[], &[]).expect("an import"));
@@ -294,6 +295,15 @@ fn limits_are_those_of_databases_and_users_or_of_all() {
     assert_eq!(of_databases, (Some(70), Some(7)));
     let of_users = (app.max_user_connections, other.max_user_connections);
     assert_eq!(of_users, (Some(8), Some(80)));
+    let reserves = [
+        &plain.users[0],
+        &plain.users[1],
+        &own.users[0],
+        &own.users[1],
+    ];
+    let sizes = reserves.map(|user| user.reserve_pool_size);
+    assert_eq!(sizes, [4, 2, 4, 3]);
+    assert_eq!(app.reserve_pool_timeout.map(|t| t.as_millis()), Some(500));
     assert!(
         notes.iter().all(|n| n.starts_with("listen_addr is empty")),
         "{notes:?}"
