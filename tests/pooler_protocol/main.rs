@@ -25,6 +25,7 @@ mod shutdown;
 mod simple;
 mod stage;
 mod startup;
+mod timeouts;
 mod tls_clients;
 mod tls_servers;
 mod unix_socket;

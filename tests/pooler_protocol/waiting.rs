@@ -319,7 +319,7 @@ fn an_idle_transaction_times_out() {
     let messages = client.ready();
     assert_eq!(tags(&messages), "EZ", "{messages:?}");
     assert_eq!(messages[0].field(b'M').unwrap(), "idle transaction timeout");
-    assert_eq!(messages[0].field(b'C').unwrap(), "58000");
+    assert_eq!(messages[0].field(b'C').unwrap(), "25P03");
     assert_eq!(messages[1].body, b"I");
     client.run("SELECT 1");
     stage.assert_clean();

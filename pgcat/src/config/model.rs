@@ -55,7 +55,7 @@ pub struct General {
     pub healthcheck_timeout: Duration,
     pub healthcheck_delay: Duration,
     pub ban_time: Duration,
-    pub idle_client_in_transaction_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
     /// Idle server connections are reused oldest first (`true`) or newest first.
     pub server_round_robin: bool,
     pub worker_threads: usize,
@@ -115,13 +115,26 @@ impl General {
             server_lifetime: None,
             idle_timeout: None,
             connect_timeout: self.connect_timeout,
-            statement_timeout: None,
+            timeouts: Timeouts::default(),
             max_client_connections: None,
             max_user_connections: None,
             reserve_pool_size: 0,
             reserve_pool_timeout: None,
         })
     }
+}
+
+/// How long clients may take; `None`: as long as they like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a statement, or a batch of the extended protocol. It is cancelled.
+    pub statement: Option<Duration>,
+    /// For a transaction. The client is disconnected.
+    pub transaction: Option<Duration>,
+    /// Between the statements of a transaction. It is rolled back.
+    pub idle_in_transaction: Option<Duration>,
+    /// Between transactions. The client is disconnected.
+    pub idle: Option<Duration>,
 }
 
 /// TLS towards servers; on Unix sockets there is none.
@@ -294,7 +307,7 @@ pub struct User {
     pub server_lifetime: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub connect_timeout: Duration,
-    pub statement_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
     /// Server connections beyond `pool_size`, per server of the pool, for when a client has waited for
     /// `reserve_pool_timeout` (`None`: never).
     pub reserve_pool_size: u32,

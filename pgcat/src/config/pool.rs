@@ -5,7 +5,7 @@ use std::time::Duration;
 use regex::Regex;
 
 use super::error::ConfigError;
-use super::general::{AuthQueryKeys, INCOMPLETE_AUTH_QUERY, Inherited};
+use super::general::{AuthQueryKeys, INCOMPLETE_AUTH_QUERY, Inherited, timeouts};
 use super::model::{
     AuthQuery, DefaultShard, LoadBalancing, PluginTables, Pool, PoolMode, ShardingFunction,
     WantedRole,
@@ -66,6 +66,7 @@ pub(super) fn read(
         reserve_pool_timeout: section
             .timeout("reserve_pool_timeout")?
             .unwrap_or(inherited.reserve_pool_timeout),
+        timeouts: timeouts(section, inherited.timeouts)?,
         has_auth_query: auth_query.is_some(),
     };
     let query_parser_enabled = flag("query_parser_enabled", false)?;

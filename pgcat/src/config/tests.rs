@@ -82,7 +82,7 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     assert_eq!(general.shutdown_timeout, Duration::from_secs(60));
     assert_eq!(general.worker_threads, 4);
     assert_eq!(general.autoreload, None);
-    assert_eq!(general.idle_client_in_transaction_timeout, None);
+    assert_eq!(general.timeouts, Timeouts::default());
     assert!(general.server_round_robin && general.validate_config);
     assert_eq!(general.admin_auth_type, AuthType::Md5);
 
@@ -116,7 +116,7 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     assert_eq!(user.server_password.as_deref(), Some("pw"));
     assert_eq!((user.pool_size, user.min_pool_size), (7, 0));
     assert_eq!(user.auth_type, AuthType::Md5);
-    assert_eq!(user.statement_timeout, None);
+    assert_eq!(user.timeouts, Timeouts::default());
     let reserve = (user.reserve_pool_size, user.reserve_pool_timeout);
     assert_eq!(reserve, (0, Some(Duration::from_secs(5))));
     let limits = [
@@ -161,7 +161,7 @@ fn every_key_of_pgcat_is_known() {
     assert_eq!(names, ["sharding_user", "other_user", "trusted"]);
     assert_eq!(sharded.users[1].pool_mode, PoolMode::Session);
     assert_eq!(
-        sharded.users[1].statement_timeout,
+        sharded.users[1].timeouts.statement,
         Some(Duration::from_secs(3))
     );
     assert_eq!(sharded.users[2].auth_type, AuthType::Trust);
@@ -243,19 +243,27 @@ fn spellings_of_pgcat_are_taken() {
 
 #[test]
 fn timeouts_are_taken_from_user_then_pool_then_general() {
-    let text = with_user("idle_timeout = 3\nconnect_timeout = 30").replace(
+    let text = with_user("idle_timeout = 3\nconnect_timeout = 30\ntransaction_timeout = 0").replace(
         "[pools.db.users.0]",
-        "[pools.db]\nidle_timeout = 2\nserver_lifetime = 20\n[pools.db.users.0]",
+        "[pools.db]\nidle_timeout = 2\nstatement_timeout = 22\nserver_lifetime = 20\n[pools.db.users.0]",
     );
     let text = text.replace(
         "[general]",
-        "[general]\nidle_timeout = 1\nserver_lifetime = 10\nconnect_timeout = 100",
+        "[general]\nidle_timeout = 1\nserver_lifetime = 10\nconnect_timeout = 100\nstatement_timeout = 11\n\
+         transaction_timeout = 12\nclient_idle_timeout = 13",
     );
     let (config, _) = read(&text);
     let user = &config.pools["db"].users[0];
     assert_eq!(user.idle_timeout, Some(Duration::from_millis(3)));
     assert_eq!(user.server_lifetime, Some(Duration::from_millis(20)));
     assert_eq!(user.connect_timeout, Duration::from_millis(30));
+    let timeouts = Timeouts {
+        statement: Some(Duration::from_millis(22)),
+        transaction: None,
+        idle_in_transaction: None,
+        idle: Some(Duration::from_millis(13)),
+    };
+    assert_eq!(user.timeouts, timeouts);
 }
 
 #[test]
@@ -267,7 +275,7 @@ fn zero_turns_a_timeout_off_also_against_an_inherited_one() {
         "autoreload = 0\nidle_client_in_transaction_timeout = 0",
     ));
     assert_eq!(config.general.autoreload, None);
-    assert_eq!(config.general.idle_client_in_transaction_timeout, None);
+    assert_eq!(config.general.timeouts.idle_in_transaction, None);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::general::AUTH_TYPES;
-use super::model::{AuthType, PoolMode, User};
+use super::general::{AUTH_TYPES, timeouts};
+use super::model::{AuthType, PoolMode, Timeouts, User};
 use super::pool::POOL_MODES;
 use super::section::Section;
 use crate::session::auth::Secret;
@@ -18,6 +18,7 @@ pub(super) struct PoolDefaults<'a> {
     pub idle_timeout: Option<Duration>,
     pub server_lifetime: Option<Duration>,
     pub reserve_pool_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
     pub has_auth_query: bool,
 }
 
@@ -112,7 +113,7 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
         connect_timeout: section
             .milliseconds("connect_timeout", 1)?
             .unwrap_or(defaults.connect_timeout),
-        statement_timeout: section.timeout("statement_timeout")?.flatten(),
+        timeouts: timeouts(section, defaults.timeouts)?,
         reserve_pool_size: section
             .integer("reserve_pool_size", 0, u32::MAX)?
             .unwrap_or(0),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
-use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, User};
+use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, Timeouts, User};
 use crate::plugins::PoolIdentity;
 use crate::pool::limits::Tallies;
 use crate::pool::shared::PoolShared;
@@ -74,7 +74,7 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
         server_lifetime: config.general.server_lifetime,
         idle_timeout: config.general.idle_timeout,
         connect_timeout: config.general.connect_timeout,
-        statement_timeout: None,
+        timeouts: Timeouts::default(),
         max_client_connections: None,
         max_user_connections: None,
         reserve_pool_size: 0,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::handled::{HandledPortal, Piece};
 use super::io::{Io, OutBuffer};
 use super::notify::{Subscriber, Subscriptions};
-use super::registration::Registration;
+use super::registration::{Overdue, Registration};
 use super::routing::SharedChoice;
 use super::server::Server;
 use super::threads::ThreadContext;
@@ -77,10 +77,6 @@ pub struct Session {
     pub(super) hold: bool,
     /// A message of the client's batch has gone to the server since the last Sync.
     pub(super) batch_reached_server: bool,
-    /// When the request that is being answered came, by the thread's clock; 0: none is.
-    pub(super) query_began: u64,
-    /// The same of the transaction.
-    pub(super) transaction_began: u64,
     /// The client is in this process: no plugin looks at its statements.
     pub(super) internal: bool,
     /// What the client listens to, in transaction mode; `None` until its first LISTEN.
@@ -149,6 +145,10 @@ impl Session {
         settings: Settings,
     ) -> Self {
         let internal = !io.is_external();
+        if !internal {
+            let timeouts = pool.shared.user.timeouts;
+            registration.handle.timeouts.set(Some(timeouts));
+        }
         let choice = Choice::default();
         let route = if internal {
             Route::primary_of(&pool.shared.settings)
@@ -189,8 +189,6 @@ impl Session {
             told_fatal: false,
             hold: false,
             batch_reached_server: false,
-            query_began: 0,
-            transaction_began: 0,
             internal,
             subscriptions: None,
         }
@@ -364,11 +362,13 @@ impl Session {
 
     /// A request, or a part of one, has gone to the server.
     pub(super) fn count_request(&mut self) {
-        if self.query_began == 0 {
-            self.query_began = self.thread.clock.now();
-            self.registration.handle.requested.set(self.query_began);
-            if self.transaction_began == 0 {
-                self.transaction_began = self.query_began;
+        let handle = &self.registration.handle;
+        if handle.query_began.get() == 0 {
+            let now = self.thread.clock.now();
+            handle.query_began.set(now);
+            handle.requested.set(now);
+            if handle.transaction_began.get() == 0 {
+                handle.transaction_began.set(now);
             }
         }
     }
@@ -380,16 +380,20 @@ impl Session {
         };
         let now = self.thread.clock.now();
         let pipelined = server.ledger.is_waiting();
-        let began = std::mem::replace(&mut self.query_began, if pipelined { now } else { 0 });
+        let handle = &self.registration.handle;
+        let began = handle.query_began.replace(if pipelined { now } else { 0 });
+        handle.active.set(now);
+        handle.cancelled.set(false);
         let connection = server.connection();
         connection.query_ended(since(began, now));
         let ended = server.status == TransactionStatus::Idle;
         if ended {
-            let began =
-                std::mem::replace(&mut self.transaction_began, if pipelined { now } else { 0 });
+            let began = handle
+                .transaction_began
+                .replace(if pipelined { now } else { 0 });
             connection.transaction_ended(since(began, now));
         }
-        self.registration.handle.count(|counters| {
+        handle.count(|counters| {
             counters.queries += 1;
             counters.transactions += u64::from(ended);
         });
@@ -439,14 +443,13 @@ impl Session {
 
     /// Lets go of the server connection.
     pub(super) fn detach(&mut self) -> Option<Box<Server>> {
-        *self.registration.handle.server.borrow_mut() = None;
-        self.registration.handle.idle_in_transaction.set(None);
-        self.registration
-            .handle
-            .prepared_statements
-            .set(self.statements.len());
-        self.query_began = 0;
-        self.transaction_began = 0;
+        let handle = &self.registration.handle;
+        *handle.server.borrow_mut() = None;
+        handle.idle_in_transaction.set(None);
+        handle.prepared_statements.set(self.statements.len());
+        handle.query_began.set(0);
+        handle.transaction_began.set(0);
+        handle.cancelled.set(false);
         let server = self.server.take()?;
         server.connection().returned(server.statements.len());
         Some(server)
@@ -584,7 +587,6 @@ impl Session {
     /// Takes the transaction from a client that left it idle: rolled back, the connection given back,
     /// the client told. It may go on.
     async fn idle_in_transaction(&mut self) -> Result<(), Error> {
-        self.registration.handle.timed_out.set(false);
         self.registration.handle.idle_in_transaction.set(None);
         let Some(server) = &mut self.server else {
             return Ok(());
@@ -593,10 +595,103 @@ impl Session {
             return Ok(());
         }
         server.simple_query("ROLLBACK", &mut Vec::new()).await?;
-        ErrorFields::error("58000", "idle transaction timeout").write(self.out.tail());
+        // PgCat's words, PostgreSQL's code.
+        ErrorFields::error("25P03", "idle transaction timeout").write(self.out.tail());
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.release_if_idle();
         self.flush_client().await
+    }
+}
+
+impl Session {
+    /// A time is over, or was a moment ago.
+    ///
+    /// # Errors
+    /// What the client is told as its session ends.
+    pub(super) fn time_out(&self, read_client: bool) -> Result<Option<Event>, Error> {
+        let handle = &self.registration.handle;
+        handle.timed_out.set(false);
+        let now = self.thread.clock.now();
+        // PostgreSQL's words and codes for the same.
+        let fatal =
+            |code, message| Err(Error::Refused(Box::new(ErrorFields::fatal(code, message))));
+        match handle.overdue(now) {
+            Some(Overdue::IdleInTransaction) if read_client => {
+                return Ok(Some(Event::IdleInTransaction));
+            }
+            Some(Overdue::Transaction) => {
+                return fatal("25P04", "terminating connection due to transaction timeout");
+            }
+            Some(Overdue::Statement) if !self.is_running() => handle.resting.set(now),
+            Some(Overdue::Statement) if handle.cancelled.get() => {
+                return fatal(
+                    "57014",
+                    "terminating connection due to statement timeout, as the server does not end the statement",
+                );
+            }
+            Some(Overdue::Statement) => self.cancel_statement(),
+            Some(Overdue::Idle) if read_client && self.is_idle() => {
+                return fatal(
+                    "57P05",
+                    "terminating connection due to idle-session timeout",
+                );
+            }
+            Some(Overdue::IdleInTransaction | Overdue::Idle) | None => (),
+        }
+        Ok(None)
+    }
+
+    /// Whether the server has something of the client's to do.
+    fn is_running(&self) -> bool {
+        let server = self.server.as_ref();
+        server.is_some_and(|server| server.ledger.is_waiting())
+    }
+
+    /// Whether the client is between transactions, and has not begun to say something.
+    fn is_idle(&self) -> bool {
+        self.input.is_empty()
+            && self.client_body.left == 0
+            && self
+                .server
+                .as_ref()
+                .is_none_or(|server| server.is_reusable())
+    }
+
+    /// Has the server cancel the statement that runs, which it reports as an error.
+    fn cancel_statement(&self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        let handle = self.registration.handle.clone();
+        handle.cancelled.set(true);
+        if server.key.secret.is_empty() {
+            return;
+        }
+        handle.cancelling.set(true);
+        let key = server.key.clone();
+        key.cancels.fetch_add(1, Ordering::SeqCst);
+        let dialler = self.thread.pooler.dialler();
+        tokio::task::spawn_local(async move {
+            key.cancel(&dialler).await;
+            handle.cancelling.set(false);
+            handle.wake();
+        });
+    }
+
+    /// An ErrorResponse about a statement that the pooler has had cancelled, with the reason that the
+    /// server does not know.
+    pub(super) fn with_reason(&self, body: &[u8]) -> Option<Vec<u8>> {
+        if !self.registration.handle.cancelled.get() {
+            return None;
+        }
+        let mut fields = ErrorFields::read(body);
+        if fields.code != "57014" {
+            return None;
+        }
+        "canceling statement due to statement timeout".clone_into(&mut fields.message);
+        let mut error = Vec::new();
+        fields.write(&mut error);
+        Some(error)
     }
 }
 

@@ -21,7 +21,7 @@ use super::orders::Order;
 use super::registration::{Kind, SessionHandle, Who};
 use super::reload::Fixed;
 use crate::admin::state::ClientState;
-use crate::config::model::Config;
+use crate::config::model::{Config, Timeouts};
 use crate::error::Error;
 use crate::plugins::{Plugin, PoolIdentity};
 use crate::pool::limits::{Count, Tallies};
@@ -574,10 +574,7 @@ async fn keep_time(thread: Rc<ThreadContext>) {
                 pool.press_claims(&thread);
             }
         }
-        let limit = thread.config().general.idle_client_in_transaction_timeout;
-        if let Some(limit) = limit {
-            thread.find_overdue(limit.as_millis() as u64);
-        }
+        thread.find_overdue();
         if thread.index == 0 && tick % PERIOD == 0 {
             thread.pooler.begin_period();
         }
@@ -675,6 +672,7 @@ impl ThreadContext {
         let validates = self.index == 0 && config.general.validate_config;
         self.config.replace(config);
         self.pools.replace(after);
+        self.follow_timeouts();
         before.iter().for_each(|pool| pool.close_idle(self));
         if validates {
             new.iter().for_each(|pool| pool.validate(self));
@@ -726,15 +724,29 @@ impl ThreadContext {
         }
     }
 
-    fn find_overdue(&self, limit: u64) {
+    /// Wakes the sessions in which something takes too long.
+    fn find_overdue(&self) {
+        let pools = self.pools.borrow();
+        let mut limits = pools.iter().map(|pool| pool.shared.user.timeouts);
+        if limits.all(|limits| limits == Timeouts::default()) {
+            return;
+        }
+        let now = self.clock.now();
         for session in self.sessions.borrow().values() {
-            if session
-                .idle_in_transaction
-                .get()
-                .is_some_and(|since| self.now.get() >= since + limit)
-            {
+            if session.overdue(now).is_some() {
                 session.timed_out.set(true);
                 session.wake();
+            }
+        }
+    }
+
+    /// Has sessions that are there follow the limits of time in their pools' configuration.
+    fn follow_timeouts(&self) {
+        for session in self.sessions.borrow().values() {
+            if session.timeouts.get().is_some()
+                && let Some(pool) = self.pool_of(&session.who.identity)
+            {
+                session.timeouts.set(Some(pool.shared.user.timeouts));
             }
         }
     }

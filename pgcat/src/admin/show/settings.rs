@@ -39,11 +39,19 @@ pub(super) fn pgcat(config: &Config) -> Vec<Row> {
         ),
         (
             "idle_client_in_transaction_timeout",
-            millis(
-                general
-                    .idle_client_in_transaction_timeout
-                    .unwrap_or_default(),
-            ),
+            millis(general.timeouts.idle_in_transaction.unwrap_or_default()),
+        ),
+        (
+            "statement_timeout",
+            millis(general.timeouts.statement.unwrap_or_default()),
+        ),
+        (
+            "transaction_timeout",
+            millis(general.timeouts.transaction.unwrap_or_default()),
+        ),
+        (
+            "client_idle_timeout",
+            millis(general.timeouts.idle.unwrap_or_default()),
         ),
     ]
     .map(|(key, value)| (key.to_owned(), value))
@@ -121,9 +129,14 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
     let flag = |is: bool| u8::from(is).to_string();
     // 0 is no limit.
     let limit = |limit: Option<usize>| limit.unwrap_or(0).to_string();
-    let settings: [(&str, String, &str); 27] = [
+    let settings: [(&str, String, &str); 29] = [
         ("admin_users", general.admin_username.clone(), ""),
-        ("client_login_timeout", "60".into(), "60"),
+        ("client_idle_timeout", seconds(general.timeouts.idle), "0"),
+        (
+            "client_login_timeout",
+            seconds(Some(general.client_login_timeout)),
+            "60",
+        ),
         ("conffile", config.path.display().to_string(), ""),
         (
             "dns_max_ttl",
@@ -132,7 +145,7 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
         ),
         (
             "idle_transaction_timeout",
-            seconds(general.idle_client_in_transaction_timeout),
+            seconds(general.timeouts.idle_in_transaction),
             "0",
         ),
         ("job_name", "pgcat".into(), "pgbouncer"),
@@ -149,6 +162,7 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
         ("max_db_connections", "0".into(), "0"),
         ("max_packet_size", "1073741823".into(), "2147483647"),
         ("max_user_connections", "0".into(), "0"),
+        ("query_timeout", seconds(general.timeouts.statement), "0"),
         (
             "query_wait_timeout",
             seconds(Some(general.connect_timeout)),

@@ -51,23 +51,14 @@ const DATABASE: &[&str] = &[
     "max_db_client_connections",
 ];
 
-const MISSING_OF_USER: &[(&str, &str)] = &[
-    (
-        "idle_transaction_timeout",
-        "idle_client_in_transaction_timeout is one for all",
-    ),
-    (
-        "transaction_timeout",
-        "set transaction_timeout in PostgreSQL 17 or later",
-    ),
-    ("client_idle_timeout", "idle clients are not disconnected"),
-];
-
 const USER: &[&str] = &[
     "pool_mode",
     "pool_size",
     "reserve_pool_size",
     "query_timeout",
+    "transaction_timeout",
+    "idle_transaction_timeout",
+    "client_idle_timeout",
     "max_user_connections",
     "max_user_client_connections",
 ];
@@ -84,7 +75,7 @@ impl Line {
     /// # Errors
     /// What PgBouncer would refuse.
     pub fn user(entry: Entry) -> Result<Self, ConfigError> {
-        Self::read(entry, "users", USER, MISSING_OF_USER)
+        Self::read(entry, "users", USER, &[])
     }
 
     fn read(
@@ -141,7 +132,7 @@ impl Line {
 
     /// What is set and has no counterpart.
     pub fn notes(&self) -> Vec<String> {
-        let missing = MISSING_OF_DATABASE.iter().chain(MISSING_OF_USER);
+        let missing = MISSING_OF_DATABASE.iter();
         let mut notes: Vec<_> = missing
             .filter_map(|&(name, reason)| {
                 let value = self.text(name).filter(|value| *value != "0")?;

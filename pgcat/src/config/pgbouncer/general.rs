@@ -99,6 +99,8 @@ fn times(sources: &Sources, writer: &mut Writer) -> Result<(), ConfigError> {
         ("client_login_timeout", "client_login_timeout", A_DAY),
         ("healthcheck_delay", "server_check_delay", 0),
         ("reserve_pool_timeout", "reserve_pool_timeout", 0),
+        ("transaction_timeout", "transaction_timeout", 0),
+        ("client_idle_timeout", "client_idle_timeout", 0),
     ] {
         let setting = sources.settings.get(name);
         writer.set_from(key, or_zero(&setting, zero)?, &setting.origin());

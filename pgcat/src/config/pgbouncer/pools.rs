@@ -234,5 +234,17 @@ fn user(
     if milliseconds > 0 {
         writer.set_from("statement_timeout", milliseconds, &timeout.origin());
     }
+    for (key, name) in [
+        ("transaction_timeout", "transaction_timeout"),
+        (
+            "idle_client_in_transaction_timeout",
+            "idle_transaction_timeout",
+        ),
+        ("client_idle_timeout", "client_idle_timeout"),
+    ] {
+        if let Some(time) = of_user(name) {
+            writer.set_from(key, time.milliseconds()?, &time.origin());
+        }
+    }
     Ok(())
 }

@@ -186,9 +186,7 @@ fn values_keep_their_meaning() {
     assert_eq!(general.server_lifetime.map(|t| t.as_millis()), Some(1));
     assert_eq!(general.connect_timeout.as_secs(), 24 * 3600);
     assert_eq!(
-        general
-            .idle_client_in_transaction_timeout
-            .map(|t| t.as_secs()),
+        general.timeouts.idle_in_transaction.map(|t| t.as_secs()),
         Some(30)
     );
     assert_eq!(general.tcp_keepalives_idle.as_secs(), 30);
@@ -202,7 +200,7 @@ fn values_keep_their_meaning() {
     let user = &config.pools["db"].users[0];
     assert_eq!(user.pool_mode, PoolMode::Transaction);
     assert_eq!((user.pool_size, user.min_pool_size), (20, 20));
-    assert_eq!(user.statement_timeout.map(|t| t.as_millis()), Some(1500));
+    assert_eq!(user.timeouts.statement.map(|t| t.as_millis()), Some(1500));
     assert_eq!(notes.len(), 2, "{notes:?}");
     assert!(notes[0].starts_with("root of admin_users is no user of a pool"));
     assert!(notes[1].starts_with("there is no pool_mode statement"));
@@ -274,11 +272,11 @@ fn databases_and_users_have_their_own_settings() {
 #[test]
 fn limits_are_those_of_databases_and_users_or_of_all() {
     let ini = "[databases]\nplain = host=s\nown = host=s reserve_pool=3 max_db_client_connections=5 max_db_connections=7\n\
-               [users]\napp = reserve_pool_size=4 max_user_client_connections=6 max_user_connections=8\n\
+               [users]\napp = reserve_pool_size=4 client_idle_timeout=0 transaction_timeout=9 max_user_client_connections=6 max_user_connections=8\n\
                [pgbouncer]\nauth_file = FILES/users\nmax_client_conn = 1000\n\
                max_db_client_connections = 50\nmax_user_client_connections = 60\n\
                max_db_connections = 70\nmax_user_connections = 80\n\
-               reserve_pool_size = 2\nreserve_pool_timeout = 0.5\n";
+               reserve_pool_size = 2\nreserve_pool_timeout = 0.5\nclient_idle_timeout = 11\n";
     let files = Files::new(ini);
     files.put("users", "\"app\" \"pw\"\n\"other\" \"pw\"\n");
     let (config, notes) = result(&files.import(&[], &[]).expect("an import"));
@@ -295,6 +293,12 @@ fn limits_are_those_of_databases_and_users_or_of_all() {
     assert_eq!(of_databases, (Some(70), Some(7)));
     let of_users = (app.max_user_connections, other.max_user_connections);
     assert_eq!(of_users, (Some(8), Some(80)));
+    let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
+    let [of_app, of_other] = [app, other].map(|user| {
+        let times = user.timeouts;
+        (seconds(times.transaction), seconds(times.idle))
+    });
+    assert_eq!((of_app, of_other), ((Some(9), None), (None, Some(11))));
     let reserves = [
         &plain.users[0],
         &plain.users[1],
