@@ -244,7 +244,6 @@ pub struct Pool {
     pub max_client_connections: Option<usize>,
     /// Server connections of all users together, to all servers; `None`: any number.
     pub max_db_connections: Option<usize>,
-    pub cleanup_server_connections: bool,
     pub log_client_parameter_status_changes: bool,
     /// Prepared statements kept per server connection. PgCat's 0 means "off", which breaks drivers in
     /// transaction mode; here 0 and absent are [`Pool::DEFAULT_PREPARED_STATEMENTS`].

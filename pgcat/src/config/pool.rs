@@ -48,6 +48,13 @@ pub(super) fn read(
         Ok(section.boolean(name)?.unwrap_or(default))
     };
     let auth_query = auth_query(section, name, inherited)?;
+    if let Some(cleanup) = section.value("cleanup_server_connections")
+        && !cleanup.boolean()?
+    {
+        // It leaks settings from client to client. Cleaning costs nothing where nothing is left behind.
+        let message = "has no effect: what a client leaves behind is always cleaned up";
+        cleanup.place.remark(message);
+    }
     let pool_mode = section
         .choice("pool_mode", POOL_MODES)?
         .unwrap_or(PoolMode::Transaction);
@@ -126,7 +133,6 @@ pub(super) fn read(
         auth_query,
         max_client_connections: section.limit("max_client_connections")?,
         max_db_connections: section.limit("max_db_connections")?,
-        cleanup_server_connections: flag("cleanup_server_connections", true)?,
         log_client_parameter_status_changes: flag("log_client_parameter_status_changes", false)?,
         prepared_statements_cache_size: section
             .integer("prepared_statements_cache_size", 0, i32::MAX as usize)?

@@ -96,7 +96,6 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
         pool.prepared_statements_cache_size,
         Pool::DEFAULT_PREPARED_STATEMENTS
     );
-    assert!(pool.cleanup_server_connections);
     assert!(!pool.query_parser_enabled && !pool.primary_reads_enabled);
     assert_eq!(pool.db_activity_ttl, Duration::from_secs(900));
     assert_eq!(pool.shards[0].database, "app_db");
@@ -133,8 +132,11 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
 fn every_key_of_pgcat_is_known() {
     let text = include_str!("tests/every_key.toml");
     let (config, warnings) = read(text);
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains("these settings have no effect yet: pools."));
+    assert_eq!(warnings.len(), 2, "{warnings:#?}");
+    assert!(warnings[0].ends_with(
+        "pools.sharded_db.cleanup_server_connections: has no effect: what a client leaves behind is always cleaned up"
+    ));
+    assert!(warnings[1].contains("these settings have no effect yet: pools."));
 
     assert_eq!(config.general.prometheus_exporter_port, 40_000);
     assert_eq!(config.general.autoreload, Some(Duration::from_secs(15)));
