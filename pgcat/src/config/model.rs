@@ -259,6 +259,23 @@ pub struct Pool {
     pub shards: Vec<Shard>,
     /// In the order of the file; user names are unique.
     pub users: Vec<User>,
+    /// What holds for users whom only `auth_query` knows, if they are let in: the user `*`.
+    pub other_users: Option<User>,
+}
+
+impl User {
+    /// The name in the configuration that stands for all users who have none there.
+    pub const OTHERS: &str = "*";
+
+    /// Of what holds for the others, what holds for one of them.
+    pub fn named(&self, name: &str) -> Self {
+        let mut user = self.clone();
+        if user.server_username == Self::OTHERS {
+            name.clone_into(&mut user.server_username);
+        }
+        name.clone_into(&mut user.username);
+        user
+    }
 }
 
 impl Pool {

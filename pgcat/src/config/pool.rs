@@ -96,7 +96,7 @@ pub(super) fn read(
         None => global_plugins.clone(),
     };
     let shards = shard::read_all(&section.required_section("shards")?)?;
-    let users = user::read_all(&section.required_section("users")?, &defaults)?;
+    let (users, other_users) = user::read_all(&section.required_section("users")?, &defaults)?;
     let db_activity_based_routing = flag("db_activity_based_routing", false)?;
     // A zero would expire what it governs at once; without the routing nobody reads it.
     let least = u64::from(db_activity_based_routing);
@@ -158,6 +158,7 @@ pub(super) fn read(
         plugins,
         shards,
         users,
+        other_users,
     };
     section.finish();
     Ok(pool)

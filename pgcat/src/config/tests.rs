@@ -297,6 +297,43 @@ fn a_pool_with_plugins_of_its_own_has_only_those() {
 }
 
 #[test]
+fn other_users_are_verified_by_auth_query() {
+    let others = |lines: &str, query: &str| {
+        with_pool(query)
+            .replace("username = \"app\"", &format!("username = \"*\"\n{lines}"))
+            .replace("password = \"pw\"\n", "")
+    };
+    let query = "auth_query = \"q\"\nauth_query_user = \"u\"\nauth_query_password = \"p\"";
+    let (config, _) = read(&others("", query));
+    let pool = &config.pools["db"];
+    assert!(pool.users.is_empty());
+    let user = pool.other_users.as_ref().expect("others").named("joe");
+    assert_eq!(
+        (user.username.as_str(), user.server_username.as_str()),
+        ("joe", "joe")
+    );
+    for (lines, expected) in [
+        (
+            "password = \"x\"",
+            "password: the user \"*\" has the password that",
+        ),
+        (
+            "auth_type = \"trust\"",
+            "auth_type: the user \"*\" has to prove a password",
+        ),
+        (
+            "min_pool_size = 1",
+            "min_pool_size: the user \"*\" has no pool before",
+        ),
+    ] {
+        let error = error(&others(lines, query));
+        assert!(error.contains(&format!("users.0.{expected}")), "{error}");
+    }
+    let error = error(&others("", ""));
+    assert!(error.contains("if auth_query is not specified"), "{error}");
+}
+
+#[test]
 fn a_scram_secret_makes_md5_mean_scram() {
     let secret = crate::session::auth::TEST_SECRET;
     let (config, _) = read(&MINIMAL.replace("\"pw\"", &format!("\"{secret}\"")));

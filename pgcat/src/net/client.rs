@@ -281,8 +281,8 @@ impl Newcomer {
         Ok(())
     }
 
-    /// As [`Newcomer::take_seat`], of the database and of the user: by who has proved to be the user, so that nobody else can take
-    /// a user's seats.
+    /// As [`Newcomer::take_seat`], of the database and of the user: by who has proved to be the user, so
+    /// that nobody else can take a user's seats.
     fn take_seats_of(&mut self, pool: &PoolShared) -> Result<(), Error> {
         // PgBouncer's words and names of the limits.
         const EXCEEDED: [&str; 2] = [
@@ -519,21 +519,36 @@ impl Newcomer {
             database: database.to_owned(),
             user: user.to_owned(),
         };
-        let pool = thread.pool_of(&identity);
-        let Some(pool) = pool else {
-            return Err(Error::Refused(Box::new(ErrorFields::fatal(
-                "58000",
-                format!("No pool configured for database: \"{database}\", user: \"{user}\""),
-            ))));
+        let refused = |message| Error::Refused(Box::new(ErrorFields::fatal("58000", message)));
+        let missing = || {
+            let message =
+                format!("No pool configured for database: \"{database}\", user: \"{user}\"");
+            refused(message)
         };
-        if pool.shared.gate.is_disabled() {
-            return Err(Error::Refused(Box::new(ErrorFields::fatal(
-                "58000",
-                format!("database does not allow connections: {database}"),
-            ))));
+        let disabled = || refused(format!("database does not allow connections: {database}"));
+        let known = thread.pool_of(&identity).filter(|pool| {
+            // From here on it is not removed for want of use.
+            self.seats.extend(pool.shared.sessions.take(None));
+            !pool.shared.is_retired()
+        });
+        if let Some(pool) = known {
+            if pool.shared.gate.is_disabled() {
+                return Err(disabled());
+            }
+            login::prove_to_pool(self, thread, &pool.shared).await?;
+            return Ok(pool);
         }
-        login::prove_to_pool(self, thread, &pool.shared).await?;
-        Ok(pool.clone())
+        // Boxed, as few logins need it.
+        let candidate = thread.pooler.pool_of_other(&identity).map(Box::new);
+        let candidate = candidate.ok_or_else(missing)?;
+        let asking = thread.asking_pool(database);
+        if asking.is_some_and(|pool| pool.shared.gate.is_disabled()) {
+            return Err(disabled());
+        }
+        login::prove_to_pool(self, thread, &candidate).await?;
+        let seat = thread.pooler.add_pool(&candidate).await;
+        self.seats.extend(seat);
+        thread.pool_of(&identity).ok_or_else(missing)
     }
 
     /// AuthenticationOk, the parameters, the cancel key, and ReadyForQuery, all at once.

@@ -36,6 +36,8 @@ use crate::tls::Tls;
 pub struct Pooler {
     config: RwLock<Arc<Config>>,
     pools: RwLock<Arc<Vec<Arc<PoolShared>>>>,
+    /// Held by whoever changes them.
+    pub(super) changing_pools: tokio::sync::Mutex<()>,
     pub plugins: Vec<Arc<dyn Plugin>>,
     pub threads: Vec<ThreadHandle>,
     pub interner: Interner,
@@ -197,6 +199,7 @@ impl Pooler {
         let pooler = Arc::new(Self {
             config: RwLock::new(Arc::new(config)),
             pools: RwLock::new(Arc::new(pools)),
+            changing_pools: tokio::sync::Mutex::default(),
             plugins,
             threads,
             interner: Interner::default(),
@@ -581,6 +584,12 @@ async fn keep_time(thread: Rc<ThreadContext>) {
         if tick % TEND_EVERY == 0 {
             let pools = thread.pools.borrow().clone();
             pools.iter().for_each(|pool| pool.tend(&thread));
+            let is_unused =
+                |pool: &Rc<LocalPool>| pool.shared.of_other_user && pool.shared.is_unused();
+            if thread.index == 0 && pools.iter().any(is_unused) {
+                let pooler = thread.pooler.clone();
+                tokio::task::spawn_local(async move { pooler.remove_unused_pools().await });
+            }
         }
     }
 }

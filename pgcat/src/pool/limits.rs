@@ -48,6 +48,10 @@ impl Count {
         taken.is_ok().then(|| Seat(self.clone()))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+
     /// Whether a seat could be had now.
     pub fn has_room(&self, limit: Option<usize>) -> bool {
         limit.is_none_or(|limit| self.0.load(Ordering::SeqCst) < limit)

@@ -234,8 +234,8 @@ impl LocalPool {
         }
     }
 
-    /// Looks after those who wait for a connection that other pools may have to close; called now and then. What they
-    /// hold may have become idle, or their limit have room, in the moment between two looks.
+    /// Looks after those who wait for a connection that other pools may have to close; called now and then.
+    /// One of theirs may have become idle, or the limit have room, in the moment between two looks.
     pub fn press_claims(&self, thread: &ThreadContext) {
         if !self.shared.is_limited() || self.shared.gate.is_shut() {
             return;

@@ -52,6 +52,10 @@ pub struct PoolShared {
     learned: Mutex<Option<Credentials>>,
     /// A pool for `auth_query`, which no client logs in to.
     pub asks_auth_query: bool,
+    /// A pool of a user whom only `auth_query` knows: it is there as long as it is needed.
+    pub of_other_user: bool,
+    /// Clients that use it, those that log in included.
+    pub sessions: Arc<Count>,
 }
 
 /// What the pool proves itself to servers with.
@@ -91,6 +95,7 @@ impl PoolShared {
                 let learned = pool.learned.lock();
                 learned.unwrap_or_else(PoisonError::into_inner).clone()
             });
+        let sessions = predecessor.map_or_else(Arc::default, |pool| pool.sessions.clone());
         Self {
             index: fixed.ids.next() as usize,
             retired: AtomicBool::new(false),
@@ -118,6 +123,44 @@ impl PoolShared {
             scram_secret: OnceLock::new(),
             learned: Mutex::new(learned),
             asks_auth_query: false,
+            of_other_user: false,
+            sessions,
+        }
+    }
+
+    /// Makes it a pool of a user whom only `auth_query` knows.
+    #[must_use]
+    pub fn for_other_user(self) -> Self {
+        Self {
+            of_other_user: true,
+            ..self
+        }
+    }
+
+    /// Whether nobody would miss it.
+    pub fn is_unused(&self) -> bool {
+        let mut addresses = self.addresses.iter();
+        self.sessions.is_empty() && addresses.all(|address| address.slots.open() == 0)
+    }
+
+    /// Takes the pool out of use if it is unused, and stays so.
+    pub fn retire_if_unused(&self) -> bool {
+        if !self.is_unused() {
+            return false;
+        }
+        self.retire();
+        // Somebody may have begun to log in at the same moment.
+        let is_unused = self.sessions.is_empty();
+        self.retired.store(is_unused, Ordering::Release);
+        is_unused
+    }
+
+    /// Keeps what a client has proved itself with to another pool of the user.
+    pub fn learn_from(&self, other: &Self) {
+        let learned = other.learned.lock();
+        let learned = learned.unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(credentials) = learned {
+            self.learn(credentials);
         }
     }
 

@@ -60,6 +60,7 @@ pub(super) fn pgcat(config: &Config) -> Vec<Row> {
         let users: Vec<_> = pool
             .users
             .iter()
+            .chain(&pool.other_users)
             .map(|user| user.username.as_str())
             .collect();
         let settings = [

@@ -7,6 +7,7 @@ use super::general::{ONCE, auth_user, limit, or_zero};
 use super::settings::Setting;
 use super::userlist::Login;
 use super::writer::Writer;
+use crate::config::model::User;
 use crate::session::auth::Secret;
 
 pub(super) fn write(
@@ -38,7 +39,8 @@ pub(super) fn write(
     prepared_statements(sources, writer)?;
     let has_auth_query = auth_query(sources, database, writer);
 
-    let users = users(sources, database, has_auth_query, writer);
+    let mut users = users(sources, database, has_auth_query, writer);
+    users.extend(others(sources, database, has_auth_query));
     if users.is_empty() {
         let message = "no user is known who could log in; --user names those that are in neither auth_file \
                        nor the database's line";
@@ -167,6 +169,26 @@ fn users<'s>(
     users
 }
 
+/// Whoever `auth_query` knows, beside those who are named.
+fn others<'s>(
+    sources: &'s Sources,
+    database: &Line,
+    has_auth_query: bool,
+) -> Option<(Login, &'s str)> {
+    let auth_type = match sources.auth_type() {
+        "plain" => "password",
+        "hba" => "md5",
+        other @ ("md5" | "scram-sha-256") => other,
+        _ => return None,
+    };
+    let login = Login {
+        name: User::OTHERS.to_owned(),
+        secret: String::new(),
+        place: database.place.clone(),
+    };
+    has_auth_query.then_some((login, auth_type))
+}
+
 fn user(
     sources: &Sources,
     database: &Line,
@@ -205,7 +227,7 @@ fn user(
     writer.set_from("pool_size", connections, &size.origin());
     let min = database.get("min_pool_size");
     let min = min.unwrap_or_else(|| sources.settings.get("min_pool_size"));
-    if min.integer()? > 0 {
+    if min.integer()? > 0 && login.name != User::OTHERS {
         writer.set_from(
             "min_pool_size",
             min.count()?.min(connections),

@@ -381,9 +381,12 @@ fn every_auth_type_is_as_strict_as_before() {
 
 #[test]
 fn auth_query_has_its_user_and_password() {
-    let files = Files::new(&with(
-        "auth_user = app",
-        "host=s\nother = host=s auth_user=second",
+    let files = Files::new(&format!(
+        "{}[users]\nslow = query_timeout=7\n",
+        with(
+            "auth_user = app\nmin_pool_size = 2",
+            "host=s\nother = host=s auth_user=second",
+        )
     ));
     files.put("users", "\"app\" \"pw\"\n");
     let (config, notes) = result(&files.import(&[], &["known"]).expect("an import"));
@@ -407,6 +410,17 @@ fn auth_query_has_its_user_and_password() {
     );
     let known = &config.pools["db"].users[1];
     assert_eq!((known.username.as_str(), &known.password), ("known", &None));
+    let slow = &config.pools["db"].users[2];
+    assert_eq!(slow.username, "slow");
+    assert_eq!(slow.timeouts.statement.map(|time| time.as_secs()), Some(7));
+    // Whoever else the query knows has a pool when he comes.
+    let others = config.pools["db"].other_users.as_ref().expect("others");
+    assert_eq!((others.pool_size, others.min_pool_size), (20, 0));
+    assert_eq!(others.auth_type, AuthType::Md5);
+    let (config, _) = read(&with("auth_user = app\nauth_type = trust", "host=s"));
+    assert_eq!(config.pools["db"].other_users, None);
+    let (config, _) = read("[databases]\ndb = host=s\n[pgbouncer]\nauth_user = app\n");
+    assert!(config.pools["db"].users.is_empty());
 }
 
 #[test]
