@@ -14,6 +14,7 @@ pub mod gate;
 pub mod health;
 pub mod limits;
 pub mod local;
+pub mod queue;
 pub mod shared;
 pub mod slots;
 pub mod statistics;

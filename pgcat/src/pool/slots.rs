@@ -4,7 +4,6 @@
 //! In steady state a transaction only reads [`Slots::waiting`] and counts its own thread's idle
 //! connections; the queue's lock is taken by those who wait, and by those who serve them.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::address::Address;
 use super::limits::Seat;
+use super::queue::{Claim, Queue, Turn, Waiter};
 use super::shared::PoolShared;
 use super::statistics::Connection;
 use crate::net::server::{DetachedServer, Server};
@@ -212,128 +212,6 @@ fn grant_if_waiting(pool: &Arc<PoolShared>, address: usize, left: &mut Vec<Seat>
             .is_some_and(|slot| slots.grant(slot).is_none())
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    entries: VecDeque<Entry>,
-    /// How many of them are claims: there are none unless a limit over several pools is reached.
-    claims: usize,
-}
-
-/// One in the queue.
-#[derive(Debug)]
-enum Entry {
-    Client(Waiter),
-    Claim(Claim),
-}
-
-/// A client who waits for a connection.
-#[derive(Debug)]
-pub struct Waiter {
-    pub thread: usize,
-    since: u64,
-    grant: oneshot::Sender<Grant>,
-}
-
-/// The claim of another server or pool, whose client may open a connection as soon as one is closed
-/// here: they share a limit.
-#[derive(Debug)]
-pub struct Claim {
-    pool: Arc<PoolShared>,
-    address: usize,
-    since: u64,
-}
-
-/// Whose turn it is for a connection.
-#[derive(Debug)]
-pub enum Turn {
-    Client(Waiter),
-    /// A client of another pool: the connection is to be closed.
-    Rival(Claim),
-}
-
-impl Queue {
-    /// The entry whose turn it is for a connection of `thread`.
-    fn next(&self, thread: usize, now: u64) -> Option<usize> {
-        let wanted_here = self.entries.len() > self.claims;
-        // While it is wanted here, a connection is closed only for those who have none at all.
-        let may = |entry: &Entry| match entry {
-            Entry::Client(_) => true,
-            Entry::Claim(claim) => !wanted_here || claim.slots().open() == 0,
-        };
-        let index = self.entries.iter().position(may)?;
-        if now >= self.entries[index].since() + STRICT_ORDER_AFTER {
-            return Some(index);
-        }
-        let own = |entry: &Entry| matches!(entry, Entry::Client(w) if w.thread == thread);
-        self.entries.iter().position(own).or(Some(index))
-    }
-
-    fn remove(&mut self, index: usize) -> Option<Entry> {
-        let entry = self.entries.remove(index)?;
-        self.claims -= usize::from(!is_client(&entry));
-        Some(entry)
-    }
-
-    /// Drops claims that are of no use any more.
-    fn forget_claims(&mut self, pool: &PoolShared) {
-        if self.claims == 0 {
-            return;
-        }
-        self.entries.retain(|entry| match entry {
-            Entry::Client(_) => true,
-            Entry::Claim(claim) => claim.holds_against(pool),
-        });
-        let claims = self.entries.iter().filter(|entry| !is_client(entry));
-        self.claims = claims.count();
-    }
-}
-
-impl Entry {
-    fn since(&self) -> u64 {
-        match self {
-            Self::Client(waiter) => waiter.since,
-            Self::Claim(claim) => claim.since,
-        }
-    }
-}
-
-impl Claim {
-    pub fn new(pool: Arc<PoolShared>, address: usize, since: u64) -> Self {
-        Self {
-            pool,
-            address,
-            since,
-        }
-    }
-
-    /// Whether a connection of `pool` closed for it would be of use.
-    fn holds_against(&self, pool: &PoolShared) -> bool {
-        self.slots().wants_slot() && !self.pool.gate.is_shut() && self.pool.is_kept_out_by(pool)
-    }
-
-    fn slots(&self) -> &Slots {
-        &self.pool.addresses[self.address].slots
-    }
-
-    fn is_of(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pool, &other.pool) && self.address == other.address
-    }
-}
-
-impl Waiter {
-    /// Hands over the grant.
-    ///
-    /// # Errors
-    /// The grant, if the waiter gave up in this moment.
-    pub fn give(self, grant: Grant) -> Result<(), Grant> {
-        self.grant.send(grant)
-    }
-}
-
-/// A waiter this old (coarse milliseconds) is served before any younger one. Among younger ones a
-/// thread prefers its own, because moving a connection costs two system calls and a wake-up.
-const STRICT_ORDER_AFTER: u64 = 100;
-
 impl Slots {
     pub fn new(size: usize, reserve: usize, threads: usize) -> Self {
         Self {
@@ -406,18 +284,12 @@ impl Slots {
         if self.clients() == 0 {
             return None;
         }
-        let queue = self.lock();
-        let first = queue.entries.iter().find(|entry| is_client(entry));
-        first.map(Entry::since)
+        self.lock().waiting_since()
     }
 
     /// Gives a slot to the first client that waits; back if there is none.
     pub fn grant(&self, mut slot: Slot) -> Option<Slot> {
-        let next = |queue: &mut Queue| {
-            let first = queue.entries.iter().position(is_client)?;
-            queue.remove(first)
-        };
-        while let Some(Entry::Client(waiter)) = self.change(next) {
+        while let Some(waiter) = self.change(Queue::take_client) {
             match waiter.give(Grant::Slot(slot)) {
                 Err(Grant::Slot(back)) => slot = back,
                 _ => return None,
@@ -428,25 +300,15 @@ impl Slots {
 
     /// Whose turn it is for a connection of `thread`, which belongs to `pool`.
     pub fn next(&self, thread: usize, now: u64, pool: &PoolShared) -> Option<Turn> {
-        let entry = self.change(|queue| {
+        self.change(|queue| {
             queue.forget_claims(pool);
-            let index = queue.next(thread, now)?;
-            queue.remove(index)
-        })?;
-        Some(match entry {
-            Entry::Client(waiter) => Turn::Client(waiter),
-            Entry::Claim(claim) => Turn::Rival(claim),
+            queue.take(thread, now)
         })
     }
 
     /// Drops clients that have given up: a connection is not to be closed for them.
     pub fn forget_gone(&self) {
-        self.change(|queue| {
-            queue.entries.retain(|entry| match entry {
-                Entry::Client(waiter) => !waiter.grant.is_closed(),
-                Entry::Claim(_) => true,
-            });
-        });
+        self.change(Queue::forget_gone);
     }
 
     /// Drops claims that are of no use any more.
@@ -458,34 +320,22 @@ impl Slots {
 
     /// Puts a claim to the end of the queue, unless there are as many as clients wait behind it.
     pub fn claim(&self, claim: Claim) {
-        let wanted = claim.slots().clients();
-        self.change(|queue| {
-            let is_same = |entry: &&Entry| matches!(entry, Entry::Claim(c) if c.is_of(&claim));
-            if queue.entries.iter().filter(is_same).count() < wanted {
-                queue.entries.push_back(Entry::Claim(claim));
-                queue.claims += 1;
-            }
-        });
+        self.change(|queue| queue.claim(claim));
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
         let mut queue = self.lock();
         let outcome = change(&mut queue);
-        let length = queue.entries.len();
-        self.clients.store(length - queue.claims, Ordering::SeqCst);
-        self.waiting.store(length, Ordering::SeqCst);
+        self.clients.store(queue.clients(), Ordering::SeqCst);
+        self.waiting.store(queue.len(), Ordering::SeqCst);
         outcome
     }
 
     /// Joins the queue, at its end. The channel is closed when the wait has been too long.
     pub fn enqueue(&self, thread: usize, now: u64) -> oneshot::Receiver<Grant> {
         let (grant, granted) = oneshot::channel();
-        let waiter = Waiter {
-            thread,
-            since: now,
-            grant,
-        };
-        self.change(|queue| queue.entries.push_back(Entry::Client(waiter)));
+        let waiter = Waiter::new(thread, now, grant);
+        self.change(|queue| queue.join(waiter));
         granted
     }
 
@@ -496,12 +346,7 @@ impl Slots {
         if self.waiting() == 0 {
             return;
         }
-        // The oldest come first. Time is coarse: nobody is to wait less than the limit.
-        let is_over =
-            |entry: &Entry| now > entry.since().max(not_before) + limit + STRICT_ORDER_AFTER;
-        self.change(|queue| {
-            while queue.entries.front().is_some_and(is_over) && queue.remove(0).is_some() {}
-        });
+        self.change(|queue| queue.expire(now, limit, not_before));
     }
 
     /// Sends everybody who waits away.
@@ -531,8 +376,4 @@ impl Slots {
         // Every critical section leaves the queue whole, even one that panicked.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn is_client(entry: &Entry) -> bool {
-    matches!(entry, Entry::Client(_))
 }
