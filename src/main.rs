@@ -61,6 +61,7 @@ fn serve(args: &cli::Args) -> Result<(), String> {
         let users: Vec<_> = pool
             .users
             .iter()
+            .chain(&pool.other_users)
             .map(|user| format!("{} ({})", user.username, user.pool_size))
             .collect();
         log::info!("Pool {name}: users (pool_size) {}", users.join(", "));

@@ -228,7 +228,7 @@ fn what_is_different_is_said() {
     let ini = format!(
         "[databases]\ndb = host=localhost connect_query='SELECT 1'\n\
          [pgbouncer]\nlisten_addr = *\nauth_file = {users}\nserver_check_delay = 5\nquery_timeout = 3\n\
-         client_idle_timeout = 60\nlogfile = /var/log/pgbouncer.log\n"
+         query_wait_notify = 60\nlogfile = /var/log/pgbouncer.log\n"
     );
     let path = directory.put("pgbouncer.ini", &ini);
     let (code, toml, stderr) = pgcat(&directory.0, &["import", &path]);
@@ -236,7 +236,7 @@ fn what_is_different_is_said() {
     assert!(toml.contains("\nhealthcheck_delay = 5000  # server_check_delay, line 6\n"));
     for note in [
         ":2: databases.db: connect_query = SELECT 1 has no counterpart: nothing is run on new connections",
-        ":8: client_idle_timeout = 60 has no counterpart: idle clients are not disconnected",
+        ":8: query_wait_notify = 60 has no counterpart: clients that wait are not told so",
     ] {
         assert!(stderr.contains(&format!("{path}{note}\n")), "{stderr}");
     }

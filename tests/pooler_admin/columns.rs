@@ -3,7 +3,7 @@
 use test_support::PgBouncer;
 use test_support::wire::Wire;
 
-use crate::stage::{admin, config, described, server, start};
+use crate::stage::{admin, client, config, described, row, server, start};
 
 const TEXT: u32 = 25;
 const INT4: u32 = 23;
@@ -161,5 +161,50 @@ fn pgcats_columns() {
             })
             .collect();
         assert_eq!(columns(&mut session, show), expected, "SHOW {show}");
+    }
+}
+
+/// Limits, and what is used of them.
+#[test]
+fn limits_are_shown() {
+    let config = test_support::PoolerConfig::new(server())
+        .general("admin_auth_type = \"trust\"\nmax_client_conn = 11\nclient_idle_timeout = 60000")
+        .pool("max_client_connections = 12\nmax_db_connections = 13")
+        .user_with(
+            "postgres",
+            2,
+            "auth_type = \"trust\"\nmax_client_connections = 14\nmax_user_connections = 15\n\
+             reserve_pool_size = 3",
+        );
+    let pooler = start(&config);
+    let mut clients = [client(&pooler), client(&pooler)];
+    for client in &mut clients {
+        client.run("BEGIN");
+    }
+    let mut session = admin(&pooler, "pgbouncer");
+    let mut assert_shown = |show: &str, column: &str, name: &str, expected: &[(&str, &str)]| {
+        let row = row(&mut session, show, column, name);
+        for (column, value) in expected {
+            assert_eq!(row[*column], *value, "{show}: {column}");
+        }
+    };
+    let of_database = [
+        ("pool_size", "2"),
+        ("reserve_pool_size", "3"),
+        ("max_connections", "13"),
+        ("current_connections", "2"),
+        ("max_client_connections", "12"),
+        ("current_client_connections", "2"),
+    ];
+    assert_shown("SHOW DATABASES", "name", "postgres", &of_database);
+    let of_user = [
+        ("max_user_connections", "15"),
+        ("current_connections", "2"),
+        ("max_user_client_connections", "14"),
+        ("current_client_connections", "2"),
+    ];
+    assert_shown("SHOW USERS", "name", "postgres", &of_user);
+    for (key, value) in [("max_client_conn", "11"), ("client_idle_timeout", "60")] {
+        assert_shown("SHOW CONFIG", "key", key, &[("value", value)]);
     }
 }

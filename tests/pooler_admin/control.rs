@@ -109,6 +109,26 @@ fn pause_does_not_cut_a_pipeline_in_two() {
 }
 
 /// PgCat takes this for a pause of everything.
+/// As PgBouncer has it, a session has to end before its server connection is free.
+#[test]
+fn pause_waits_for_sessions() {
+    let pooler = start(&config(2).session_mode());
+    let mut idle = client(&pooler);
+    let mut session = client(&pooler);
+    session.run("CREATE TEMP TABLE kept (a int)");
+    let mut control = admin(&pooler, "pgbouncer");
+    begun(&mut control, "PAUSE");
+    assert!(control.silent_for(QUIET), "a session is open");
+    session.run("TABLE kept");
+    begun(&mut idle, "SELECT 'later'");
+    assert!(idle.silent_for(QUIET), "nothing begins while paused");
+    drop(session);
+    assert_eq!(tags(&control.ready()), "CZ");
+    assert!(rows(&mut control, "SHOW SERVERS").is_empty());
+    control.run("RESUME");
+    assert_eq!(tags(&idle.ready()), "TDCZ");
+}
+
 #[test]
 fn pause_of_one_pool_leaves_the_others() {
     let pooler = start(&config(2).user_with(

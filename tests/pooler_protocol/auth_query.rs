@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use test_support::wire::{PROTOCOL_3_0, Wire, startup};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Psql, Settings};
 
-use crate::stage::start;
+use crate::stage::{eventually, start};
 
 /// A server that asks for SCRAM, or with `md5_` before the name for md5, with one role for each test.
 fn postgres() -> &'static Postgres {
@@ -187,4 +187,92 @@ fn a_secret_in_the_configuration() {
     );
     let log = pooler.log();
     assert!(!log.contains("ERROR"), "{log}");
+}
+
+/// The users who have pools now.
+fn users_with_pools(pooler: &Pooler) -> Vec<String> {
+    let pools = pooler.psql("admin", "pgbouncer").run(&["SHOW POOLS"]);
+    let of_database = pools
+        .lines()
+        .filter_map(|row| row.strip_prefix("postgres|"));
+    // The pool of the user who asks is there as well.
+    let users = of_database.filter_map(|row| row.split('|').next());
+    let mut users: Vec<_> = users
+        .filter(|u| *u != "postgres")
+        .map(str::to_owned)
+        .collect();
+    users.sort();
+    users
+}
+
+#[test]
+fn users_whom_nobody_has_named() {
+    let pooler = pooler(PGBOUNCERS, &["*", "changing"]);
+    for user in ["scram_user", "md5_user", "o'\\neill"] {
+        assert_refused(&pooler, user, "wrong");
+    }
+    for user in ["nobody", "expired", "*"] {
+        assert_refused(&pooler, user, "first");
+    }
+    // Who has not proved anything has no pool.
+    assert_eq!(users_with_pools(&pooler), ["changing"]);
+    for user in ["scram_user", "md5_user", "o'\\neill"] {
+        assert_eq!(login(&pooler, user, "first"), Ok(user.to_owned()));
+        assert_refused(&pooler, user, "wrong");
+        assert_eq!(login(&pooler, user, "first"), Ok(user.to_owned()));
+    }
+    let users = ["changing", "md5_user", "o'\\neill", "scram_user"];
+    assert_eq!(users_with_pools(&pooler), users);
+    let log = pooler.log();
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[test]
+fn many_logins_of_a_new_user_at_once() {
+    let pooler = pooler(PGBOUNCERS, &["*"]);
+    std::thread::scope(|scope| {
+        let logins: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| login(&pooler, "scram_user", "first")))
+            .collect();
+        for login in logins {
+            assert_eq!(login.join().expect("a login"), Ok("scram_user".to_owned()));
+        }
+    });
+    assert_eq!(users_with_pools(&pooler), ["scram_user"]);
+}
+
+/// A pool stays for its clients, also over a reload, and for its connections; then it is removed.
+#[test]
+fn a_pool_that_nobody_uses_any_more() {
+    let config = |size, idle| {
+        PoolerConfig::new(postgres())
+            .general(&format!(
+                "auth_query = \"{PGBOUNCERS}\"\nauth_query_user = \"postgres\"\n\
+                 auth_query_password = \"postgres\"\nidle_timeout = {idle}"
+            ))
+            .user("*", size)
+            .without_passwords()
+    };
+    let pooler = start(&config(1, 300));
+    let psql = Psql::new("127.0.0.1", pooler.port(), "scram_user", "postgres").password("first");
+    let session = std::thread::spawn(move || {
+        psql.try_run(&["SELECT 1", "\\! sleep 3", "SELECT current_user"])
+    });
+    eventually("the pool is there", || {
+        users_with_pools(&pooler) == ["scram_user"]
+    });
+    std::fs::write(pooler.config_path(), config(2, 400).render(pooler.port())).expect("pgcat.toml");
+    pooler.signal("HUP");
+    eventually("the configuration is reloaded", || {
+        pooler.log().contains("Configuration reloaded")
+    });
+    assert_eq!(users_with_pools(&pooler), ["scram_user"]);
+    let output = session.join().expect("psql");
+    assert!(output.success, "{}", output.stderr);
+    assert!(output.stdout.ends_with("scram_user\n"), "{}", output.stdout);
+    eventually("the pool is gone", || users_with_pools(&pooler).is_empty());
+    assert_eq!(
+        login(&pooler, "scram_user", "first"),
+        Ok("scram_user".to_owned())
+    );
 }

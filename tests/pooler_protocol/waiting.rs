@@ -113,6 +113,49 @@ fn a_client_waits_for_connect_timeout() {
     assert_eq!(tags(&extended.ready()), "12DCZ");
 }
 
+/// Whoever has waited for long enough gets a connection beyond the pool's size. When the crowd has gone, so
+/// does the reserve.
+#[test]
+fn the_reserve_is_for_those_who_have_waited() {
+    direct()
+        .run("DO $$ BEGIN CREATE ROLE reserved LOGIN; EXCEPTION WHEN duplicate_object THEN END $$");
+    let lines = "auth_type = \"trust\"\nreserve_pool_size = 2";
+    let config = PoolerConfig::new(server())
+        .general("connect_timeout = 60000\nreserve_pool_timeout = 700")
+        .user_with("reserved", 1, lines);
+    let pooler = start(&config);
+    let mut clients: Vec<_> = (0..4)
+        .map(|_| Wire::connect(pooler.port(), "reserved", "postgres"))
+        .collect();
+    clients[0].run("BEGIN");
+    let began = Instant::now();
+    for client in &mut clients[1..] {
+        client.send(Messages::new().query("BEGIN"));
+    }
+    // Two of the three, whichever came first.
+    eventually("the reserve is open", || {
+        server_connections("reserved") == 3
+    });
+    assert!(began.elapsed() >= Duration::from_millis(600));
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(server_connections("reserved"), 3);
+    let (mut served, mut waiting): (Vec<_>, Vec<_>) = clients
+        .drain(1..)
+        .map(|mut client| (client.silent_for(Duration::from_millis(1)), client))
+        .partition(|(is_silent, _)| !is_silent);
+    assert_eq!((served.len(), waiting.len()), (2, 1));
+    clients[0].run("COMMIT");
+    for (_, client) in served.iter_mut().chain(&mut waiting) {
+        assert_eq!(tags(&client.ready()), "CZ");
+        client.run("COMMIT");
+    }
+    // Threads that look at the same moment may close one more, which is opened when it is needed.
+    eventually("the reserve is closed", || {
+        server_connections("reserved") <= 1
+    });
+    clients[0].run("SELECT 1");
+}
+
 #[test]
 fn a_client_that_leaves_the_queue_takes_no_server() {
     let stage = Stage::new(1);
@@ -306,7 +349,7 @@ fn an_idle_transaction_times_out() {
     let messages = client.ready();
     assert_eq!(tags(&messages), "EZ", "{messages:?}");
     assert_eq!(messages[0].field(b'M').unwrap(), "idle transaction timeout");
-    assert_eq!(messages[0].field(b'C').unwrap(), "58000");
+    assert_eq!(messages[0].field(b'C').unwrap(), "25P03");
     assert_eq!(messages[1].body, b"I");
     client.run("SELECT 1");
     stage.assert_clean();

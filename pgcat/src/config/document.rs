@@ -25,6 +25,8 @@ struct Findings {
     /// Keys without effect: where, and their path.
     unimplemented: Vec<(usize, String)>,
     unknown: Vec<Unknown>,
+    /// What else is worth a warning, and where.
+    remarks: Vec<(usize, String)>,
     /// By section pattern, the keys that have been asked for.
     known: BTreeMap<String, Vec<&'static str>>,
 }
@@ -77,8 +79,8 @@ impl<'t> Document<'t> {
 
     /// What was noticed, in the order of the file.
     pub fn into_warnings(self) -> Vec<Warning> {
-        let mut found = Vec::new();
         let findings = self.findings.borrow();
+        let mut found = findings.remarks.clone();
         for unknown in &findings.unknown {
             found.push((unknown.offset, findings.describe(unknown)));
         }
@@ -185,6 +187,12 @@ impl<'d> Place<'d> {
                 key: join(&self.key, name),
             });
         }
+    }
+
+    /// Warns of what stands here.
+    pub fn remark(&self, message: &str) {
+        let remark = (self.offset, format!("{}: {message}", self.key));
+        self.document.findings.borrow_mut().remarks.push(remark);
     }
 
     /// Lists what stands here among the settings without effect, if it is one of them.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::model::{AuthQuery, AuthType, General, Pool};
+use super::model::{AuthQuery, AuthType, General, Pool, Timeouts};
 use super::section::Section;
 use super::tls;
 
@@ -15,6 +15,8 @@ pub(super) struct Inherited {
     pub connect_timeout: Duration,
     pub idle_timeout: Option<Duration>,
     pub server_lifetime: Option<Duration>,
+    pub reserve_pool_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
     pub auth_query: AuthQueryKeys,
 }
 
@@ -58,6 +60,10 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
 
     let auth_query = AuthQueryKeys::read(section)?;
     let (admin_username, admin_password) = admin_login(section)?;
+    // PgBouncer's default.
+    let reserve_pool_timeout = section
+        .timeout("reserve_pool_timeout")?
+        .unwrap_or(Some(Duration::from_secs(5)));
     let client_tls = tls::client(section)?;
     let server_tls = tls::server(section)?;
     let general = General {
@@ -92,9 +98,8 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         shutdown_timeout: milliseconds("shutdown_timeout", 0, 60_000)?,
         client_login_timeout: milliseconds("client_login_timeout", 1, 60_000)?,
         unix_socket_dir: section.string("unix_socket_dir")?.map(PathBuf::from),
-        max_client_logins: section
-            .integer("max_client_logins", 0, u32::MAX as usize)?
-            .filter(|&limit| limit > 0),
+        max_client_logins: section.limit("max_client_logins")?,
+        max_client_conn: section.limit("max_client_conn")?,
         hba_file: tls::file(section, "hba_file")?,
         unix_socket_mode: unix_socket_mode(section)?,
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,
@@ -102,9 +107,7 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         ban_time: section
             .seconds("ban_time", 0)?
             .unwrap_or(Duration::from_secs(60)),
-        idle_client_in_transaction_timeout: section
-            .timeout("idle_client_in_transaction_timeout")?
-            .flatten(),
+        timeouts: timeouts(section, Timeouts::default())?,
         server_round_robin: flag("server_round_robin", true)?,
         worker_threads: section
             .integer("worker_threads", 1, MAX_WORKER_THREADS)?
@@ -135,6 +138,8 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         connect_timeout: general.connect_timeout,
         idle_timeout: general.idle_timeout,
         server_lifetime: general.server_lifetime,
+        reserve_pool_timeout,
+        timeouts: general.timeouts,
         auth_query,
     };
     Ok((general, inherited))
@@ -208,6 +213,25 @@ fn unix_socket_mode(section: &Section<'_>) -> Result<u32, ConfigError> {
         .ok()
         .filter(|mode| *mode <= 0o777)
         .ok_or_else(|| value.expected("a file mode such as \"0700\""))
+}
+
+/// The times that a section allows clients, those it does not mention being inherited.
+pub(super) fn timeouts(
+    section: &Section<'_>,
+    inherited: Timeouts,
+) -> Result<Timeouts, ConfigError> {
+    let time = |name, inherited| -> Result<Option<Duration>, ConfigError> {
+        Ok(section.timeout(name)?.unwrap_or(inherited))
+    };
+    Ok(Timeouts {
+        statement: time("statement_timeout", inherited.statement)?,
+        transaction: time("transaction_timeout", inherited.transaction)?,
+        idle_in_transaction: time(
+            "idle_client_in_transaction_timeout",
+            inherited.idle_in_transaction,
+        )?,
+        idle: time("client_idle_timeout", inherited.idle)?,
+    })
 }
 
 /// Both keys or neither; PgCat requires both. Without them there is no admin database.

@@ -44,6 +44,8 @@ pub struct General {
     pub client_login_timeout: Duration,
     /// Clients that may be logging in at once; `None`: any number.
     pub max_client_logins: Option<usize>,
+    /// Clients there may be at once, those of the admin databases not counted; `None`: any number.
+    pub max_client_conn: Option<usize>,
     /// Where the Unix socket for clients is; `None`: there is none.
     pub unix_socket_dir: Option<PathBuf>,
     /// Rules for logins, in place of users' `auth_type`.
@@ -53,7 +55,7 @@ pub struct General {
     pub healthcheck_timeout: Duration,
     pub healthcheck_delay: Duration,
     pub ban_time: Duration,
-    pub idle_client_in_transaction_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
     /// Idle server connections are reused oldest first (`true`) or newest first.
     pub server_round_robin: bool,
     pub worker_threads: usize,
@@ -113,9 +115,26 @@ impl General {
             server_lifetime: None,
             idle_timeout: None,
             connect_timeout: self.connect_timeout,
-            statement_timeout: None,
+            timeouts: Timeouts::default(),
+            max_client_connections: None,
+            max_user_connections: None,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: None,
         })
     }
+}
+
+/// How long clients may take; `None`: as long as they like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a statement, or a batch of the extended protocol. It is cancelled.
+    pub statement: Option<Duration>,
+    /// For a transaction. The client is disconnected.
+    pub transaction: Option<Duration>,
+    /// Between the statements of a transaction. It is rolled back.
+    pub idle_in_transaction: Option<Duration>,
+    /// Between transactions. The client is disconnected.
+    pub idle: Option<Duration>,
 }
 
 /// TLS towards servers; on Unix sockets there is none.
@@ -221,7 +240,10 @@ pub struct Pool {
     pub regex_search_limit: usize,
     pub default_shard: DefaultShard,
     pub auth_query: Option<AuthQuery>,
-    pub cleanup_server_connections: bool,
+    /// Clients of all users together; `None`: any number.
+    pub max_client_connections: Option<usize>,
+    /// Server connections of all users together, to all servers; `None`: any number.
+    pub max_db_connections: Option<usize>,
     pub log_client_parameter_status_changes: bool,
     /// Prepared statements kept per server connection. PgCat's 0 means "off", which breaks drivers in
     /// transaction mode; here 0 and absent are [`Pool::DEFAULT_PREPARED_STATEMENTS`].
@@ -237,6 +259,23 @@ pub struct Pool {
     pub shards: Vec<Shard>,
     /// In the order of the file; user names are unique.
     pub users: Vec<User>,
+    /// What holds for users whom only `auth_query` knows, if they are let in: the user `*`.
+    pub other_users: Option<User>,
+}
+
+impl User {
+    /// The name in the configuration that stands for all users who have none there.
+    pub const OTHERS: &str = "*";
+
+    /// Of what holds for the others, what holds for one of them.
+    pub fn named(&self, name: &str) -> Self {
+        let mut user = self.clone();
+        if user.server_username == Self::OTHERS {
+            name.clone_into(&mut user.server_username);
+        }
+        name.clone_into(&mut user.username);
+        user
+    }
 }
 
 impl Pool {
@@ -284,5 +323,13 @@ pub struct User {
     pub server_lifetime: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub connect_timeout: Duration,
-    pub statement_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
+    /// Server connections beyond `pool_size`, per server of the pool, for when a client has waited for
+    /// `reserve_pool_timeout` (`None`: never).
+    pub reserve_pool_size: u32,
+    pub reserve_pool_timeout: Option<Duration>,
+    /// Clients of this name, over all databases; `None`: any number.
+    pub max_client_connections: Option<usize>,
+    /// Server connections of users of this name, over all databases; `None`: any number.
+    pub max_user_connections: Option<usize>,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use regex::Regex;
 
 use super::error::ConfigError;
-use super::general::{AuthQueryKeys, INCOMPLETE_AUTH_QUERY, Inherited};
+use super::general::{AuthQueryKeys, INCOMPLETE_AUTH_QUERY, Inherited, timeouts};
 use super::model::{
     AuthQuery, DefaultShard, LoadBalancing, PluginTables, Pool, PoolMode, ShardingFunction,
     WantedRole,
@@ -48,6 +48,13 @@ pub(super) fn read(
         Ok(section.boolean(name)?.unwrap_or(default))
     };
     let auth_query = auth_query(section, name, inherited)?;
+    if let Some(cleanup) = section.value("cleanup_server_connections")
+        && !cleanup.boolean()?
+    {
+        // It leaks settings from client to client. Cleaning costs nothing where nothing is left behind.
+        let message = "has no effect: what a client leaves behind is always cleaned up";
+        cleanup.place.remark(message);
+    }
     let pool_mode = section
         .choice("pool_mode", POOL_MODES)?
         .unwrap_or(PoolMode::Transaction);
@@ -63,6 +70,10 @@ pub(super) fn read(
         server_lifetime: section
             .timeout("server_lifetime")?
             .unwrap_or(inherited.server_lifetime),
+        reserve_pool_timeout: section
+            .timeout("reserve_pool_timeout")?
+            .unwrap_or(inherited.reserve_pool_timeout),
+        timeouts: timeouts(section, inherited.timeouts)?,
         has_auth_query: auth_query.is_some(),
     };
     let query_parser_enabled = flag("query_parser_enabled", false)?;
@@ -85,7 +96,7 @@ pub(super) fn read(
         None => global_plugins.clone(),
     };
     let shards = shard::read_all(&section.required_section("shards")?)?;
-    let users = user::read_all(&section.required_section("users")?, &defaults)?;
+    let (users, other_users) = user::read_all(&section.required_section("users")?, &defaults)?;
     let db_activity_based_routing = flag("db_activity_based_routing", false)?;
     // A zero would expire what it governs at once; without the routing nobody reads it.
     let least = u64::from(db_activity_based_routing);
@@ -120,7 +131,8 @@ pub(super) fn read(
             .unwrap_or(1000),
         default_shard: default_shard(section, shards.len())?,
         auth_query,
-        cleanup_server_connections: flag("cleanup_server_connections", true)?,
+        max_client_connections: section.limit("max_client_connections")?,
+        max_db_connections: section.limit("max_db_connections")?,
         log_client_parameter_status_changes: flag("log_client_parameter_status_changes", false)?,
         prepared_statements_cache_size: section
             .integer("prepared_statements_cache_size", 0, i32::MAX as usize)?
@@ -146,6 +158,7 @@ pub(super) fn read(
         plugins,
         shards,
         users,
+        other_users,
     };
     section.finish();
     Ok(pool)

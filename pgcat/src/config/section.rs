@@ -90,6 +90,12 @@ impl<'d> Section<'d> {
             .transpose()
     }
 
+    /// A number that limits something, where 0 is no limit.
+    pub fn limit(&self, name: &'static str) -> Result<Option<usize>, ConfigError> {
+        let limit = self.integer(name, 0, u32::MAX as usize)?;
+        Ok(limit.filter(|&limit| limit > 0))
+    }
+
     /// A time in milliseconds, of at least `min` of them.
     pub fn milliseconds(
         &self,

@@ -82,7 +82,7 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     assert_eq!(general.shutdown_timeout, Duration::from_secs(60));
     assert_eq!(general.worker_threads, 4);
     assert_eq!(general.autoreload, None);
-    assert_eq!(general.idle_client_in_transaction_timeout, None);
+    assert_eq!(general.timeouts, Timeouts::default());
     assert!(general.server_round_robin && general.validate_config);
     assert_eq!(general.admin_auth_type, AuthType::Md5);
 
@@ -96,7 +96,6 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
         pool.prepared_statements_cache_size,
         Pool::DEFAULT_PREPARED_STATEMENTS
     );
-    assert!(pool.cleanup_server_connections);
     assert!(!pool.query_parser_enabled && !pool.primary_reads_enabled);
     assert_eq!(pool.db_activity_ttl, Duration::from_secs(900));
     assert_eq!(pool.shards[0].database, "app_db");
@@ -116,15 +115,28 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     assert_eq!(user.server_password.as_deref(), Some("pw"));
     assert_eq!((user.pool_size, user.min_pool_size), (7, 0));
     assert_eq!(user.auth_type, AuthType::Md5);
-    assert_eq!(user.statement_timeout, None);
+    assert_eq!(user.timeouts, Timeouts::default());
+    let reserve = (user.reserve_pool_size, user.reserve_pool_timeout);
+    assert_eq!(reserve, (0, Some(Duration::from_secs(5))));
+    let limits = [
+        general.max_client_conn,
+        pool.max_client_connections,
+        pool.max_db_connections,
+        user.max_client_connections,
+        user.max_user_connections,
+    ];
+    assert_eq!(limits, [None; 5]);
 }
 
 #[test]
 fn every_key_of_pgcat_is_known() {
     let text = include_str!("tests/every_key.toml");
     let (config, warnings) = read(text);
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains("these settings have no effect yet: pools."));
+    assert_eq!(warnings.len(), 2, "{warnings:#?}");
+    assert!(warnings[0].ends_with(
+        "pools.sharded_db.cleanup_server_connections: has no effect: what a client leaves behind is always cleaned up"
+    ));
+    assert!(warnings[1].contains("these settings have no effect yet: pools."));
 
     assert_eq!(config.general.prometheus_exporter_port, 40_000);
     assert_eq!(config.general.autoreload, Some(Duration::from_secs(15)));
@@ -151,7 +163,7 @@ fn every_key_of_pgcat_is_known() {
     assert_eq!(names, ["sharding_user", "other_user", "trusted"]);
     assert_eq!(sharded.users[1].pool_mode, PoolMode::Session);
     assert_eq!(
-        sharded.users[1].statement_timeout,
+        sharded.users[1].timeouts.statement,
         Some(Duration::from_secs(3))
     );
     assert_eq!(sharded.users[2].auth_type, AuthType::Trust);
@@ -233,19 +245,27 @@ fn spellings_of_pgcat_are_taken() {
 
 #[test]
 fn timeouts_are_taken_from_user_then_pool_then_general() {
-    let text = with_user("idle_timeout = 3\nconnect_timeout = 30").replace(
+    let text = with_user("idle_timeout = 3\nconnect_timeout = 30\ntransaction_timeout = 0").replace(
         "[pools.db.users.0]",
-        "[pools.db]\nidle_timeout = 2\nserver_lifetime = 20\n[pools.db.users.0]",
+        "[pools.db]\nidle_timeout = 2\nstatement_timeout = 22\nserver_lifetime = 20\n[pools.db.users.0]",
     );
     let text = text.replace(
         "[general]",
-        "[general]\nidle_timeout = 1\nserver_lifetime = 10\nconnect_timeout = 100",
+        "[general]\nidle_timeout = 1\nserver_lifetime = 10\nconnect_timeout = 100\nstatement_timeout = 11\n\
+         transaction_timeout = 12\nclient_idle_timeout = 13",
     );
     let (config, _) = read(&text);
     let user = &config.pools["db"].users[0];
     assert_eq!(user.idle_timeout, Some(Duration::from_millis(3)));
     assert_eq!(user.server_lifetime, Some(Duration::from_millis(20)));
     assert_eq!(user.connect_timeout, Duration::from_millis(30));
+    let timeouts = Timeouts {
+        statement: Some(Duration::from_millis(22)),
+        transaction: None,
+        idle_in_transaction: None,
+        idle: Some(Duration::from_millis(13)),
+    };
+    assert_eq!(user.timeouts, timeouts);
 }
 
 #[test]
@@ -257,7 +277,7 @@ fn zero_turns_a_timeout_off_also_against_an_inherited_one() {
         "autoreload = 0\nidle_client_in_transaction_timeout = 0",
     ));
     assert_eq!(config.general.autoreload, None);
-    assert_eq!(config.general.idle_client_in_transaction_timeout, None);
+    assert_eq!(config.general.timeouts.idle_in_transaction, None);
 }
 
 #[test]
@@ -274,6 +294,43 @@ fn a_pool_with_plugins_of_its_own_has_only_those() {
         (own["enabled"].as_bool(), own.get("schedule")),
         (Some(false), None)
     );
+}
+
+#[test]
+fn other_users_are_verified_by_auth_query() {
+    let others = |lines: &str, query: &str| {
+        with_pool(query)
+            .replace("username = \"app\"", &format!("username = \"*\"\n{lines}"))
+            .replace("password = \"pw\"\n", "")
+    };
+    let query = "auth_query = \"q\"\nauth_query_user = \"u\"\nauth_query_password = \"p\"";
+    let (config, _) = read(&others("", query));
+    let pool = &config.pools["db"];
+    assert!(pool.users.is_empty());
+    let user = pool.other_users.as_ref().expect("others").named("joe");
+    assert_eq!(
+        (user.username.as_str(), user.server_username.as_str()),
+        ("joe", "joe")
+    );
+    for (lines, expected) in [
+        (
+            "password = \"x\"",
+            "password: the user \"*\" has the password that",
+        ),
+        (
+            "auth_type = \"trust\"",
+            "auth_type: the user \"*\" has to prove a password",
+        ),
+        (
+            "min_pool_size = 1",
+            "min_pool_size: the user \"*\" has no pool before",
+        ),
+    ] {
+        let error = error(&others(lines, query));
+        assert!(error.contains(&format!("users.0.{expected}")), "{error}");
+    }
+    let error = error(&others("", ""));
+    assert!(error.contains("if auth_query is not specified"), "{error}");
 }
 
 #[test]

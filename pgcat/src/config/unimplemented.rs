@@ -5,6 +5,4 @@
 pub const NOT_IMPLEMENTED: &[&str] = &[
     // more than one server
     "pools.*.shards.*.mirrors",
-    // users
-    "pools.*.users.*.statement_timeout",
 ];

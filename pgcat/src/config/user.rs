@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::general::AUTH_TYPES;
-use super::model::{AuthType, PoolMode, User};
+use super::general::{AUTH_TYPES, timeouts};
+use super::model::{AuthType, PoolMode, Timeouts, User};
 use super::pool::POOL_MODES;
 use super::section::Section;
 use crate::session::auth::Secret;
@@ -17,29 +17,70 @@ pub(super) struct PoolDefaults<'a> {
     pub connect_timeout: Duration,
     pub idle_timeout: Option<Duration>,
     pub server_lifetime: Option<Duration>,
+    pub reserve_pool_timeout: Option<Duration>,
+    pub timeouts: Timeouts,
     pub has_auth_query: bool,
 }
 
-/// Reads all users of a pool, in the order of the file.
+/// Reads all users of a pool, in the order of the file, and what holds for all others.
 pub(super) fn read_all(
     section: &Section<'_>,
     defaults: &PoolDefaults<'_>,
-) -> Result<Vec<User>, ConfigError> {
+) -> Result<(Vec<User>, Option<User>), ConfigError> {
     let mut users: Vec<User> = Vec::new();
+    let mut others = None;
     for (_, value) in section.entries() {
         let section = value.section()?;
         let user = read(&section, defaults)?;
         // PgCat lets the last of them win without a word.
-        if users.iter().any(|other| other.username == user.username) {
+        let mut known = users.iter().chain(&others);
+        if known.any(|other| other.username == user.username) {
             let message = format!("the pool has more than one user {:?}", user.username);
             return Err(section.error("username", message));
         }
-        users.push(user);
+        if user.username == User::OTHERS {
+            check_others(&section, &user, defaults)?;
+            others = Some(user);
+        } else {
+            users.push(user);
+        }
     }
-    if users.is_empty() {
+    if users.is_empty() && others.is_none() {
         return Err(section.error_here("the pool has no users configured"));
     }
-    Ok(users)
+    Ok((users, others))
+}
+
+/// Whether the user `*` is somebody whom `auth_query` can be asked about.
+fn check_others(
+    section: &Section<'_>,
+    user: &User,
+    defaults: &PoolDefaults<'_>,
+) -> Result<(), ConfigError> {
+    let refuse = |key, message: &str| Err(section.error(key, message));
+    if !defaults.has_auth_query {
+        return refuse(
+            "username",
+            "the user \"*\" is whoever auth_query knows, but there is no auth_query",
+        );
+    }
+    if user.password.is_some() {
+        return refuse(
+            "password",
+            "the user \"*\" has the password that auth_query finds",
+        );
+    }
+    if matches!(user.auth_type, AuthType::Trust | AuthType::Cert) {
+        let message = "the user \"*\" has to prove a password: md5, scram-sha-256 or password";
+        return refuse("auth_type", message);
+    }
+    if user.min_pool_size > 0 {
+        return refuse(
+            "min_pool_size",
+            "the user \"*\" has no pool before somebody logs in",
+        );
+    }
+    Ok(())
 }
 
 fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, ConfigError> {
@@ -111,7 +152,15 @@ fn read(section: &Section<'_>, defaults: &PoolDefaults<'_>) -> Result<User, Conf
         connect_timeout: section
             .milliseconds("connect_timeout", 1)?
             .unwrap_or(defaults.connect_timeout),
-        statement_timeout: section.timeout("statement_timeout")?.flatten(),
+        timeouts: timeouts(section, defaults.timeouts)?,
+        reserve_pool_size: section
+            .integer("reserve_pool_size", 0, u32::MAX)?
+            .unwrap_or(0),
+        reserve_pool_timeout: section
+            .timeout("reserve_pool_timeout")?
+            .unwrap_or(defaults.reserve_pool_timeout),
+        max_client_connections: section.limit("max_client_connections")?,
+        max_user_connections: section.limit("max_user_connections")?,
     };
     section.finish();
     Ok(user)

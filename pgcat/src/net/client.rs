@@ -20,7 +20,9 @@ use crate::admin::{Dialect, Privilege};
 use crate::config::model::AuthType;
 use crate::error::Error;
 use crate::plugins::PoolIdentity;
+use crate::pool::limits::{Count, Seat};
 use crate::pool::local::LocalPool;
+use crate::pool::shared::PoolShared;
 use crate::router::route::Route;
 use crate::session::settings::Settings;
 use crate::tls::Acceptor;
@@ -41,6 +43,8 @@ pub(super) struct Newcomer {
     pub tls: Option<Arc<Acceptor>>,
     /// It asked for a protocol before 3.0, which has its own form of errors.
     is_ancient: bool,
+    /// For the limits of clients. Held to the end of the connection.
+    seats: Vec<Seat>,
 }
 
 /// Serves a connection from its first byte to its end.
@@ -51,12 +55,13 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
         out: OutBuffer::default(),
         tls: None,
         is_ancient: false,
+        seats: Vec::new(),
     };
     let limit = thread.config().general.client_login_timeout;
     // Boxed, as is all that a session does rarely: what a future may need at some time it has room for all the time.
     let login = Box::pin(async {
-        let _counted = Login::begin(thread, internal_pool.is_none())?;
-        newcomer.log_in(thread, internal_pool).await
+        let login = Login::begin(thread);
+        newcomer.log_in(thread, internal_pool, &login).await
     });
     let admitted = match tokio::time::timeout(limit, login).await {
         Ok(Ok(Some(Admission::Pool(admitted)))) => admitted,
@@ -125,27 +130,34 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
 }
 
 /// Counts a client while it logs in.
-struct Login<'t>(&'t ThreadContext);
+struct Login<'t> {
+    thread: &'t ThreadContext,
+    /// `max_client_logins` others are at it. A cancel request is let through all the same.
+    is_one_too_many: bool,
+}
 
 impl<'t> Login<'t> {
-    /// # Errors
-    /// [`Error::Refused`] where `max_client_logins` others are at it.
-    fn begin(thread: &'t ThreadContext, external: bool) -> Result<Self, Error> {
+    fn begin(thread: &'t ThreadContext) -> Self {
         let before = thread.pooler.logins.fetch_add(1, Ordering::Relaxed);
-        let counted = Self(thread);
-        match thread.config().general.max_client_logins {
-            Some(limit) if external && before >= limit => Err(Error::Refused(Box::new(
-                ErrorFields::fatal("53300", "too many clients are logging in"),
-            ))),
-            _ => Ok(counted),
+        let limit = thread.config().general.max_client_logins;
+        Self {
+            thread,
+            is_one_too_many: limit.is_some_and(|limit| before >= limit),
         }
     }
 }
 
 impl Drop for Login<'_> {
     fn drop(&mut self) {
-        self.0.pooler.logins.fetch_sub(1, Ordering::Relaxed);
+        self.thread.pooler.logins.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How long one login too many may take to turn out to be a cancel request.
+const CANCEL_WITHIN: Duration = Duration::from_secs(1);
+
+fn too_many(message: &str) -> Error {
+    Error::Refused(Box::new(ErrorFields::fatal("53300", message)))
 }
 
 /// Where a client has logged in to.
@@ -174,8 +186,21 @@ impl Newcomer {
         &mut self,
         thread: &Rc<ThreadContext>,
         internal_pool: Option<usize>,
+        login: &Login<'_>,
     ) -> Result<Option<Admission>, Error> {
-        let Some(startup) = self.read_startup(thread).await? else {
+        let startup = if login.is_one_too_many && internal_pool.is_none() {
+            let startup = tokio::time::timeout(CANCEL_WITHIN, self.read_startup(thread)).await;
+            match startup {
+                Ok(Ok(None)) => None,
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(Some(_))) | Err(_) => {
+                    return Err(too_many("too many clients are logging in"));
+                }
+            }
+        } else {
+            self.read_startup(thread).await?
+        };
+        let Some(startup) = startup else {
             return Ok(None);
         };
         if thread.shutting_down.get() && internal_pool.is_none() {
@@ -207,7 +232,15 @@ impl Newcomer {
         }
         let pool = match internal_pool {
             Some(index) => thread.pool(index).ok_or(Error::Retired)?,
-            None => self.authenticate(thread, database, user).await?,
+            None => {
+                // Administrators do not count, so that they get into a full pooler.
+                let limit = thread.config().general.max_client_conn;
+                let message = "no more connections allowed (max_client_conn)";
+                self.take_seat(&thread.pooler.seats, limit, message)?;
+                let pool = self.authenticate(thread, database, user).await?;
+                self.take_seats_of(&pool.shared)?;
+                pool
+            }
         };
         if replication::is_wanted(&startup) && internal_pool.is_none() {
             return self
@@ -234,6 +267,35 @@ impl Newcomer {
             registration,
             settings,
         })))
+    }
+
+    /// Counts the client where it is one of few.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], 53300, if all seats are taken.
+    fn take_seat(
+        &mut self,
+        count: &Arc<Count>,
+        limit: Option<usize>,
+        message: &str,
+    ) -> Result<(), Error> {
+        let seat = count.take(limit).ok_or_else(|| too_many(message))?;
+        self.seats.push(seat);
+        Ok(())
+    }
+
+    /// As [`Newcomer::take_seat`], of the database and of the user: by who has proved to be the user, so
+    /// that nobody else can take a user's seats.
+    fn take_seats_of(&mut self, pool: &PoolShared) -> Result<(), Error> {
+        // PgBouncer's words and names of the limits.
+        const EXCEEDED: [&str; 2] = [
+            "client connections exceeded (max_db_client_connections)",
+            "client connections exceeded (max_user_client_connections)",
+        ];
+        for ((count, limit), message) in pool.client_counts().into_iter().zip(EXCEEDED) {
+            self.take_seat(count, limit, message)?;
+        }
+        Ok(())
     }
 
     /// Gives a client that replicates its own server connection, whose greeting it gets.
@@ -462,21 +524,36 @@ impl Newcomer {
             database: database.to_owned(),
             user: user.to_owned(),
         };
-        let pool = thread.pool_of(&identity);
-        let Some(pool) = pool else {
-            return Err(Error::Refused(Box::new(ErrorFields::fatal(
-                "58000",
-                format!("No pool configured for database: \"{database}\", user: \"{user}\""),
-            ))));
+        let refused = |message| Error::Refused(Box::new(ErrorFields::fatal("58000", message)));
+        let missing = || {
+            let message =
+                format!("No pool configured for database: \"{database}\", user: \"{user}\"");
+            refused(message)
         };
-        if pool.shared.gate.is_disabled() {
-            return Err(Error::Refused(Box::new(ErrorFields::fatal(
-                "58000",
-                format!("database does not allow connections: {database}"),
-            ))));
+        let disabled = || refused(format!("database does not allow connections: {database}"));
+        let known = thread.pool_of(&identity).filter(|pool| {
+            // From here on it is not removed for want of use.
+            self.seats.extend(pool.shared.sessions.take(None));
+            !pool.shared.is_retired()
+        });
+        if let Some(pool) = known {
+            if pool.shared.gate.is_disabled() {
+                return Err(disabled());
+            }
+            login::prove_to_pool(self, thread, &pool.shared).await?;
+            return Ok(pool);
         }
-        login::prove_to_pool(self, thread, &pool.shared).await?;
-        Ok(pool.clone())
+        // Boxed, as few logins need it.
+        let candidate = thread.pooler.pool_of_other(&identity).map(Box::new);
+        let candidate = candidate.ok_or_else(missing)?;
+        let asking = thread.asking_pool(database);
+        if asking.is_some_and(|pool| pool.shared.gate.is_disabled()) {
+            return Err(disabled());
+        }
+        login::prove_to_pool(self, thread, &candidate).await?;
+        let seat = thread.pooler.add_pool(&candidate).await;
+        self.seats.extend(seat);
+        thread.pool_of(&identity).ok_or_else(missing)
     }
 
     /// AuthenticationOk, the parameters, the cancel key, and ReadyForQuery, all at once.

@@ -130,7 +130,9 @@ impl Session {
         }
         if walk.at > 0 || event.is_some() {
             // The beginning of a message does not count, as in PostgreSQL.
-            self.registration.handle.idle_in_transaction.set(None);
+            let handle = &self.registration.handle;
+            handle.idle_in_transaction.set(None);
+            handle.active.set(self.thread.now.get() * 1000);
         }
         if walk.at > 0
             && let Some(server) = &self.server

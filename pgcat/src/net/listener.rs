@@ -45,10 +45,10 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Res
     let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
 
-    let ids = Ids::default();
     let fixed = Fixed {
         threads: config.general.worker_threads,
-        ids: ids.clone(),
+        ids: Ids::default(),
+        tallies: Arc::default(),
     };
     let pools = reload::pools(&config, &[], &fixed);
     let listen = listener
@@ -57,7 +57,7 @@ async fn serve(config: Config, plugins: Vec<Arc<dyn Plugin>>, load: Load) -> Res
     let exporter = metrics::http::listen(&config.general).await?;
     let (give_orders, mut orders) = mpsc::unbounded_channel();
     let plugins = plugins::built_in().into_iter().chain(plugins).collect();
-    let (pooler, threads) = Pooler::start(config, pools, plugins, listen, ids, give_orders)?;
+    let (pooler, threads) = Pooler::start(config, pools, plugins, listen, fixed, give_orders)?;
     let handles = pooler.handles();
     for plugin in &pooler.plugins {
         plugin.start(&handles);

@@ -64,6 +64,16 @@ pub(super) async fn prove_to_pool(
         Some(rules) => method_by_rules(client, &rules, pool)?,
     };
     if !asks_password(client, method, user)? {
+        if pool.of_other_user
+            && let Some(auth_query) = &pool.settings.auth_query
+        {
+            // Whoever the rules let in without a password has to exist at least.
+            let found = auth_query::secret(thread, pool, &auth_query.query).await?;
+            let secret = found.ok_or_else(|| refused(&user.username))?;
+            if !matches!(secret, Secret::Scram(_)) {
+                pool.learn(Credentials::Secret(secret));
+            }
+        }
         return Ok(());
     }
     let proven = match (&user.password, &pool.settings.auth_query) {

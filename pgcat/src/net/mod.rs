@@ -25,6 +25,7 @@ pub mod server;
 mod server_login;
 pub mod session;
 pub mod threads;
+mod timeouts;
 pub mod tls;
 mod unix_socket;
 

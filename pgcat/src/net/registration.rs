@@ -14,6 +14,7 @@ use super::notify::Inbox;
 use super::server::ServerKey;
 use super::threads::{CancelKey, ThreadContext};
 use crate::admin::state::{ClientState, Doing};
+use crate::config::model::Timeouts;
 use crate::plugins::PoolIdentity;
 use crate::pool::statistics::Counters;
 
@@ -46,9 +47,23 @@ pub struct SessionHandle {
     pub who: Who,
     /// The server connection the session has now.
     pub server: RefCell<Option<Arc<ServerKey>>>,
-    /// Since when the client has left a transaction idle; `None`: it has not.
+    /// The times the client is allowed; `None`: nobody looks at its times.
+    pub timeouts: Cell<Option<Timeouts>>,
+    /// Since when the client has left a transaction idle, in coarse milliseconds; `None`: it has not.
     pub idle_in_transaction: Cell<Option<u64>>,
-    /// The client left a transaction idle for too long.
+    /// When the request that is being answered came, by the thread's clock; 0: none is.
+    pub query_began: Cell<u64>,
+    /// The same of the transaction.
+    pub transaction_began: Cell<u64>,
+    /// When it was last heard of or answered, by the thread's clock.
+    pub active: Cell<u64>,
+    /// A batch is open, but until then nothing of it was running, by the thread's clock.
+    pub resting: Cell<u64>,
+    /// The statement was to be cancelled because it took too long.
+    pub cancelled: Cell<bool>,
+    /// The cancel request is on its way: nothing more is taken from the client, or it might be hit.
+    pub cancelling: Cell<bool>,
+    /// A time is over: see [`SessionHandle::overdue`].
     pub timed_out: Cell<bool>,
     /// Notifications for the client.
     pub inbox: Inbox,
@@ -64,6 +79,19 @@ pub struct SessionHandle {
     pub killing: Notify,
     pub waker: RefCell<Option<Waker>>,
 }
+
+/// What has taken too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    IdleInTransaction,
+    Transaction,
+    Statement,
+    Idle,
+}
+
+/// How long a server may take to end a statement that was to be cancelled, before the client is sent away:
+/// microseconds.
+const GRACE: u64 = 10_000_000;
 
 /// A session's registration with its thread; ends with it.
 pub struct Registration {
@@ -83,7 +111,14 @@ impl Registration {
         let handle = Rc::new(SessionHandle {
             who,
             server: RefCell::default(),
+            timeouts: Cell::default(),
             idle_in_transaction: Cell::default(),
+            query_began: Cell::default(),
+            transaction_began: Cell::default(),
+            active: Cell::new(thread.clock.now()),
+            resting: Cell::default(),
+            cancelled: Cell::default(),
+            cancelling: Cell::default(),
             timed_out: Cell::default(),
             inbox: Inbox::default(),
             waiting_since: Cell::default(),
@@ -119,6 +154,31 @@ impl SessionHandle {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// What has taken too long at this moment of the thread's clock. Times are not counted in a session
+    /// that waits for a server connection.
+    pub fn overdue(&self, now: u64) -> Option<Overdue> {
+        let limits = self.timeouts.get()?;
+        let is_over = |limit: Option<Duration>, since: u64| {
+            limit.is_some_and(|limit| now >= since.saturating_add(limit.as_micros() as u64))
+        };
+        if let Some(since) = self.idle_in_transaction.get()
+            && is_over(limits.idle_in_transaction, since * 1000)
+        {
+            return Some(Overdue::IdleInTransaction);
+        }
+        let (query, transaction) = (self.query_began.get(), self.transaction_began.get());
+        if transaction != 0 && is_over(limits.transaction, transaction) {
+            return Some(Overdue::Transaction);
+        }
+        if query != 0 {
+            let grace = if self.cancelled.get() { GRACE } else { 0 };
+            let since = query.max(self.resting.get()) + grace;
+            return is_over(limits.statement, since).then_some(Overdue::Statement);
+        }
+        let is_idle = transaction == 0 && self.waiting_since.get().is_none();
+        (is_idle && is_over(limits.idle, self.active.get())).then_some(Overdue::Idle)
     }
 
     /// Ends the session.

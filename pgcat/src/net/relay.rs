@@ -54,8 +54,10 @@ impl Session {
                     Poll::Pending => (),
                 }
             }
-            if read_client && self.registration.handle.timed_out.get() {
-                return Poll::Ready(Ok(Event::IdleInTransaction));
+            if self.registration.handle.timed_out.get()
+                && let Some(event) = self.time_out(read_client)?
+            {
+                return Poll::Ready(Ok(event));
             }
             if read_client && self.registration.handle.killed.get() {
                 return Poll::Ready(Ok(Event::Shutdown));
@@ -65,7 +67,12 @@ impl Session {
                 progress |= !self.out.is_empty();
             }
             // A client that does not read its replies is not read from either.
-            if read_client && !client_waits && self.out.is_empty() && self.server_takes_more() {
+            if read_client
+                && !client_waits
+                && self.out.is_empty()
+                && self.server_takes_more()
+                && !self.registration.handle.cancelling.get()
+            {
                 match self.poll_client(cx, &mut scratch) {
                     Poll::Ready(Ok(Some(event))) => return Poll::Ready(Ok(event)),
                     Poll::Ready(Ok(None)) => {
@@ -267,7 +274,7 @@ impl Session {
                 break;
             };
             if self.process_reply(header.tag, &message[HEADER..])? == Fate::Forward {
-                match self.in_client_names(header.tag, &message[HEADER..]) {
+                match self.reworded(header.tag, &message[HEADER..]) {
                     Some(error) => {
                         let before = &data[mem::replace(&mut run, 0..0)];
                         self.out.tail().extend_from_slice(before);
@@ -307,13 +314,19 @@ impl Session {
         }
     }
 
-    /// An ErrorResponse that names one of the client's statements, such as "bind message supplies 1
-    /// parameters, but prepared statement … requires 2", with the client's name for it in the place of
-    /// the server's.
-    fn in_client_names(&self, tag: u8, body: &[u8]) -> Option<Vec<u8>> {
+    /// An ErrorResponse, where the client is to see it in other words.
+    fn reworded(&self, tag: u8, body: &[u8]) -> Option<Vec<u8>> {
         if tag != backend::ERROR_RESPONSE {
             return None;
         }
+        self.with_reason(body)
+            .or_else(|| self.in_client_names(body))
+    }
+
+    /// An ErrorResponse that names one of the client's statements, such as "bind message supplies 1
+    /// parameters, but prepared statement … requires 2", with the client's name for it in the place of
+    /// the server's.
+    fn in_client_names(&self, body: &[u8]) -> Option<Vec<u8>> {
         let start = memchr::memmem::find(body, b"\"PGCAT_")? + 1;
         let end = start + memchr::memchr(b'"', &body[start..])?;
         let is_it = |known: &ClientStatement| {

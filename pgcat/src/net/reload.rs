@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
-use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, User};
+use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, Timeouts, User};
 use crate::plugins::PoolIdentity;
+use crate::pool::limits::{Seat, Tallies};
 use crate::pool::shared::PoolShared;
+use crate::pool::statistics::Ids;
 
 /// Reads the configuration again.
 pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
@@ -24,7 +26,8 @@ pub fn pools(config: &Config, present: &[Arc<PoolShared>], fixed: &Fixed) -> Vec
             .as_ref()
             .map(|query| (auth_query_user(config, query), true));
         let users = pool.users.iter().cloned().map(|user| (user, false));
-        for (user, asks_auth_query) in users.chain(asking) {
+        let others = others(database, pool, present).map(|user| (user, false));
+        for (user, asks_auth_query) in users.chain(asking).chain(others) {
             let identity = PoolIdentity {
                 database: database.clone(),
                 user: user.username.clone(),
@@ -32,7 +35,10 @@ pub fn pools(config: &Config, present: &[Arc<PoolShared>], fixed: &Fixed) -> Vec
             let predecessor = present
                 .iter()
                 .find(|pool| pool.identity == identity && pool.asks_auth_query == asks_auth_query);
+            let is_listed = pool.users.contains(&user);
+            let of_other_user = !asks_auth_query && !is_listed;
             if let Some(same) = predecessor
+                && same.of_other_user == of_other_user
                 && is_same(same, &user, pool)
             {
                 pools.push(same.clone());
@@ -42,18 +48,37 @@ pub fn pools(config: &Config, present: &[Arc<PoolShared>], fixed: &Fixed) -> Vec
                 identity,
                 user,
                 pool.clone(),
-                fixed.threads,
-                fixed.ids.clone(),
+                fixed,
                 predecessor.map(|predecessor| &**predecessor),
             );
-            pools.push(Arc::new(if asks_auth_query {
+            let shared = Arc::new(if asks_auth_query {
                 shared.for_auth_query()
+            } else if of_other_user {
+                shared.for_other_user()
             } else {
                 shared
-            }));
+            });
+            shared.join();
+            pools.push(shared);
         }
     }
     pools
+}
+
+/// The users without an entry who have a pool, and still may.
+fn others<'a>(
+    database: &'a str,
+    pool: &'a Pool,
+    present: &'a [Arc<PoolShared>],
+) -> impl Iterator<Item = User> + 'a {
+    let named = present
+        .iter()
+        .filter(move |p| p.of_other_user && p.identity.database == database)
+        .map(|pool| pool.identity.user.as_str())
+        .filter(move |name| !pool.users.iter().any(|user| user.username == *name));
+    pool.other_users
+        .iter()
+        .flat_map(move |others| named.clone().map(move |name| others.named(name)))
 }
 
 /// Who asks `auth_query`.
@@ -71,7 +96,11 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
         server_lifetime: config.general.server_lifetime,
         idle_timeout: config.general.idle_timeout,
         connect_timeout: config.general.connect_timeout,
-        statement_timeout: None,
+        timeouts: Timeouts::default(),
+        max_client_connections: None,
+        max_user_connections: None,
+        reserve_pool_size: 0,
+        reserve_pool_timeout: None,
     }
 }
 
@@ -79,7 +108,8 @@ fn auth_query_user(config: &Config, query: &AuthQuery) -> User {
 #[derive(Debug, Clone)]
 pub struct Fixed {
     pub threads: usize,
-    pub ids: crate::pool::statistics::Ids,
+    pub ids: Ids,
+    pub tallies: Arc<Tallies>,
 }
 
 /// Whether a pool would be what it is; its other users are pools of their own.
@@ -97,6 +127,7 @@ impl Pooler {
     /// # Errors
     /// What is wrong with it. Everything stays as it was then.
     pub async fn reload(self: &Arc<Self>, mut config: Config) -> Result<(), String> {
+        let _changing = self.changing_pools.lock().await;
         let present = self.config();
         keep_fixed(&present, &mut config);
         let files = Self::load_files(&config)?;
@@ -141,12 +172,64 @@ impl Pooler {
         Ok(())
     }
 
+    /// The pool that somebody without an entry would have, to prove himself to, if such users are let in.
+    pub(super) fn pool_of_other(&self, identity: &PoolIdentity) -> Option<PoolShared> {
+        let config = self.config();
+        let pool = config.pools.get(&identity.database)?;
+        let user = pool.other_users.as_ref()?.named(&identity.user);
+        let (identity, settings) = (identity.clone(), pool.clone());
+        let shared = PoolShared::new(identity, user, settings, &self.fixed(), None);
+        Some(shared.for_other_user())
+    }
+
+    /// Gives a user without an entry, who has proved himself to `proven`, a pool, unless another client of
+    /// his has been faster. It stays as long as its client is counted. `None`: such users are not let in
+    /// any more.
+    pub(super) async fn add_pool(self: &Arc<Self>, proven: &PoolShared) -> Option<Seat> {
+        let _changing = self.changing_pools.lock().await;
+        let before = self.pools();
+        let identity = &proven.identity;
+        let known = before
+            .iter()
+            .find(|pool| !pool.asks_auth_query && pool.identity == *identity);
+        if let Some(known) = known {
+            known.learn_from(proven);
+            return known.sessions.take(None);
+        }
+        let pool = Arc::new(self.pool_of_other(identity)?);
+        pool.learn_from(proven);
+        pool.join();
+        let seat = pool.sessions.take(None);
+        let after: Vec<_> = before.iter().cloned().chain([pool]).collect();
+        self.change_pools(after).await;
+        seat
+    }
+
+    /// Removes the pools of users without an entry that nobody uses.
+    pub(super) async fn remove_unused_pools(self: &Arc<Self>) {
+        let _changing = self.changing_pools.lock().await;
+        let before = self.pools();
+        let is_needed = |pool: &&Arc<PoolShared>| !(pool.of_other_user && pool.retire_if_unused());
+        let kept: Vec<_> = before.iter().filter(is_needed).cloned().collect();
+        if kept.len() < before.len() {
+            self.change_pools(kept).await;
+        }
+    }
+
+    async fn change_pools(&self, pools: Vec<Arc<PoolShared>>) {
+        let pools = Arc::new(pools);
+        let (config, of_threads) = (self.config(), pools.clone());
+        self.ask(move |thread| thread.adopt(config.clone(), &of_threads))
+            .await;
+        self.set_pools(pools);
+    }
+
     /// The pools as plugins see them.
     pub fn handles(self: &Arc<Self>) -> Vec<PoolHandle> {
         let pools = self.pools();
         let handles = pools
             .iter()
-            .filter(|pool| !pool.asks_auth_query)
+            .filter(|pool| !pool.asks_auth_query && !pool.of_other_user)
             .map(|pool| PoolHandle::new(self.clone(), pool.clone()));
         handles.collect()
     }

@@ -12,6 +12,7 @@ use crate::config::model::ServerAddress;
 use crate::error::Error;
 use crate::plugins::QueryResult;
 use crate::pool::address::Address;
+use crate::pool::queue::Claim;
 use crate::pool::slots::Slot;
 use crate::pool::statistics::Connection;
 use crate::session::ledger::Ledger;
@@ -145,6 +146,11 @@ impl Server {
     /// The server of the pool that this is a connection to.
     pub fn address(&self) -> &Address {
         self.slot.address()
+    }
+
+    /// Leaves its place to another pool when it is closed.
+    pub fn leave_to(&mut self, heir: Claim) {
+        self.slot.leave_to(heir);
     }
 
     /// Notes whether the server is a standby.

@@ -81,10 +81,6 @@ pub struct Session {
     pub(super) hold: bool,
     /// A message of the client's batch has gone to the server since the last Sync.
     pub(super) batch_reached_server: bool,
-    /// When the request that is being answered came, by the thread's clock; 0: none is.
-    pub(super) query_began: u64,
-    /// The same of the transaction.
-    pub(super) transaction_began: u64,
     /// The client is in this process: no plugin looks at its statements.
     pub(super) internal: bool,
     /// What the client listens to, in transaction mode; `None` until its first LISTEN.
@@ -155,6 +151,10 @@ impl Session {
         settings: Settings,
     ) -> Self {
         let internal = !io.is_external();
+        if !internal {
+            let timeouts = pool.shared.user.timeouts;
+            registration.handle.timeouts.set(Some(timeouts));
+        }
         let choice = Choice::default();
         let route = if internal {
             Route::primary_of(&pool.shared.settings)
@@ -195,8 +195,6 @@ impl Session {
             told_fatal: false,
             hold: false,
             batch_reached_server: false,
-            query_began: 0,
-            transaction_began: 0,
             internal,
             subscriptions: None,
         }
@@ -388,11 +386,13 @@ impl Session {
 
     /// A request, or a part of one, has gone to the server.
     pub(super) fn count_request(&mut self) {
-        if self.query_began == 0 {
-            self.query_began = self.thread.clock.now();
-            self.registration.handle.requested.set(self.query_began);
-            if self.transaction_began == 0 {
-                self.transaction_began = self.query_began;
+        let handle = &self.registration.handle;
+        if handle.query_began.get() == 0 {
+            let now = self.thread.clock.now();
+            handle.query_began.set(now);
+            handle.requested.set(now);
+            if handle.transaction_began.get() == 0 {
+                handle.transaction_began.set(now);
             }
         }
     }
@@ -404,16 +404,20 @@ impl Session {
         };
         let now = self.thread.clock.now();
         let pipelined = server.ledger.is_waiting();
-        let began = std::mem::replace(&mut self.query_began, if pipelined { now } else { 0 });
+        let handle = &self.registration.handle;
+        let began = handle.query_began.replace(if pipelined { now } else { 0 });
+        handle.active.set(now);
+        handle.cancelled.set(false);
         let connection = server.connection();
         connection.query_ended(since(began, now));
         let ended = server.status == TransactionStatus::Idle;
         if ended {
-            let began =
-                std::mem::replace(&mut self.transaction_began, if pipelined { now } else { 0 });
+            let began = handle
+                .transaction_began
+                .replace(if pipelined { now } else { 0 });
             connection.transaction_ended(since(began, now));
         }
-        self.registration.handle.count(|counters| {
+        handle.count(|counters| {
             counters.queries += 1;
             counters.transactions += u64::from(ended);
         });
@@ -463,14 +467,13 @@ impl Session {
 
     /// Lets go of the server connection.
     pub(super) fn detach(&mut self) -> Option<Box<Server>> {
-        *self.registration.handle.server.borrow_mut() = None;
-        self.registration.handle.idle_in_transaction.set(None);
-        self.registration
-            .handle
-            .prepared_statements
-            .set(self.statements.len());
-        self.query_began = 0;
-        self.transaction_began = 0;
+        let handle = &self.registration.handle;
+        *handle.server.borrow_mut() = None;
+        handle.idle_in_transaction.set(None);
+        handle.prepared_statements.set(self.statements.len());
+        handle.query_began.set(0);
+        handle.transaction_began.set(0);
+        handle.cancelled.set(false);
         let server = self.server.take()?;
         server.connection().returned(server.statements.len());
         Some(server)
@@ -608,7 +611,6 @@ impl Session {
     /// Takes the transaction from a client that left it idle: rolled back, the connection given back,
     /// the client told. It may go on.
     async fn idle_in_transaction(&mut self) -> Result<(), Error> {
-        self.registration.handle.timed_out.set(false);
         self.registration.handle.idle_in_transaction.set(None);
         let Some(server) = &mut self.server else {
             return Ok(());
@@ -617,7 +619,8 @@ impl Session {
             return Ok(());
         }
         server.simple_query("ROLLBACK", &mut Vec::new()).await?;
-        ErrorFields::error("58000", "idle transaction timeout").write(self.out.tail());
+        // PgCat's words, PostgreSQL's code.
+        ErrorFields::error("25P03", "idle transaction timeout").write(self.out.tail());
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.release_if_idle();
         self.flush_client().await

@@ -21,9 +21,10 @@ use super::orders::Order;
 use super::registration::{Kind, SessionHandle, Who};
 use super::reload::Fixed;
 use crate::admin::state::ClientState;
-use crate::config::model::Config;
+use crate::config::model::{Config, Timeouts};
 use crate::error::Error;
 use crate::plugins::{Plugin, PoolIdentity};
+use crate::pool::limits::{Count, Tallies};
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::{self, Ids};
@@ -35,6 +36,8 @@ use crate::tls::Tls;
 pub struct Pooler {
     config: RwLock<Arc<Config>>,
     pools: RwLock<Arc<Vec<Arc<PoolShared>>>>,
+    /// Held by whoever changes them.
+    pub(super) changing_pools: tokio::sync::Mutex<()>,
     pub plugins: Vec<Arc<dyn Plugin>>,
     pub threads: Vec<ThreadHandle>,
     pub interner: Interner,
@@ -53,6 +56,9 @@ pub struct Pooler {
     pub listen: SocketAddr,
     /// For connections and sessions.
     pub ids: Ids,
+    tallies: Arc<Tallies>,
+    /// Clients that are counted for `max_client_conn`.
+    pub(super) seats: Arc<Count>,
     /// To the thread that listens.
     pub orders: mpsc::UnboundedSender<Order>,
     /// Which session a cancel key belongs to.
@@ -174,10 +180,10 @@ impl Pooler {
         pools: Vec<Arc<PoolShared>>,
         plugins: Vec<Arc<dyn Plugin>>,
         listen: SocketAddr,
-        ids: Ids,
+        fixed: Fixed,
         orders: mpsc::UnboundedSender<Order>,
     ) -> Result<(Arc<Self>, Vec<std::thread::JoinHandle<()>>), Error> {
-        let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..config.general.worker_threads)
+        let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..fixed.threads)
             .map(|_| {
                 let (mail, mailbox) = mpsc::unbounded_channel();
                 (
@@ -193,6 +199,7 @@ impl Pooler {
         let pooler = Arc::new(Self {
             config: RwLock::new(Arc::new(config)),
             pools: RwLock::new(Arc::new(pools)),
+            changing_pools: tokio::sync::Mutex::default(),
             plugins,
             threads,
             interner: Interner::default(),
@@ -203,7 +210,9 @@ impl Pooler {
             began: Instant::now(),
             began_at: SystemTime::now(),
             listen,
-            ids,
+            ids: fixed.ids,
+            tallies: fixed.tallies,
+            seats: Arc::default(),
             orders,
             cancel_keys: Mutex::default(),
             clients: AtomicUsize::new(0),
@@ -333,6 +342,7 @@ impl Pooler {
         Fixed {
             threads: self.threads.len(),
             ids: self.ids.clone(),
+            tallies: self.tallies.clone(),
         }
     }
 
@@ -563,17 +573,23 @@ async fn keep_time(thread: Rc<ThreadContext>) {
             .set(thread.pooler.began.elapsed().as_millis() as u64);
         for pool in &*thread.pools.borrow() {
             pool.shared.expire(thread.now.get());
+            if thread.index == 0 {
+                pool.press_claims(&thread);
+            }
         }
-        let limit = thread.config().general.idle_client_in_transaction_timeout;
-        if let Some(limit) = limit {
-            thread.find_overdue(limit.as_millis() as u64);
-        }
+        thread.find_overdue();
         if thread.index == 0 && tick % PERIOD == 0 {
             thread.pooler.begin_period();
         }
         if tick % TEND_EVERY == 0 {
             let pools = thread.pools.borrow().clone();
             pools.iter().for_each(|pool| pool.tend(&thread));
+            let is_unused =
+                |pool: &Rc<LocalPool>| pool.shared.of_other_user && pool.shared.is_unused();
+            if thread.index == 0 && pools.iter().any(is_unused) {
+                let pooler = thread.pooler.clone();
+                tokio::task::spawn_local(async move { pooler.remove_unused_pools().await });
+            }
         }
     }
 }
@@ -665,6 +681,7 @@ impl ThreadContext {
         let validates = self.index == 0 && config.general.validate_config;
         self.config.replace(config);
         self.pools.replace(after);
+        self.follow_timeouts();
         before.iter().for_each(|pool| pool.close_idle(self));
         if validates {
             new.iter().for_each(|pool| pool.validate(self));
@@ -716,15 +733,29 @@ impl ThreadContext {
         }
     }
 
-    fn find_overdue(&self, limit: u64) {
+    /// Wakes the sessions in which something takes too long.
+    fn find_overdue(&self) {
+        let pools = self.pools.borrow();
+        let mut limits = pools.iter().map(|pool| pool.shared.user.timeouts);
+        if limits.all(|limits| limits == Timeouts::default()) {
+            return;
+        }
+        let now = self.clock.now();
         for session in self.sessions.borrow().values() {
-            if session
-                .idle_in_transaction
-                .get()
-                .is_some_and(|since| self.now.get() >= since + limit)
-            {
+            if session.overdue(now).is_some() {
                 session.timed_out.set(true);
                 session.wake();
+            }
+        }
+    }
+
+    /// Has sessions that are there follow the limits of time in their pools' configuration.
+    fn follow_timeouts(&self) {
+        for session in self.sessions.borrow().values() {
+            if session.timeouts.get().is_some()
+                && let Some(pool) = self.pool_of(&session.who.identity)
+            {
+                session.timeouts.set(Some(pool.shared.user.timeouts));
             }
         }
     }

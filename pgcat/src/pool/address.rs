@@ -61,7 +61,11 @@ impl Address {
                         .filter(|mirror| mirror.mirroring_target_index == number)
                         .cloned()
                         .collect(),
-                    slots: Slots::new(user.pool_size as usize, threads),
+                    slots: Slots::new(
+                        user.pool_size as usize,
+                        user.reserve_pool_size as usize,
+                        threads,
+                    ),
                     health: Arc::new(Health::new(server.role)),
                     statistics: Arc::default(),
                 });

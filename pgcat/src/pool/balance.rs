@@ -30,7 +30,7 @@ impl PoolShared {
             let cost = (
                 address.health.is_avoided(),
                 address.role() == Role::Auto,
-                !address.slots.has_room(),
+                !address.slots.has_room() || (self.is_full() && address.slots.idle() == 0),
                 busy,
             );
             let better = match best {

@@ -13,6 +13,7 @@ use super::address::Address;
 use super::analyser::Analyser;
 use super::functions::CATALOG;
 use super::health::BanReason;
+use super::queue::{Claim, Turn};
 use super::shared::PoolShared;
 use super::slots::{Grant, Slot};
 use super::statistics::Phase;
@@ -190,6 +191,7 @@ impl LocalPool {
     ) -> Result<Box<Server>, Error> {
         let slots = &self.address(at).slots;
         loop {
+            slots.forget_claims(&self.shared);
             if slots.waiting() == 0 {
                 if let Some(server) = self.pop_idle(thread, at) {
                     match self.checked(thread, server).await? {
@@ -213,6 +215,7 @@ impl LocalPool {
             for index in slots.idle_threads(thread.index) {
                 thread.pooler.threads[index].serve_waiters(self.shared.index, at);
             }
+            self.claim(thread, at);
             // Nothing is granted to those taken off the queue: see `Slots::expire`.
             let server = match granted.await.map_err(|_| self.why_dismissed(at))? {
                 Grant::Slot(slot) => return self.open_paced(thread, slot).await,
@@ -225,6 +228,49 @@ impl LocalPool {
             if let Some(server) = self.checked(thread, server).await? {
                 return Ok(server);
             }
+        }
+    }
+
+    /// Where those who wait could open connections but for a limit over several pools: has the others
+    /// close some.
+    fn claim(&self, thread: &ThreadContext, at: usize) {
+        if !self.shared.is_limited() || !self.address(at).slots.wants_slot() {
+            return;
+        }
+        for rival in self.shared.rivals() {
+            if !self.shared.is_kept_out_by(&rival) {
+                continue;
+            }
+            let is_here = |id| id == at && Arc::ptr_eq(&rival, &self.shared);
+            for address in rival.addresses.iter().filter(|other| !is_here(other.id)) {
+                if address.slots.open() == 0 {
+                    continue;
+                }
+                let claim = Claim::new(self.shared.clone(), at, thread.now.get());
+                address.slots.claim(claim);
+                for index in address.slots.idle_threads(usize::MAX) {
+                    thread.pooler.threads[index].serve_waiters(rival.index, address.id);
+                }
+            }
+        }
+    }
+
+    /// Looks after those who wait for a connection that other pools may have to close; called now and then.
+    /// One of theirs may have become idle, or the limit have room, in the moment between two looks.
+    pub fn press_claims(&self, thread: &ThreadContext) {
+        if !self.shared.is_limited() || self.shared.gate.is_shut() {
+            return;
+        }
+        for address in &self.shared.addresses {
+            if !address.slots.wants_slot() {
+                continue;
+            }
+            address.slots.forget_gone();
+            while address.slots.wants_slot()
+                && let Some(slot) = Slot::take(&self.shared, address.id)
+                && address.slots.grant(slot).is_none()
+            {}
+            self.claim(thread, address.id);
         }
     }
 
@@ -403,8 +449,14 @@ impl LocalPool {
     fn give(&self, thread: &ThreadContext, mut server: Box<Server>) -> Option<Box<Server>> {
         let slots = &self.address(server.address().id).slots;
         while slots.waiting() > 0 && !self.shared.gate.is_shut() {
-            let Some(waiter) = slots.next_waiter(thread.index, thread.now.get()) else {
-                break;
+            let waiter = match slots.next(thread.index, thread.now.get(), &self.shared) {
+                Some(Turn::Client(waiter)) => waiter,
+                Some(Turn::Rival(claim)) => {
+                    server.leave_to(claim);
+                    self.close(server);
+                    return None;
+                }
+                None => break,
             };
             let grant = if waiter.thread == thread.index {
                 Grant::Here(server)
@@ -449,7 +501,7 @@ impl LocalPool {
     pub fn resume(&self, thread: &ThreadContext) {
         for address in &self.shared.addresses {
             self.serve_waiters(thread, address.id);
-            while address.slots.waiting() > 0
+            while address.slots.clients() > 0
                 && let Some(slot) = Slot::take(&self.shared, address.id)
                 && address.slots.grant(slot).is_none()
             {}
@@ -515,8 +567,16 @@ impl LocalPool {
             let idle_for = thread.now.get().saturating_sub(server.idle_since);
             let too_long = idle_timeout.is_some_and(|limit| idle_for >= limit)
                 && address.slots.open() > minimum;
+            // The reserve goes when it has not been needed for as long as one waits for it.
+            let patience = self.shared.user.reserve_pool_timeout.unwrap_or_default();
+            let too_many = address.slots.is_over_size() && idle_for >= patience.as_millis() as u64;
             let outdated = server.generation != address.health.generation();
-            if too_long || outdated || self.is_expired(thread, &server) || !server.is_alive() {
+            if too_many
+                || too_long
+                || outdated
+                || self.is_expired(thread, &server)
+                || !server.is_alive()
+            {
                 address.slots.idle_removed(thread.index);
                 self.close(server);
             } else {

@@ -7,10 +7,12 @@ use super::activity::Activity;
 use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
+use super::limits::{Count, Tally};
 use super::slots::Slot;
 use super::statistics::Ids;
 use crate::config::model::{Pool, Role, User};
 use crate::net::notify::Hub;
+use crate::net::reload::Fixed;
 use crate::net::server::Parameters;
 use crate::plugins::PoolIdentity;
 use crate::router::route::Route;
@@ -30,6 +32,9 @@ pub struct PoolShared {
     /// The servers, in the order of shards and of servers in them.
     pub addresses: Box<[Address]>,
     pub ids: Ids,
+    /// What is counted over all pools of the database, and over all of the user, with the limits of
+    /// server connections.
+    tallies: [(Arc<Tally>, Option<usize>); 2],
     /// What administrators have ordered.
     pub gate: Arc<Gate>,
     /// Counts the schema changes seen on this pool's connections.
@@ -46,6 +51,10 @@ pub struct PoolShared {
     learned: Mutex<Option<Credentials>>,
     /// A pool for `auth_query`, which no client logs in to.
     pub asks_auth_query: bool,
+    /// A pool of a user whom only `auth_query` knows: it is there as long as it is needed.
+    pub of_other_user: bool,
+    /// Clients that use it, those that log in included.
+    pub sessions: Arc<Count>,
 }
 
 /// What the pool proves itself to servers with.
@@ -73,11 +82,10 @@ impl PoolShared {
         identity: PoolIdentity,
         user: User,
         settings: Pool,
-        threads: usize,
-        ids: Ids,
+        fixed: &Fixed,
         predecessor: Option<&Self>,
     ) -> Self {
-        let mut addresses = Address::all(&identity.database, &settings, &user, threads);
+        let mut addresses = Address::all(&identity.database, &settings, &user, fixed.threads);
         for address in &mut addresses {
             let same =
                 predecessor.and_then(|pool| pool.addresses.iter().find(|a| a.is_same(address)));
@@ -95,14 +103,25 @@ impl PoolShared {
                 let learned = pool.learned.lock();
                 learned.unwrap_or_else(PoisonError::into_inner).clone()
             });
+        let sessions = predecessor.map_or_else(Arc::default, |pool| pool.sessions.clone());
         Self {
-            index: ids.next() as usize,
+            index: fixed.ids.next() as usize,
             retired: AtomicBool::new(false),
             addresses,
+            tallies: [
+                (
+                    fixed.tallies.database(&identity.database),
+                    settings.max_db_connections,
+                ),
+                (
+                    fixed.tallies.user(&identity.user),
+                    user.max_user_connections,
+                ),
+            ],
             identity,
             user,
             settings,
-            ids,
+            ids: fixed.ids.clone(),
             gate: predecessor.map_or_else(Arc::default, |pool| pool.gate.clone()),
             schema_version: AtomicU64::new(0),
             functions: Functions::default(),
@@ -112,6 +131,110 @@ impl PoolShared {
             scram_secret: OnceLock::new(),
             learned: Mutex::new(learned),
             asks_auth_query: false,
+            of_other_user: false,
+            sessions,
+        }
+    }
+
+    /// Makes it a pool of a user whom only `auth_query` knows.
+    #[must_use]
+    pub fn for_other_user(self) -> Self {
+        Self {
+            of_other_user: true,
+            ..self
+        }
+    }
+
+    /// Whether nobody would miss it.
+    pub fn is_unused(&self) -> bool {
+        let mut addresses = self.addresses.iter();
+        self.sessions.is_empty() && addresses.all(|address| address.slots.open() == 0)
+    }
+
+    /// Takes the pool out of use if it is unused, and stays so.
+    pub fn retire_if_unused(&self) -> bool {
+        if !self.is_unused() {
+            return false;
+        }
+        self.retire();
+        // Somebody may have begun to log in at the same moment.
+        let is_unused = self.sessions.is_empty();
+        self.retired.store(is_unused, Ordering::Release);
+        is_unused
+    }
+
+    /// Keeps what a client has proved itself with to another pool of the user.
+    pub fn learn_from(&self, other: &Self) {
+        let learned = other.learned.lock();
+        let learned = learned.unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(credentials) = learned {
+            self.learn(credentials);
+        }
+    }
+
+    /// The clients of the database, and of the user over all databases, with the limits.
+    pub fn client_counts(&self) -> [(&Arc<Count>, Option<usize>); 2] {
+        let [(of_database, _), (of_user, _)] = &self.tallies;
+        [
+            (&of_database.clients, self.settings.max_client_connections),
+            (&of_user.clients, self.user.max_client_connections),
+        ]
+    }
+
+    /// Whether its server connections are counted with those of other pools, and limited.
+    pub fn is_limited(&self) -> bool {
+        let tallies = self.tallies();
+        tallies.iter().any(|(tally, _)| tally.is_limited())
+    }
+
+    /// What its server connections are counted by, with the limits. A pool for `auth_query` has its own
+    /// limit only: logins must not wait for transactions.
+    pub fn tallies(&self) -> &[(Arc<Tally>, Option<usize>)] {
+        if self.asks_auth_query {
+            &[]
+        } else {
+            &self.tallies
+        }
+    }
+
+    /// Whether it may open no connection to any server now, for others have too many.
+    pub fn is_full(&self) -> bool {
+        self.is_limited() && self.full_tallies().next().is_some()
+    }
+
+    /// The tallies in which no server connection more is allowed.
+    fn full_tallies(&self) -> impl Iterator<Item = &Arc<Tally>> {
+        let tallies = self.tallies().iter();
+        let full = tallies.filter(|(tally, limit)| !tally.servers.has_room(*limit));
+        full.map(|(tally, _)| tally)
+    }
+
+    /// Whether it may open no connection as long as pools like this one keep theirs.
+    pub fn is_kept_out_by(&self, other: &Self) -> bool {
+        let is_theirs = |full| {
+            let mut theirs = other.tallies().iter();
+            theirs.any(|(tally, _)| Arc::ptr_eq(tally, full))
+        };
+        self.full_tallies().any(is_theirs)
+    }
+
+    /// The pools that share a limit with this one, and it itself.
+    pub fn rivals(&self) -> Vec<Arc<Self>> {
+        let mut rivals: Vec<Arc<Self>> = Vec::new();
+        for (tally, _) in self.tallies() {
+            for pool in tally.pools() {
+                if !pool.is_retired() && !rivals.iter().any(|known| Arc::ptr_eq(known, &pool)) {
+                    rivals.push(pool);
+                }
+            }
+        }
+        rivals
+    }
+
+    /// Counts its server connections with those of others from now on.
+    pub fn join(self: &Arc<Self>) {
+        for (tally, limit) in self.tallies() {
+            tally.join(self, *limit);
         }
     }
 
@@ -263,16 +386,37 @@ impl PoolShared {
         }
     }
 
-    /// Takes those off the queues who have waited for `connect_timeout`.
+    /// Takes those off the queues who have waited for `connect_timeout`, and has those who have waited for
+    /// `reserve_pool_timeout` open connections of the reserve.
     pub fn expire(self: &Arc<Self>, now: u64) {
         if self.gate.is_shut() {
             // They wait for a RESUME.
             return;
         }
+        if self.user.reserve_pool_size > 0
+            && let Some(patience) = self.user.reserve_pool_timeout
+        {
+            self.open_reserve(now, patience.as_millis() as u64);
+        }
         let limit = self.user.connect_timeout.as_millis() as u64;
         for address in &self.addresses {
             address.slots.expire(now, limit, self.gate.opened_at());
             Slot::offer_again(self, address.id, now);
+        }
+    }
+
+    fn open_reserve(self: &Arc<Self>, now: u64, patience: u64) {
+        let opened = self.gate.opened_at();
+        for address in &self.addresses {
+            let slots = &address.slots;
+            let is_urgent = || {
+                let since = slots.waiting_since();
+                since.is_some_and(|since| now >= since.max(opened) + patience)
+            };
+            while is_urgent()
+                && let Some(slot) = Slot::take_reserve(self, address.id)
+                && slots.grant(slot).is_none()
+            {}
         }
     }
 }

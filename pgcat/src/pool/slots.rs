@@ -4,13 +4,14 @@
 //! In steady state a transaction only reads [`Slots::waiting`] and counts its own thread's idle
 //! connections; the queue's lock is taken by those who wait, and by those who serve them.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::address::Address;
+use super::limits::Seat;
+use super::queue::{Claim, Queue, Turn, Waiter};
 use super::shared::PoolShared;
 use super::statistics::Connection;
 use crate::net::server::{DetachedServer, Server};
@@ -20,11 +21,15 @@ use crate::wire::error_fields::ErrorFields;
 #[derive(Debug)]
 pub struct Slots {
     size: usize,
+    /// Connections beyond `size` for when clients have waited for too long.
+    reserve: usize,
     /// Server connections that exist or are being opened.
     open: AtomicUsize,
     /// Length of `queue`, for a look without the lock.
     waiting: AtomicUsize,
-    queue: Mutex<VecDeque<Waiter>>,
+    /// How many of those in the queue are clients.
+    clients: AtomicUsize,
+    queue: Mutex<Queue>,
     /// Idle connections, by thread.
     idle: Box<[IdleCount]>,
     /// Until when, in coarse milliseconds, the server has no room for more connections than there are. 0: it has.
@@ -63,19 +68,48 @@ pub struct Slot {
     connection: Arc<Connection>,
     /// Whether it counts towards `pool_size`.
     counted: bool,
+    /// For the limits over several pools.
+    seats: Vec<Seat>,
+    /// Whose client is to open a connection in the place of this one.
+    heir: Option<Claim>,
 }
 
 impl Slot {
     /// The right to open a connection to a server of the pool, if it is below its size.
     pub fn take(pool: &Arc<PoolShared>, address: usize) -> Option<Self> {
+        Self::take_with(pool, address, 0, &mut Vec::new())
+    }
+
+    /// The same for a client that has waited for so long that it may use the reserve.
+    pub fn take_reserve(pool: &Arc<PoolShared>, address: usize) -> Option<Self> {
+        let reserve = pool.addresses[address].slots.reserve;
+        Self::take_with(pool, address, reserve, &mut Vec::new())
+    }
+
+    /// The same, with the seats that somebody has left.
+    fn take_with(
+        pool: &Arc<PoolShared>,
+        address: usize,
+        reserve: usize,
+        left: &mut Vec<Seat>,
+    ) -> Option<Self> {
         let to = &pool.addresses[address];
-        to.slots.count().then(|| Self {
+        if !to.slots.count(reserve) {
+            return None;
+        }
+        let Some(seats) = seats(pool, left) else {
+            to.slots.uncount();
+            return None;
+        };
+        Some(Self {
             pool: pool.clone(),
             address,
             connection: to
                 .statistics
                 .opening(pool.ids.next(), to.health.generation(), false),
             counted: true,
+            seats,
+            heir: None,
         })
     }
 
@@ -89,19 +123,14 @@ impl Slot {
                 .statistics
                 .opening(pool.ids.next(), to.health.generation(), true),
             counted: false,
+            seats: Vec::new(),
+            heir: None,
         }
     }
 
     /// Lets the first waiter try to open a connection, if the pool is below its size.
     pub fn offer(pool: &Arc<PoolShared>, address: usize) {
-        let slots = &pool.addresses[address].slots;
-        if slots.waiting() > 0
-            && !pool.gate.is_shut()
-            && let Some(slot) = Self::take(pool, address)
-        {
-            // One that nobody takes is returned in its turn.
-            slots.grant(slot);
-        }
+        grant_if_waiting(pool, address, &mut Vec::new());
     }
 
     /// Lets the first waiter ask a server for room that had none some time ago.
@@ -109,6 +138,11 @@ impl Slot {
         if pool.addresses[address].slots.is_room_to_be_tried(now) {
             Self::offer(pool, address);
         }
+    }
+
+    /// Leaves its seats to another pool.
+    pub fn leave_to(&mut self, heir: Claim) {
+        self.heir = Some(heir);
     }
 
     pub fn pool(&self) -> &Arc<PoolShared> {
@@ -125,46 +159,87 @@ impl Slot {
 }
 
 impl Drop for Slot {
-    /// The connection was closed, or could not be opened: the slot goes to the first waiter.
+    /// The connection was closed, or could not be opened: the slot goes to the first waiter, over all
+    /// pools that share a limit.
     fn drop(&mut self) {
         self.address().statistics.closed(&self.connection);
         if !self.counted {
             return;
         }
         let slots = &self.address().slots;
-        slots.open.fetch_sub(1, Ordering::SeqCst);
-        Self::offer(&self.pool, self.address);
+        slots.uncount();
+        if self.pool.is_limited() {
+            let is_left = self
+                .heir
+                .take()
+                .is_some_and(|heir| grant_if_waiting(&heir.pool, heir.address, &mut self.seats));
+            if !is_left {
+                grant_to_oldest(&self.pool, &mut self.seats);
+            }
+            // Who has come since then has found the seats taken.
+            self.seats.clear();
+            grant_to_oldest(&self.pool, &mut self.seats);
+        } else {
+            self.seats.clear();
+            grant_if_waiting(&self.pool, self.address, &mut self.seats);
+        }
     }
 }
 
-/// One who waits for a connection.
-#[derive(Debug)]
-pub struct Waiter {
-    pub thread: usize,
-    since: u64,
-    grant: oneshot::Sender<Grant>,
+/// Seats for one more connection of a pool, out of those that are left, as far as they fit.
+fn seats(pool: &PoolShared, left: &mut Vec<Seat>) -> Option<Vec<Seat>> {
+    let mut seats = Vec::new();
+    for (tally, limit) in pool.tallies() {
+        let fits = left.iter().position(|seat| seat.is_of(&tally.servers));
+        let seat = match fits {
+            Some(index) => Some(left.swap_remove(index)),
+            None => tally.servers.take(*limit),
+        };
+        let Some(seat) = seat else {
+            left.append(&mut seats);
+            return None;
+        };
+        seats.push(seat);
+    }
+    Some(seats)
 }
 
-impl Waiter {
-    /// Hands over the grant.
-    ///
-    /// # Errors
-    /// The grant, if the waiter gave up in this moment.
-    pub fn give(self, grant: Grant) -> Result<(), Grant> {
-        self.grant.send(grant)
+/// Has the longest waiting client open a connection that may: of this pool or of one it shares a limit
+/// with.
+fn grant_to_oldest(pool: &PoolShared, left: &mut Vec<Seat>) {
+    let rivals = pool.rivals();
+    let addresses = rivals
+        .iter()
+        .flat_map(|pool| pool.addresses.iter().map(move |address| (pool, address)));
+    let mut waiting: Vec<_> = addresses
+        .filter_map(|(pool, address)| Some((address.slots.waiting_since()?, pool, address.id)))
+        .collect();
+    waiting.sort_by_key(|(since, ..)| *since);
+    for (_, pool, address) in waiting {
+        if grant_if_waiting(pool, address, left) {
+            return;
+        }
     }
 }
 
-/// A waiter this old (coarse milliseconds) is served before any younger one. Among younger ones a
-/// thread prefers its own, because moving a connection costs two system calls and a wake-up.
-const STRICT_ORDER_AFTER: u64 = 100;
+/// Has the first who waits open a connection. Says whether somebody does.
+fn grant_if_waiting(pool: &Arc<PoolShared>, address: usize, left: &mut Vec<Seat>) -> bool {
+    let slots = &pool.addresses[address].slots;
+    slots.clients() > 0
+        && !pool.gate.is_shut()
+        && Slot::take_with(pool, address, 0, left)
+            // One that nobody takes is returned in its turn.
+            .is_some_and(|slot| slots.grant(slot).is_none())
+}
 
 impl Slots {
-    pub fn new(size: usize, threads: usize) -> Self {
+    pub fn new(size: usize, reserve: usize, threads: usize) -> Self {
         Self {
             size,
+            reserve,
             open: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            clients: AtomicUsize::new(0),
             queue: Mutex::default(),
             idle: (0..threads).map(|_| IdleCount::default()).collect(),
             full_until: AtomicU64::new(0),
@@ -202,9 +277,19 @@ impl Slots {
                 .is_ok()
     }
 
-    /// How many clients wait for a connection.
+    /// How many wait for a connection, or for one to be closed.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many clients wait for a connection.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::SeqCst)
+    }
+
+    /// Whether a client waits who may open a connection as far as this server's size goes.
+    pub fn wants_slot(&self) -> bool {
+        self.clients() > 0 && self.open() < self.size
     }
 
     /// How many server connections exist or are being opened.
@@ -233,28 +318,37 @@ impl Slots {
         self.full_until.load(Ordering::SeqCst) != 0
     }
 
-    fn count(&self) -> bool {
+    /// Whether more connections are open than the size allows, by the reserve.
+    pub fn is_over_size(&self) -> bool {
+        self.open() > self.size
+    }
+
+    fn count(&self, reserve: usize) -> bool {
         if self.is_full() {
             return false;
         }
         self.open
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
-                (open < self.size).then_some(open + 1)
+                (open < self.size + reserve).then_some(open + 1)
             })
             .is_ok()
     }
 
-    /// Since when the first in the queue has been waiting, in coarse milliseconds.
-    pub fn waiting_since(&self) -> Option<u64> {
-        if self.waiting() == 0 {
-            return None;
-        }
-        self.lock().front().map(|first| first.since)
+    fn uncount(&self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Gives a slot to the first waiter; back if there is none.
+    /// Since when the first client in the queue has been waiting, in coarse milliseconds.
+    pub fn waiting_since(&self) -> Option<u64> {
+        if self.clients() == 0 {
+            return None;
+        }
+        self.lock().waiting_since()
+    }
+
+    /// Gives a slot to the first client that waits; back if there is none.
     pub fn grant(&self, mut slot: Slot) -> Option<Slot> {
-        while let Some(waiter) = self.pop(|_| 0) {
+        while let Some(waiter) = self.change(Queue::take_client) {
             match waiter.give(Grant::Slot(slot)) {
                 Err(Grant::Slot(back)) => slot = back,
                 _ => return None,
@@ -263,40 +357,44 @@ impl Slots {
         Some(slot)
     }
 
-    /// The waiter whose turn it is for a connection of `thread`.
-    pub fn next_waiter(&self, thread: usize, now: u64) -> Option<Waiter> {
-        self.pop(|queue| {
-            let first_is_old = queue
-                .front()
-                .is_some_and(|first| now >= first.since + STRICT_ORDER_AFTER);
-            if first_is_old {
-                return 0;
-            }
-            queue
-                .iter()
-                .position(|waiter| waiter.thread == thread)
-                .unwrap_or(0)
+    /// Whose turn it is for a connection of `thread`, which belongs to `pool`.
+    pub fn next(&self, thread: usize, now: u64, pool: &PoolShared) -> Option<Turn> {
+        self.change(|queue| {
+            queue.forget_claims(pool);
+            queue.take(thread, now)
         })
     }
 
-    fn pop(&self, choose: impl FnOnce(&VecDeque<Waiter>) -> usize) -> Option<Waiter> {
+    /// Drops clients that have given up: a connection is not to be closed for them.
+    pub fn forget_gone(&self) {
+        self.change(Queue::forget_gone);
+    }
+
+    /// Drops claims that are of no use any more.
+    pub fn forget_claims(&self, pool: &PoolShared) {
+        if self.waiting() > self.clients() {
+            self.change(|queue| queue.forget_claims(pool));
+        }
+    }
+
+    /// Puts a claim to the end of the queue, unless there are as many as clients wait behind it.
+    pub fn claim(&self, claim: Claim) {
+        self.change(|queue| queue.claim(claim));
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
         let mut queue = self.lock();
-        let index = choose(&queue);
-        let waiter = queue.remove(index);
+        let outcome = change(&mut queue);
+        self.clients.store(queue.clients(), Ordering::SeqCst);
         self.waiting.store(queue.len(), Ordering::SeqCst);
-        waiter
+        outcome
     }
 
     /// Joins the queue, at its end. The channel is closed when the wait has been too long.
     pub fn enqueue(&self, thread: usize, now: u64) -> oneshot::Receiver<Grant> {
         let (grant, granted) = oneshot::channel();
-        let mut queue = self.lock();
-        queue.push_back(Waiter {
-            thread,
-            since: now,
-            grant,
-        });
-        self.waiting.store(queue.len(), Ordering::SeqCst);
+        let waiter = Waiter::new(thread, now, grant);
+        self.change(|queue| queue.join(waiter));
         granted
     }
 
@@ -307,22 +405,12 @@ impl Slots {
         if self.waiting() == 0 {
             return;
         }
-        let mut queue = self.lock();
-        // The oldest come first. Time is coarse: nobody is to wait less than the limit.
-        while queue
-            .front()
-            .is_some_and(|first| now > first.since.max(not_before) + limit + STRICT_ORDER_AFTER)
-        {
-            queue.pop_front();
-        }
-        self.waiting.store(queue.len(), Ordering::SeqCst);
+        self.change(|queue| queue.expire(now, limit, not_before));
     }
 
     /// Sends everybody who waits away.
     pub fn dismiss(&self) {
-        let mut queue = self.lock();
-        queue.clear();
-        self.waiting.store(0, Ordering::SeqCst);
+        self.change(std::mem::take);
     }
 
     /// `thread` has one more idle connection.
@@ -343,7 +431,7 @@ impl Slots {
             .map(|(index, _)| index)
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         // Every critical section leaves the queue whole, even one that panicked.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

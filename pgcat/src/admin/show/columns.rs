@@ -150,7 +150,15 @@ fn groups(show: Show, dialect: Dialect) -> &'static [Group] {
         )],
         (_, Show::PreparedStatements) => &[(TEXT, "name statement"), (INT4, "holders")],
         (_, Show::State) => &[(TEXT, "key value")],
-        (_, Show::Users) => &[(TEXT, "name pool_mode")],
+        (Dialect::Pgcat, Show::Users) => &[(TEXT, "name pool_mode")],
+        (_, Show::Users) => &[
+            (TEXT, "name pool_mode"),
+            (
+                INT4,
+                "pool_size reserve_pool_size max_user_connections current_connections \
+                 max_user_client_connections current_client_connections",
+            ),
+        ],
         (_, Show::Version) => &[(TEXT, "version")],
     }
 }

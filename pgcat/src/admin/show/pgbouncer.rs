@@ -150,16 +150,16 @@ fn databases(state: &State) -> Vec<Row> {
             "",
             user.pool_size,
             user.min_pool_size,
-            0,
+            user.reserve_pool_size,
             pool_mode(first),
-            0,
+            first.pool.settings.max_db_connections.unwrap_or(0),
             connections,
             u8::from(of(state, name).all(|pool| pool.paused)),
             u8::from(of(state, name).all(|pool| pool.disabled)),
-            0,
+            user.reserve_pool_size,
             user.server_lifetime
                 .map_or(0, |lifetime| lifetime.as_secs()),
-            0,
+            first.pool.settings.max_client_connections.unwrap_or(0),
             clients.count(),
         ];
         // Clients keep their own user.
@@ -357,13 +357,41 @@ fn sockets(state: &State, only_active: bool) -> Vec<Row> {
 }
 
 fn users(state: &State) -> Vec<Row> {
-    let mut rows: Vec<Row> = vec![vec![Some("pgbouncer".into()), None]];
+    let admins = state.clients.iter().filter(|client| client.admin).count();
+    let mut rows = vec![row!["pgbouncer", "", "", "", 0, 0, 0, admins]];
+    let mut names: Vec<&str> = Vec::new();
     for pool in &state.pools {
-        let name = Some(pool.pool.identity.user.clone());
-        if !rows.iter().any(|row| row[0] == name) {
-            // The mode is a pool's, not a user's.
-            rows.push(vec![name, None]);
+        let name = pool.pool.identity.user.as_str();
+        if names.contains(&name) {
+            continue;
         }
+        names.push(name);
+        let is_his = |other: &&PoolState| other.pool.identity.user == name;
+        let connections: usize = state
+            .pools
+            .iter()
+            .filter(is_his)
+            .flat_map(|pool| &pool.servers)
+            .map(|server| server.connections.len())
+            .sum();
+        let clients = state
+            .clients
+            .iter()
+            .filter(|client| !client.admin && client.user == name);
+        rows.push(row![
+            name,
+            "",
+            "",
+            "",
+            pool.pool.user.max_user_connections.unwrap_or(0),
+            connections,
+            pool.pool.user.max_client_connections.unwrap_or(0),
+            clients.count(),
+        ]);
+    }
+    for row in &mut rows {
+        // Mode and sizes are a pool's, not a user's.
+        row[1..4].fill(None);
     }
     rows
 }

@@ -54,7 +54,7 @@ fn database(pool: &PoolState, server: &AddressState) -> Row {
         user.username,
         user.pool_size,
         user.min_pool_size,
-        0,
+        user.reserve_pool_size,
         pool_mode(pool),
         user.pool_size,
         server.connections.len(),

@@ -34,12 +34,24 @@ pub(super) fn pgcat(config: &Config) -> Vec<Row> {
         ("healthcheck_delay", millis(general.healthcheck_delay)),
         ("ban_time", general.ban_time.as_secs().to_string()),
         (
+            "max_client_conn",
+            general.max_client_conn.unwrap_or(0).to_string(),
+        ),
+        (
             "idle_client_in_transaction_timeout",
-            millis(
-                general
-                    .idle_client_in_transaction_timeout
-                    .unwrap_or_default(),
-            ),
+            millis(general.timeouts.idle_in_transaction.unwrap_or_default()),
+        ),
+        (
+            "statement_timeout",
+            millis(general.timeouts.statement.unwrap_or_default()),
+        ),
+        (
+            "transaction_timeout",
+            millis(general.timeouts.transaction.unwrap_or_default()),
+        ),
+        (
+            "client_idle_timeout",
+            millis(general.timeouts.idle.unwrap_or_default()),
         ),
     ]
     .map(|(key, value)| (key.to_owned(), value))
@@ -48,6 +60,7 @@ pub(super) fn pgcat(config: &Config) -> Vec<Row> {
         let users: Vec<_> = pool
             .users
             .iter()
+            .chain(&pool.other_users)
             .map(|user| user.username.as_str())
             .collect();
         let settings = [
@@ -115,9 +128,16 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
     let general = &config.general;
     let seconds = |time: Option<Duration>| time.unwrap_or_default().as_secs().to_string();
     let flag = |is: bool| u8::from(is).to_string();
-    let settings: [(&str, String, &str); 27] = [
+    // 0 is no limit.
+    let limit = |limit: Option<usize>| limit.unwrap_or(0).to_string();
+    let settings: [(&str, String, &str); 29] = [
         ("admin_users", general.admin_username.clone(), ""),
-        ("client_login_timeout", "60".into(), "60"),
+        ("client_idle_timeout", seconds(general.timeouts.idle), "0"),
+        (
+            "client_login_timeout",
+            seconds(Some(general.client_login_timeout)),
+            "60",
+        ),
         ("conffile", config.path.display().to_string(), ""),
         (
             "dns_max_ttl",
@@ -126,7 +146,7 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
         ),
         (
             "idle_transaction_timeout",
-            seconds(general.idle_client_in_transaction_timeout),
+            seconds(general.timeouts.idle_in_transaction),
             "0",
         ),
         ("job_name", "pgcat".into(), "pgbouncer"),
@@ -139,11 +159,11 @@ pub(super) fn pgbouncer(config: &Config) -> Vec<Row> {
             flag(general.log_client_disconnections),
             "1",
         ),
-        // Without a limit.
-        ("max_client_conn", "0".into(), "100"),
+        ("max_client_conn", limit(general.max_client_conn), "100"),
         ("max_db_connections", "0".into(), "0"),
         ("max_packet_size", "1073741823".into(), "2147483647"),
         ("max_user_connections", "0".into(), "0"),
+        ("query_timeout", seconds(general.timeouts.statement), "0"),
         (
             "query_wait_timeout",
             seconds(Some(general.connect_timeout)),

@@ -18,14 +18,7 @@ pub(super) struct Line {
 
 /// Parameters of a database without a counterpart, and what is different without them.
 const MISSING_OF_DATABASE: &[(&str, &str)] = &[
-    ("reserve_pool", NO_RESERVE),
-    ("reserve_pool_size", NO_RESERVE),
     ("connect_query", "nothing is run on new connections"),
-    ("max_db_connections", LIMIT),
-    (
-        "max_db_client_connections",
-        "a database's clients are not limited",
-    ),
     ("client_encoding", ALTER),
     ("datestyle", ALTER),
     ("timezone", ALTER),
@@ -50,32 +43,26 @@ const DATABASE: &[&str] = &[
     "auth_query",
     "pool_size",
     "min_pool_size",
+    "reserve_pool",
+    "reserve_pool_size",
     "pool_mode",
     "server_lifetime",
+    "max_db_connections",
+    "max_db_client_connections",
 ];
 
-const MISSING_OF_USER: &[(&str, &str)] = &[
-    ("reserve_pool_size", NO_RESERVE),
-    ("max_user_connections", LIMIT),
-    (
-        "max_user_client_connections",
-        "a user's clients are not limited",
-    ),
-    (
-        "idle_transaction_timeout",
-        "idle_client_in_transaction_timeout is one for all",
-    ),
-    (
-        "transaction_timeout",
-        "set transaction_timeout in PostgreSQL 17 or later",
-    ),
-    ("client_idle_timeout", "idle clients are not disconnected"),
+const USER: &[&str] = &[
+    "pool_mode",
+    "pool_size",
+    "reserve_pool_size",
+    "query_timeout",
+    "transaction_timeout",
+    "idle_transaction_timeout",
+    "client_idle_timeout",
+    "max_user_connections",
+    "max_user_client_connections",
 ];
 
-const USER: &[&str] = &["pool_mode", "pool_size", "query_timeout"];
-
-const NO_RESERVE: &str = "there is no reserve: raise pool_size by it if peaks need it";
-const LIMIT: &str = "server connections are limited per database and user, by pool_size";
 const ALTER: &str = "set it in the server, by ALTER DATABASE or ALTER ROLE";
 
 impl Line {
@@ -88,7 +75,7 @@ impl Line {
     /// # Errors
     /// What PgBouncer would refuse.
     pub fn user(entry: Entry) -> Result<Self, ConfigError> {
-        Self::read(entry, "users", USER, MISSING_OF_USER)
+        Self::read(entry, "users", USER, &[])
     }
 
     fn read(
@@ -145,7 +132,7 @@ impl Line {
 
     /// What is set and has no counterpart.
     pub fn notes(&self) -> Vec<String> {
-        let missing = MISSING_OF_DATABASE.iter().chain(MISSING_OF_USER);
+        let missing = MISSING_OF_DATABASE.iter();
         let mut notes: Vec<_> = missing
             .filter_map(|&(name, reason)| {
                 let value = self.text(name).filter(|value| *value != "0")?;

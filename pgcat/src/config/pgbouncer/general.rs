@@ -25,6 +25,8 @@ pub(super) fn write(sources: &Sources, writer: &mut Writer) -> Result<(), Config
     listen(sources, writer)?;
     logging(sources, writer)?;
     times(sources, writer)?;
+    let clients = sources.settings.get("max_client_conn");
+    limit("max_client_conn", &clients, writer)?;
     tcp(sources, writer)?;
     client_tls(sources, writer)?;
     server_tls(sources, writer)?;
@@ -96,6 +98,9 @@ fn times(sources: &Sources, writer: &mut Writer) -> Result<(), ConfigError> {
         ),
         ("client_login_timeout", "client_login_timeout", A_DAY),
         ("healthcheck_delay", "server_check_delay", 0),
+        ("reserve_pool_timeout", "reserve_pool_timeout", 0),
+        ("transaction_timeout", "transaction_timeout", 0),
+        ("client_idle_timeout", "client_idle_timeout", 0),
     ] {
         let setting = sources.settings.get(name);
         writer.set_from(key, or_zero(&setting, zero)?, &setting.origin());
@@ -117,6 +122,15 @@ pub(super) const ONCE: i64 = 1;
 pub(super) fn or_zero(setting: &Setting, zero: i64) -> Result<i64, ConfigError> {
     let time = setting.milliseconds()?;
     Ok(if time == 0 { zero } else { time })
+}
+
+/// Writes a limit, where 0 is none.
+pub(super) fn limit(key: &str, setting: &Setting, writer: &mut Writer) -> Result<(), ConfigError> {
+    let limit = setting.count()?;
+    if limit > 0 {
+        writer.set_from(key, limit, &setting.origin());
+    }
+    Ok(())
 }
 
 fn tcp(sources: &Sources, writer: &mut Writer) -> Result<(), ConfigError> {

@@ -124,7 +124,13 @@ impl Sources {
         if !file.text.is_empty() {
             sources.users = userlist::read(&sources.resolve(&file.text))?;
         }
-        for name in request.users {
+        // With settings of their own, those whom only `auth_query` knows have to have a name, too.
+        let own = sources.user_lines.iter().map(|line| line.name.clone());
+        let named: Vec<_> = match sources.has_auth_query() {
+            true => request.users.iter().cloned().chain(own).collect(),
+            false => request.users.to_vec(),
+        };
+        for name in &named {
             if sources.secret(name).is_none() {
                 sources.users.push(Login {
                     name: name.clone(),
@@ -177,6 +183,14 @@ impl Sources {
     fn secret(&self, name: &str) -> Option<String> {
         let login = self.users.iter().find(|login| login.name == name)?;
         Some(login.secret.clone())
+    }
+
+    fn has_auth_query(&self) -> bool {
+        let of_database = self
+            .databases
+            .iter()
+            .any(|line| line.text("auth_user").is_some());
+        of_database || !self.settings.text("auth_user").is_empty()
     }
 
     fn resolve(&self, name: &str) -> PathBuf {

@@ -3,10 +3,11 @@
 use super::super::error::ConfigError;
 use super::Sources;
 use super::database::Line;
-use super::general::{ONCE, auth_user, or_zero};
+use super::general::{ONCE, auth_user, limit, or_zero};
 use super::settings::Setting;
 use super::userlist::Login;
 use super::writer::Writer;
+use crate::config::model::User;
 use crate::session::auth::Secret;
 
 pub(super) fn write(
@@ -27,10 +28,19 @@ pub(super) fn write(
     if let Some(lifetime) = database.get("server_lifetime") {
         writer.set_from("server_lifetime", or_zero(&lifetime, ONCE)?, &origin);
     }
+    for (key, name) in [
+        ("max_db_connections", "max_db_connections"),
+        ("max_client_connections", "max_db_client_connections"),
+    ] {
+        let own = database.get(name);
+        let setting = own.unwrap_or_else(|| sources.settings.get(name));
+        limit(key, &setting, writer)?;
+    }
     prepared_statements(sources, writer)?;
     let has_auth_query = auth_query(sources, database, writer);
 
-    let users = users(sources, database, has_auth_query, writer);
+    let mut users = users(sources, database, has_auth_query, writer);
+    users.extend(others(sources, database, has_auth_query));
     if users.is_empty() {
         let message = "no user is known who could log in; --user names those that are in neither auth_file \
                        nor the database's line";
@@ -159,6 +169,26 @@ fn users<'s>(
     users
 }
 
+/// Whoever `auth_query` knows, beside those who are named.
+fn others<'s>(
+    sources: &'s Sources,
+    database: &Line,
+    has_auth_query: bool,
+) -> Option<(Login, &'s str)> {
+    let auth_type = match sources.auth_type() {
+        "plain" => "password",
+        "hba" => "md5",
+        other @ ("md5" | "scram-sha-256") => other,
+        _ => return None,
+    };
+    let login = Login {
+        name: User::OTHERS.to_owned(),
+        secret: String::new(),
+        place: database.place.clone(),
+    };
+    has_auth_query.then_some((login, auth_type))
+}
+
 fn user(
     sources: &Sources,
     database: &Line,
@@ -197,12 +227,25 @@ fn user(
     writer.set_from("pool_size", connections, &size.origin());
     let min = database.get("min_pool_size");
     let min = min.unwrap_or_else(|| sources.settings.get("min_pool_size"));
-    if min.integer()? > 0 {
+    if min.integer()? > 0 && login.name != User::OTHERS {
         writer.set_from(
             "min_pool_size",
             min.count()?.min(connections),
             &min.origin(),
         );
+    }
+    let reserve = of_user("reserve_pool_size")
+        .or_else(|| database.get("reserve_pool_size"))
+        // The name before version 1.24.
+        .or_else(|| database.get("reserve_pool"));
+    let reserve = reserve.unwrap_or_else(|| sources.settings.get("reserve_pool_size"));
+    limit("reserve_pool_size", &reserve, writer)?;
+    for (key, name) in [
+        ("max_user_connections", "max_user_connections"),
+        ("max_client_connections", "max_user_client_connections"),
+    ] {
+        let setting = of_user(name).unwrap_or_else(|| sources.settings.get(name));
+        limit(key, &setting, writer)?;
     }
     if let Some(mode) = of_user("pool_mode") {
         pool_mode(&mode, writer)?;
@@ -212,6 +255,18 @@ fn user(
     let milliseconds = timeout.milliseconds()?;
     if milliseconds > 0 {
         writer.set_from("statement_timeout", milliseconds, &timeout.origin());
+    }
+    for (key, name) in [
+        ("transaction_timeout", "transaction_timeout"),
+        (
+            "idle_client_in_transaction_timeout",
+            "idle_transaction_timeout",
+        ),
+        ("client_idle_timeout", "client_idle_timeout"),
+    ] {
+        if let Some(time) = of_user(name) {
+            writer.set_from(key, time.milliseconds()?, &time.origin());
+        }
     }
     Ok(())
 }

@@ -186,9 +186,7 @@ fn values_keep_their_meaning() {
     assert_eq!(general.server_lifetime.map(|t| t.as_millis()), Some(1));
     assert_eq!(general.connect_timeout.as_secs(), 24 * 3600);
     assert_eq!(
-        general
-            .idle_client_in_transaction_timeout
-            .map(|t| t.as_secs()),
+        general.timeouts.idle_in_transaction.map(|t| t.as_secs()),
         Some(30)
     );
     assert_eq!(general.tcp_keepalives_idle.as_secs(), 30);
@@ -202,7 +200,7 @@ fn values_keep_their_meaning() {
     let user = &config.pools["db"].users[0];
     assert_eq!(user.pool_mode, PoolMode::Transaction);
     assert_eq!((user.pool_size, user.min_pool_size), (20, 20));
-    assert_eq!(user.statement_timeout.map(|t| t.as_millis()), Some(1500));
+    assert_eq!(user.timeouts.statement.map(|t| t.as_millis()), Some(1500));
     assert_eq!(notes.len(), 2, "{notes:?}");
     assert!(notes[0].starts_with("root of admin_users is no user of a pool"));
     assert!(notes[1].starts_with("there is no pool_mode statement"));
@@ -272,6 +270,51 @@ fn databases_and_users_have_their_own_settings() {
 }
 
 #[test]
+fn limits_are_those_of_databases_and_users_or_of_all() {
+    let ini = "[databases]\nplain = host=s\nown = host=s reserve_pool=3 max_db_client_connections=5 max_db_connections=7\n\
+               [users]\napp = reserve_pool_size=4 client_idle_timeout=0 transaction_timeout=9 max_user_client_connections=6 max_user_connections=8\n\
+               [pgbouncer]\nauth_file = FILES/users\nmax_client_conn = 1000\n\
+               max_db_client_connections = 50\nmax_user_client_connections = 60\n\
+               max_db_connections = 70\nmax_user_connections = 80\n\
+               reserve_pool_size = 2\nreserve_pool_timeout = 0.5\nclient_idle_timeout = 11\n";
+    let files = Files::new(ini);
+    files.put("users", "\"app\" \"pw\"\n\"other\" \"pw\"\n");
+    let (config, notes) = result(&files.import(&[], &[]).expect("an import"));
+    assert_eq!(config.general.max_client_conn, Some(1000));
+    let [plain, own] = ["plain", "own"].map(|name| &config.pools[name]);
+    assert_eq!(plain.max_client_connections, Some(50));
+    assert_eq!(own.max_client_connections, Some(5));
+    let [app, other] = &plain.users[..] else {
+        panic!("{:?}", plain.users);
+    };
+    assert_eq!(app.max_client_connections, Some(6));
+    assert_eq!(other.max_client_connections, Some(60));
+    let of_databases = (plain.max_db_connections, own.max_db_connections);
+    assert_eq!(of_databases, (Some(70), Some(7)));
+    let of_users = (app.max_user_connections, other.max_user_connections);
+    assert_eq!(of_users, (Some(8), Some(80)));
+    let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
+    let [of_app, of_other] = [app, other].map(|user| {
+        let times = user.timeouts;
+        (seconds(times.transaction), seconds(times.idle))
+    });
+    assert_eq!((of_app, of_other), ((Some(9), None), (None, Some(11))));
+    let reserves = [
+        &plain.users[0],
+        &plain.users[1],
+        &own.users[0],
+        &own.users[1],
+    ];
+    let sizes = reserves.map(|user| user.reserve_pool_size);
+    assert_eq!(sizes, [4, 2, 4, 3]);
+    assert_eq!(app.reserve_pool_timeout.map(|t| t.as_millis()), Some(500));
+    assert!(
+        notes.iter().all(|n| n.starts_with("listen_addr is empty")),
+        "{notes:?}"
+    );
+}
+
+#[test]
 fn settings_without_effect_are_named() {
     let imported = Files::new(&with(
         "unix_socket_dir =\nunix_socket_mode = 0700\nauth_query = SELECT 1\nclient_tls_ca_file = /nowhere\n\
@@ -338,9 +381,12 @@ fn every_auth_type_is_as_strict_as_before() {
 
 #[test]
 fn auth_query_has_its_user_and_password() {
-    let files = Files::new(&with(
-        "auth_user = app",
-        "host=s\nother = host=s auth_user=second",
+    let files = Files::new(&format!(
+        "{}[users]\nslow = query_timeout=7\n",
+        with(
+            "auth_user = app\nmin_pool_size = 2",
+            "host=s\nother = host=s auth_user=second",
+        )
     ));
     files.put("users", "\"app\" \"pw\"\n");
     let (config, notes) = result(&files.import(&[], &["known"]).expect("an import"));
@@ -364,6 +410,17 @@ fn auth_query_has_its_user_and_password() {
     );
     let known = &config.pools["db"].users[1];
     assert_eq!((known.username.as_str(), &known.password), ("known", &None));
+    let slow = &config.pools["db"].users[2];
+    assert_eq!(slow.username, "slow");
+    assert_eq!(slow.timeouts.statement.map(|time| time.as_secs()), Some(7));
+    // Whoever else the query knows has a pool when he comes.
+    let others = config.pools["db"].other_users.as_ref().expect("others");
+    assert_eq!((others.pool_size, others.min_pool_size), (20, 0));
+    assert_eq!(others.auth_type, AuthType::Md5);
+    let (config, _) = read(&with("auth_user = app\nauth_type = trust", "host=s"));
+    assert_eq!(config.pools["db"].other_users, None);
+    let (config, _) = read("[databases]\ndb = host=s\n[pgbouncer]\nauth_user = app\n");
+    assert!(config.pools["db"].users.is_empty());
 }
 
 #[test]
