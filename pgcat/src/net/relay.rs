@@ -497,6 +497,11 @@ impl Session {
                     .fetch_add(1, Ordering::Relaxed);
                 self.wrote = true;
             }
+            _ if tag.starts_with(b"CREATE") => {
+                // Of a view, a function, an operator ...: what calls it has to be known.
+                self.pool.shared.functions.note_change();
+                self.wrote = true;
+            }
             _ if !tag.starts_with(b"SELECT") && !tag.starts_with(b"FETCH") => self.wrote = true,
             // SELECT: of a CTE that writes, or into a new table. Rare; found by the plugins' polling.
             _ => (),
