@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -63,6 +64,8 @@ pub struct Server {
 #[derive(Debug)]
 pub struct ServerKey {
     pub address: ServerAddress,
+    /// Where the name of the host led to: another of its addresses may be another server's.
+    pub peer: Option<SocketAddr>,
     pub pid: u32,
     /// Empty where the server sent no BackendKeyData (other poolers): cancel is not possible.
     pub secret: Vec<u8>,
@@ -110,6 +113,7 @@ impl Server {
         let address = &slot.address().server;
         let io = dialler.dial(address).await?;
         let encrypted = matches!(io, Io::Tls(_));
+        let peer = io.ends().map(|(peer, _)| peer);
         let mut server = Box::new(Self {
             io,
             input: Vec::new(),
@@ -123,6 +127,7 @@ impl Server {
             unnamed: None,
             key: Arc::new(ServerKey {
                 address: address.clone(),
+                peer,
                 pid: 0,
                 secret: Vec::new(),
                 encrypted,
@@ -447,9 +452,9 @@ impl ServerKey {
     pub async fn cancel(&self, dialler: &Dialler) {
         let delivery = async {
             let mut io = if self.encrypted {
-                dialler.dial_encrypted(&self.address).await?
+                dialler.dial_encrypted(&self.address, self.peer).await?
             } else {
-                dialler.dial_plain(&self.address).await?
+                dialler.dial_plain(&self.address, self.peer).await?
             };
             let mut out = OutBuffer::default();
             out.tail()
