@@ -3,6 +3,7 @@
 mod commands;
 mod health;
 mod plugins;
+mod replication;
 mod servers;
 mod splitting;
 mod stage;

@@ -13,6 +13,7 @@ mod listener;
 mod login;
 pub mod notify;
 pub mod orders;
+mod own_writes;
 pub mod pipeline;
 pub mod pool_handle;
 pub mod registration;

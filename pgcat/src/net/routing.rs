@@ -251,6 +251,8 @@ impl Session {
                 _ => route.shard,
             };
         }
+        let reads = unit.access.is_some_and(|access| access <= Access::Read);
+        self.own_writes.note_access(self.server.is_none(), reads);
         if let Some(server) = &self.server {
             let fits = self.pool.shared.fits(server.address(), route);
             // It may be about to become free: only when its replies have come is it certain whether the

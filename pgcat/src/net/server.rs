@@ -15,6 +15,7 @@ use crate::plugins::QueryResult;
 use crate::pool::address::Address;
 use crate::pool::slots::Slot;
 use crate::pool::statistics::Connection;
+use crate::pool::wal::{self, ServerState};
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::Settings;
@@ -55,6 +56,8 @@ pub struct Server {
     pub generation: u64,
     /// Coarse milliseconds.
     pub created_at: u64,
+    /// By the pooler's clock and not a thread's, when the login was over; for connections of the pooler's own: never.
+    pub connected_at: u64,
     pub idle_since: u64,
     /// Last, so that the connection is closed when the slot becomes free.
     pub(super) slot: Slot,
@@ -138,6 +141,7 @@ impl Server {
             unaccounted: false,
             generation: slot.address().health.generation(),
             created_at: now,
+            connected_at: u64::MAX,
             idle_since: now,
             slot,
         });
@@ -346,6 +350,16 @@ impl Server {
         let in_recovery = result.rows.first().and_then(|row| row.first()?.as_deref());
         self.note_standby(in_recovery == Some("t"));
         Ok(())
+    }
+
+    /// Asks the server how far it has come.
+    ///
+    /// # Errors
+    /// As [`Server::simple_query`].
+    pub async fn ask_state(&mut self) -> Result<ServerState, Error> {
+        let answer = self.simple_query(wal::STATE, &mut Vec::new()).await?;
+        self.unnamed = None;
+        ServerState::read(&answer).ok_or(Error::ServerProtocol("no position in the log"))
     }
 
     pub(super) fn collect(

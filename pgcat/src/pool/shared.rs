@@ -7,8 +7,9 @@ use super::activity::Activity;
 use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
+use super::replay::History;
 use super::statistics::Ids;
-use crate::config::model::{Pool, Role, User};
+use crate::config::model::{PluginTables, Pool, Role, ServerAddress, Shard, User};
 use crate::net::notify::Hub;
 use crate::net::server::Parameters;
 use crate::plugins::PoolIdentity;
@@ -36,6 +37,10 @@ pub struct PoolShared {
     /// The functions that may write.
     pub functions: Functions,
     pub activity: Activity,
+    /// What the primaries had written when, by shard.
+    pub histories: Box<[History]>,
+    /// Its servers are watched: see [`super::watch`].
+    watched: AtomicBool,
     /// What a server reports to a session with these settings; asked once, then known.
     greetings: Mutex<Vec<(Settings, Parameters)>>,
     /// Who listens to what, in transaction mode.
@@ -74,7 +79,23 @@ impl PoolShared {
                 predecessor.and_then(|pool| pool.addresses.iter().find(|a| a.is_same(address)));
             if let Some(same) = same {
                 address.succeed(same);
+                // Until it has been looked at again.
+                let lagging = settings.max_replica_lag.is_some() && same.replay.is_lagging();
+                address.replay.note_lagging(lagging);
             }
+            address.mirrors = mirrors(address, &settings)
+                .map(|mirror| {
+                    let (identity, user) = (identity.clone(), user.clone());
+                    Arc::new(Self::new(
+                        identity,
+                        user,
+                        mirror,
+                        threads,
+                        ids.clone(),
+                        None,
+                    ))
+                })
+                .collect();
         }
         // What clients have proved themselves with is good as long as the secrets are the same.
         let learned = predecessor
@@ -86,6 +107,7 @@ impl PoolShared {
                 let learned = pool.learned.lock();
                 learned.unwrap_or_else(PoisonError::into_inner).clone()
             });
+        let histories = settings.shards.iter().map(|_| History::default()).collect();
         Self {
             index: ids.next() as usize,
             retired: AtomicBool::new(false),
@@ -98,6 +120,8 @@ impl PoolShared {
             schema_version: AtomicU64::new(0),
             functions: Functions::default(),
             activity: Activity::default(),
+            histories,
+            watched: AtomicBool::new(false),
             greetings: Mutex::default(),
             notifications: Hub::default(),
             scram_secret: OnceLock::new(),
@@ -238,6 +262,26 @@ impl PoolShared {
         }
     }
 
+    /// Whether a shard has servers that may be replicas.
+    pub fn has_replicas(&self, shard: usize) -> bool {
+        let mut servers = self.addresses.iter();
+        servers.any(|address| {
+            address.shard == shard && matches!(address.server.role, Role::Replica | Role::Auto)
+        })
+    }
+
+    /// Whether to begin to watch how far its servers have replayed; true once, and only where that matters.
+    pub fn is_watch_due(&self) -> bool {
+        let wanted = self.settings.max_replica_lag.is_some() || self.settings.read_your_writes;
+        wanted
+            && self
+                .addresses
+                .iter()
+                .any(|address| self.has_replicas(address.shard))
+            && !self.asks_auth_query
+            && !self.watched.swap(true, Ordering::Relaxed)
+    }
+
     /// Takes those off the queues who have waited for `connect_timeout`.
     pub fn expire(&self, now: u64) {
         if self.gate.is_shut() {
@@ -249,4 +293,23 @@ impl PoolShared {
             address.slots.expire(now, limit, self.gate.opened_at());
         }
     }
+}
+
+/// The settings of the mirrors of a server, as pools of their own.
+fn mirrors(address: &Address, settings: &Pool) -> impl Iterator<Item = Pool> {
+    let mirrors = settings.shards[address.shard].mirrors.iter();
+    let own = mirrors.filter(|mirror| mirror.mirroring_target_index == address.number);
+    own.map(|mirror| Pool {
+        plugins: PluginTables::new(),
+        shards: vec![Shard {
+            database: address.database.clone(),
+            servers: vec![ServerAddress {
+                host: mirror.host.clone(),
+                port: mirror.port,
+                role: Role::Primary,
+            }],
+            mirrors: Vec::new(),
+        }],
+        ..settings.clone()
+    })
 }
