@@ -2,6 +2,7 @@
 
 mod commands;
 mod health;
+mod mirrors;
 mod plugins;
 mod replication;
 mod servers;

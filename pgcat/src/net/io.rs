@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 
+use super::mirror::{DetachedMirrored, MirroredIo};
 use super::tls::{DetachedTls, TlsStream};
 use crate::config::model::General;
 
@@ -23,6 +24,8 @@ use crate::config::model::General;
 pub enum Io {
     /// The other end is a client inside this process.
     Memory(DuplexStream),
+    /// To a server with mirrors.
+    Mirrored(Box<MirroredIo>),
     Tcp(TcpStream),
     /// Over TCP.
     Tls(TlsStream),
@@ -33,6 +36,7 @@ pub enum Io {
 #[derive(Debug)]
 pub enum DetachedIo {
     Memory(DuplexStream),
+    Mirrored(Box<DetachedMirrored>),
     Tcp(StdTcpStream),
     Tls(DetachedTls),
     Unix(StdUnixStream),
@@ -46,6 +50,7 @@ impl Io {
     pub fn detach(self) -> io::Result<DetachedIo> {
         Ok(match self {
             Self::Memory(stream) => DetachedIo::Memory(stream),
+            Self::Mirrored(stream) => DetachedIo::Mirrored(Box::new(stream.detach()?)),
             Self::Tcp(stream) => DetachedIo::Tcp(stream.into_std()?),
             Self::Tls(stream) => DetachedIo::Tls(stream.detach()?),
             Self::Unix(stream) => DetachedIo::Unix(stream.into_std()?),
@@ -65,6 +70,7 @@ impl Io {
                     .poll_read(cx, &mut buffer)
                     .map_ok(|()| buffer.filled().len())
             }
+            Self::Mirrored(stream) => stream.io.poll_read(cx, buffer),
             Self::Tcp(stream) => stream.poll_recv(cx, buffer),
             Self::Tls(stream) => stream.poll_read(cx, buffer),
             Self::Unix(stream) => stream.poll_recv(cx, buffer),
@@ -95,6 +101,7 @@ impl Io {
                     Poll::Pending => None,
                 }
             }
+            Self::Mirrored(stream) => stream.io.try_read(buffer),
             Self::Tcp(stream) => stream.try_recv(buffer),
             Self::Unix(stream) => stream.try_recv(buffer),
         }
@@ -105,6 +112,7 @@ impl Io {
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Memory(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Mirrored(stream) => stream.poll_write(cx, bytes),
             Self::Tcp(stream) => stream.poll_send(cx, bytes),
             Self::Tls(stream) => stream.poll_write(cx, bytes),
             Self::Unix(stream) => stream.poll_send(cx, bytes),
@@ -115,6 +123,7 @@ impl Io {
     pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         match self {
             Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
+            Self::Mirrored(stream) => stream.io.ends(),
             Self::Tls(stream) => stream.ends(),
             Self::Memory(_) | Self::Unix(_) => None,
         }
@@ -123,6 +132,7 @@ impl Io {
     /// The TLS session, if there is one.
     pub fn tls(&self) -> Option<&TlsStream> {
         match self {
+            Self::Mirrored(stream) => stream.io.tls(),
             Self::Tls(stream) => Some(stream),
             Self::Memory(_) | Self::Tcp(_) | Self::Unix(_) => None,
         }
@@ -142,6 +152,7 @@ impl DetachedIo {
     pub fn attach(self) -> io::Result<Io> {
         Ok(match self {
             Self::Memory(stream) => Io::Memory(stream),
+            Self::Mirrored(stream) => Io::Mirrored(Box::new(stream.attach()?)),
             Self::Tcp(stream) => Io::Tcp(TcpStream::from_std(stream)?),
             Self::Tls(stream) => Io::Tls(stream.attach()?),
             Self::Unix(stream) => Io::Unix(UnixStream::from_std(stream)?),

@@ -11,6 +11,7 @@ mod handled;
 pub mod io;
 mod listener;
 mod login;
+pub mod mirror;
 pub mod notify;
 pub mod orders;
 mod own_writes;

@@ -329,6 +329,13 @@ impl Session {
     /// Takes a server connection into use. Where its session settings differ from the client's, the
     /// difference is sent along with the client's first message, and its replies are swallowed.
     pub(super) fn attach(&mut self, mut server: Box<Server>) {
+        if let Io::Mirrored(stream) = &server.io {
+            let interner = &self.thread.pooler.interner;
+            if stream.follow(&server.settings, interner, |id| server.statements.has(id)) {
+                // It is not among what a mirror has been given.
+                server.unnamed = None;
+            }
+        }
         if !Arc::ptr_eq(&server.settings, &self.settings) {
             if *server.settings == *self.settings {
                 // Of two copies the one at the lower address, so that before long all equal sessions

@@ -20,6 +20,7 @@ use super::statistics::Phase;
 use super::watch;
 use crate::config::model::{Role, WantedRole};
 use crate::error::Error;
+use crate::net::mirror;
 use crate::net::server::Server;
 use crate::net::threads::ThreadContext;
 use crate::plugins::Plugin;
@@ -384,6 +385,7 @@ impl LocalPool {
                 server.ask_standby().await?;
             }
             self.prewarm(&mut server).await?;
+            mirror::begin(thread, &mut server);
             Ok(server)
         });
         let mut outcome = timeout(self.shared.user.connect_timeout, connecting)
