@@ -2,7 +2,9 @@
 
 mod commands;
 mod health;
+mod mirrors;
 mod plugins;
+mod replication;
 mod servers;
 mod splitting;
 mod stage;

@@ -108,6 +108,62 @@ fn hidden_writes_go_to_the_primary() {
     assert_eq!(client.error("SELEC 1"), "42601");
 }
 
+/// What a read calls without naming it: through views, policies, operators and casts.
+#[test]
+fn calls_that_are_not_named_are_seen() {
+    let mut direct = Wire::connect(server().port(), "postgres", "postgres");
+    direct.run(
+        "DROP SCHEMA IF EXISTS unnamed CASCADE; CREATE SCHEMA unnamed; SET search_path = unnamed;
+         CREATE TABLE plain (a int); CREATE SEQUENCE s; CREATE TABLE guarded (a int);
+         CREATE FUNCTION notes(int) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE FUNCTION harmless(int) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE VIEW quiet AS SELECT a, random(), upper('x') FROM plain;
+         CREATE VIEW builtin AS SELECT nextval('s');
+         CREATE VIEW own AS SELECT a FROM plain WHERE notes(a);
+         CREATE VIEW nested AS SELECT * FROM (SELECT * FROM quiet) q WHERE EXISTS (SELECT FROM own);
+         CREATE VIEW declared AS SELECT harmless(1);
+         CREATE VIEW locks AS SELECT * FROM pg_locks;
+         CREATE POLICY p ON guarded USING (notes(a));
+         CREATE OPERATOR ### (FUNCTION = notes, RIGHTARG = int);
+         CREATE OPERATOR #### (FUNCTION = harmless, RIGHTARG = int);
+         CREATE TYPE noted AS (a int);
+         CREATE FUNCTION to_noted(int) RETURNS noted LANGUAGE sql AS 'SELECT ROW($1)::unnamed.noted';
+         CREATE CAST (int AS noted) WITH FUNCTION to_noted;
+         CREATE VIEW shows AS SELECT ### 1 AS x",
+    );
+    let (_pooler, mut client) =
+        splitting(|config| config.pool("read_only_functions = [\"harmless\"]"));
+    client.run("SET search_path = unnamed");
+    const HERE: &str = "host(inet_server_addr())";
+    for (sql, host) in [
+        (format!("SELECT {HERE}, count(*) FROM quiet"), REPLICA),
+        (format!("SELECT {HERE}, count(*) FROM declared"), REPLICA),
+        (format!("SELECT {HERE}, count(*) FROM locks"), REPLICA),
+        (format!("SELECT {HERE}, count(*) FROM pg_locks"), REPLICA),
+        (format!("SELECT {HERE}, #### 1"), REPLICA),
+        (
+            format!("SELECT {HERE}, 1::text, 1 + 1 BETWEEN 1 AND 2"),
+            REPLICA,
+        ),
+        (format!("SELECT {HERE}, count(*) FROM builtin"), PRIMARY),
+        (format!("SELECT {HERE}, count(*) FROM unnamed.own"), PRIMARY),
+        (format!("SELECT {HERE}, count(*) FROM nested"), PRIMARY),
+        (format!("SELECT {HERE}, count(*) FROM shows"), PRIMARY),
+        (format!("SELECT {HERE}, count(*) FROM guarded"), PRIMARY),
+        (format!("SELECT {HERE}, ### 1"), PRIMARY),
+        (format!("SELECT {HERE}, OPERATOR(unnamed.###) 1"), PRIMARY),
+        (format!("SELECT {HERE}, 1::noted"), PRIMARY),
+    ] {
+        assert_eq!(place(&mut client, &sql), host, "{sql}");
+    }
+    // One that is created through the pooler is soon known.
+    client.run("CREATE VIEW late AS SELECT nextval('s')");
+    let late = format!("SELECT {HERE}, count(*) FROM late");
+    eventually("the new view is known", || {
+        place(&mut client, &late) == PRIMARY
+    });
+}
+
 #[test]
 fn transactions_run_in_one_place() {
     let (_pooler, mut client) = splitting(|config| config);

@@ -233,6 +233,10 @@ pub struct Pool {
     pub read_only_functions: Vec<String>,
     /// Whether the primary serves what is meant for replicas while none of them is well.
     pub replica_to_primary_failover_enabled: bool,
+    /// How long replicas may be behind and still serve reads; `None`: any time.
+    pub max_replica_lag: Option<Duration>,
+    /// Whether replicas serve a client only what it has itself written before.
+    pub read_your_writes: bool,
     pub sharding_function: ShardingFunction,
     pub automatic_sharding_key: Option<String>,
     pub sharding_key_regex: Option<String>,

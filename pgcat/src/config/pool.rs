@@ -7,8 +7,8 @@ use regex::Regex;
 use super::error::ConfigError;
 use super::general::{AuthQueryKeys, INCOMPLETE_AUTH_QUERY, Inherited, timeouts};
 use super::model::{
-    AuthQuery, DefaultShard, LoadBalancing, PluginTables, Pool, PoolMode, ShardingFunction,
-    WantedRole,
+    AuthQuery, DefaultShard, LoadBalancing, PluginTables, Pool, PoolMode, Role, Shard,
+    ShardingFunction, WantedRole,
 };
 use super::section::Section;
 use super::user::PoolDefaults;
@@ -120,6 +120,8 @@ pub(super) fn read(
         primary_reads_enabled: flag("primary_reads_enabled", false)?,
         read_only_functions: read_only_functions(section)?,
         replica_to_primary_failover_enabled: flag("replica_to_primary_failover_enabled", false)?,
+        max_replica_lag: max_replica_lag(section, &shards)?,
+        read_your_writes: flag("read_your_writes", false)?,
         sharding_function: section
             .choice("sharding_function", SHARDING_FUNCTIONS)?
             .unwrap_or(ShardingFunction::PgBigintHash),
@@ -193,6 +195,27 @@ fn read_only_functions(section: &Section<'_>) -> Result<Vec<String>, ConfigError
     };
     let names = value.array("an array of function names, e.g. [\"my_report\"]")?;
     names.iter().map(|name| name.string()).collect()
+}
+
+fn max_replica_lag(
+    section: &Section<'_>,
+    shards: &[Shard],
+) -> Result<Option<Duration>, ConfigError> {
+    let Some(limit) = section.timeout("max_replica_lag")?.flatten() else {
+        return Ok(None);
+    };
+    let is_measured = |shard: &Shard| {
+        let mut servers = shard.servers.iter();
+        servers.any(|server| matches!(server.role, Role::Primary | Role::Auto))
+    };
+    if let Some(number) = shards.iter().position(|shard| !is_measured(shard)) {
+        let message = format!(
+            "shard {number} has no server with role primary or auto, by which the lag of its replicas could be \
+             measured"
+        );
+        return Err(section.error("max_replica_lag", message));
+    }
+    Ok(Some(limit))
 }
 
 fn default_role(section: &Section<'_>) -> Result<WantedRole, ConfigError> {

@@ -74,7 +74,7 @@ fn read(section: &Section<'_>) -> Result<Shard, ConfigError> {
         Some(value) => value
             .array("an array of mirrors, e.g. [[\"127.0.0.1\", 5433, 0]]")?
             .iter()
-            .map(|value| mirror(value, servers.len()))
+            .map(|value| mirror(value, &servers))
             .collect::<Result<_, _>>()?,
         None => Vec::new(),
     };
@@ -95,15 +95,21 @@ fn server(value: &Value<'_>) -> Result<ServerAddress, ConfigError> {
     })
 }
 
-fn mirror(value: &Value<'_>, servers: usize) -> Result<Mirror, ConfigError> {
+fn mirror(value: &Value<'_>, servers: &[ServerAddress]) -> Result<Mirror, ConfigError> {
     let names = ["host", "port", "mirroring_target_index"];
     let [host, port, target] = parts(value, names, "[host, port, mirroring_target_index]")?;
-    Ok(Mirror {
+    let mirror = Mirror {
         host: host_name(&host)?,
         port: port.integer(1, u16::MAX)?,
         // PgCat ignores a mirror of a server that does not exist.
-        mirroring_target_index: target.integer(0, servers - 1)?,
-    })
+        mirroring_target_index: target.integer(0, servers.len() - 1)?,
+    };
+    let is_it = |server: &ServerAddress| server.host == mirror.host && server.port == mirror.port;
+    if servers.iter().any(is_it) {
+        let message = "a server of the shard cannot be its mirror: it would do everything twice";
+        return Err(value.error(message));
+    }
+    Ok(mirror)
 }
 
 /// The three parts of a server or mirror, which is an array or a table.

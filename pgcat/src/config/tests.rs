@@ -97,6 +97,7 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
         Pool::DEFAULT_PREPARED_STATEMENTS
     );
     assert!(!pool.query_parser_enabled && !pool.primary_reads_enabled);
+    assert!(pool.max_replica_lag.is_none() && !pool.read_your_writes);
     assert_eq!(pool.db_activity_ttl, Duration::from_secs(900));
     assert_eq!(pool.shards[0].database, "app_db");
     let address = ServerAddress {
@@ -154,6 +155,8 @@ fn every_key_of_pgcat_is_known() {
         .collect();
     assert_eq!(databases, ["shard0", "shard1", "shard2"]);
     assert_eq!(sharded.shards[1].servers[1].role, Role::Replica);
+    assert_eq!(sharded.max_replica_lag, Some(Duration::from_secs(5)));
+    assert!(sharded.read_your_writes);
     assert_eq!(sharded.shards[0].mirrors[0].mirroring_target_index, 1);
     let names: Vec<_> = sharded
         .users

@@ -77,6 +77,7 @@ fn of_servers<'a>() -> Vec<Metric<Server<'a>>> {
         ("servers_login_count", Gauge, "Server connections being opened", |s| s.in_phase(Phase::Login)),
         ("servers_is_banned", Gauge, "Whether the server is banned", |s| u64::from(s.server.ban.is_some())),
         ("servers_is_paused", Gauge, "Whether the pool is paused", |s| u64::from(s.pool.paused)),
+        ("servers_replication_lag_ms", Gauge, "How long a replica is known to be behind, in milliseconds", |s| s.pool.address(s.server).replay.seen().and_then(|seen| seen.behind).unwrap_or(0)),
         ("databases_pool_size", Gauge, "Server connections at most", |s| s.pool.pool.user.pool_size.into()),
         ("databases_current_connections", Gauge, "Server connections", |s| s.server.connections.len() as u64),
     ]

@@ -388,7 +388,7 @@ impl Newcomer {
         let acceptor = match self.io {
             Io::Tcp(_) => thread.pooler.tls().clients,
             // As PostgreSQL: no TLS on a Unix socket.
-            Io::Memory(_) | Io::Tls(_) | Io::Unix(_) => None,
+            Io::Memory(_) | Io::Mirrored(_) | Io::Tls(_) | Io::Unix(_) => None,
         };
         let (mut asked_ssl, mut asked_gss) = (false, false);
         loop {
@@ -507,7 +507,7 @@ impl Newcomer {
             ends: self.io.ends(),
             tls: match &self.io {
                 Io::Tls(stream) => stream.description(),
-                Io::Memory(_) | Io::Tcp(_) | Io::Unix(_) => String::new(),
+                Io::Memory(_) | Io::Mirrored(_) | Io::Tcp(_) | Io::Unix(_) => String::new(),
             },
             connected: SystemTime::now(),
         }

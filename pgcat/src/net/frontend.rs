@@ -196,7 +196,9 @@ impl Session {
         if self.server.is_none()
             && !self.thread.shutting_down.get()
             && self.checked_out.is_none()
-            && let Some(server) = self.pool.try_checkout(&self.thread, self.route)
+            && let Some(server) = self
+                .pool
+                .try_checkout(&self.thread, self.own_writes.bind(self.route))
         {
             if server.settings.is_certain(&self.settings) {
                 self.attach(server);

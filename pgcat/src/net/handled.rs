@@ -314,6 +314,7 @@ impl Session {
             for plugin in &self.pool.plugins {
                 plugin.committed(&self.pool.shared.identity);
             }
+            self.note_transaction();
             self.ask_for_settings();
         }
         Ok(())

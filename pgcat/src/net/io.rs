@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 
+use super::mirror::{DetachedMirrored, MirroredIo};
 use super::tls::{DetachedTls, TlsStream};
 use crate::config::model::General;
 
@@ -24,6 +25,8 @@ use crate::config::model::General;
 pub enum Io {
     /// The other end is a client inside this process.
     Memory(DuplexStream),
+    /// To a server with mirrors.
+    Mirrored(Box<MirroredIo>),
     Tcp(Watched<TcpStream>),
     /// Over TCP.
     Tls(TlsStream),
@@ -34,6 +37,7 @@ pub enum Io {
 #[derive(Debug)]
 pub enum DetachedIo {
     Memory(DuplexStream),
+    Mirrored(Box<DetachedMirrored>),
     Tcp(StdTcpStream),
     Tls(DetachedTls),
     Unix(StdUnixStream),
@@ -47,6 +51,7 @@ impl Io {
     pub fn detach(self) -> io::Result<DetachedIo> {
         Ok(match self {
             Self::Memory(stream) => DetachedIo::Memory(stream),
+            Self::Mirrored(stream) => DetachedIo::Mirrored(Box::new(stream.detach()?)),
             Self::Tcp(stream) => DetachedIo::Tcp(stream.into_inner().into_std()?),
             Self::Tls(stream) => DetachedIo::Tls(stream.detach()?),
             Self::Unix(stream) => DetachedIo::Unix(stream.into_inner().into_std()?),
@@ -66,6 +71,7 @@ impl Io {
                     .poll_read(cx, &mut buffer)
                     .map_ok(|()| buffer.filled().len())
             }
+            Self::Mirrored(stream) => stream.io.poll_read(cx, buffer),
             Self::Tcp(stream) => stream.poll_recv(cx, buffer),
             Self::Tls(stream) => stream.poll_read(cx, buffer),
             Self::Unix(stream) => stream.poll_recv(cx, buffer),
@@ -96,6 +102,7 @@ impl Io {
                     Poll::Pending => None,
                 }
             }
+            Self::Mirrored(stream) => stream.io.try_read(buffer),
             Self::Tcp(stream) => stream.try_recv(buffer),
             Self::Unix(stream) => stream.try_recv(buffer),
         }
@@ -106,6 +113,7 @@ impl Io {
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Memory(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Mirrored(stream) => stream.poll_write(cx, bytes),
             Self::Tcp(stream) => stream.poll_send(cx, bytes),
             Self::Tls(stream) => stream.poll_write(cx, bytes),
             Self::Unix(stream) => stream.poll_send(cx, bytes),
@@ -116,6 +124,7 @@ impl Io {
     pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         match self {
             Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
+            Self::Mirrored(stream) => stream.io.ends(),
             Self::Tls(stream) => stream.ends(),
             Self::Memory(_) | Self::Unix(_) => None,
         }
@@ -124,6 +133,7 @@ impl Io {
     /// The TLS session, if there is one.
     pub fn tls(&self) -> Option<&TlsStream> {
         match self {
+            Self::Mirrored(stream) => stream.io.tls(),
             Self::Tls(stream) => Some(stream),
             Self::Memory(_) | Self::Tcp(_) | Self::Unix(_) => None,
         }
@@ -143,6 +153,7 @@ impl DetachedIo {
     pub fn attach(self) -> io::Result<Io> {
         Ok(match self {
             Self::Memory(stream) => Io::Memory(stream),
+            Self::Mirrored(stream) => Io::Mirrored(Box::new(stream.attach()?)),
             Self::Tcp(stream) => Io::Tcp(TcpStream::from_std(stream)?.into()),
             Self::Tls(stream) => Io::Tls(stream.attach()?),
             Self::Unix(stream) => Io::Unix(UnixStream::from_std(stream)?.into()),

@@ -100,7 +100,7 @@ pub(super) async fn prove_to_pool(
 fn method_by_rules(client: &Newcomer, rules: &Hba, pool: &PoolShared) -> Result<AuthType, Error> {
     let PoolIdentity { database, user } = &pool.identity;
     let address = match client.io {
-        Io::Unix(_) | Io::Memory(_) => None,
+        Io::Unix(_) | Io::Memory(_) | Io::Mirrored(_) => None,
         Io::Tcp(_) | Io::Tls(_) => {
             // Without an address it would pass for a client on the Unix socket. It has left already.
             let gone = || Error::Client(std::io::ErrorKind::NotConnected.into());

@@ -257,8 +257,9 @@ impl Session {
             if streamed && !server.ledger.is_waiting() {
                 return Err(Error::ServerProtocol("a row that nobody has asked for"));
             }
-            if streamed && server.ledger.next_fate() != Fate::Capture {
-                let discard = server.ledger.next_fate() == Fate::Swallow;
+            let fate = server.ledger.next_fate();
+            if streamed && matches!(fate, Fate::Forward | Fate::Swallow) {
+                let discard = fate == Fate::Swallow;
                 let n = header.total().min(data.len() - at);
                 self.server_body = Body {
                     left: header.total() - n,
@@ -389,12 +390,12 @@ impl Session {
                     self.captured.set(&String::from_utf8_lossy(name), value);
                 }
             }
+            backend::DATA_ROW if fate == Fate::Position => self.note_written(body),
             _ => (),
         }
-        Ok(if fate == Fate::Capture {
-            Fate::Swallow
-        } else {
-            fate
+        Ok(match fate {
+            Fate::Forward => Fate::Forward,
+            Fate::Capture | Fate::Position | Fate::Swallow => Fate::Swallow,
         })
     }
 
@@ -420,9 +421,13 @@ impl Session {
                 Arc::new(captured)
             };
             self.note_application_name();
+            self.ask_for_position();
             return Ok(());
         }
-        if fate == Fate::Swallow {
+        if fate == Fate::Position {
+            self.own_writes.answered();
+        }
+        if fate != Fate::Forward {
             return Ok(());
         }
         self.count_ready();
@@ -440,6 +445,7 @@ impl Session {
                 }
             }
             self.settle_subscriptions();
+            self.note_transaction();
             self.ask_for_settings();
         } else if quiet {
             self.registration
@@ -451,7 +457,7 @@ impl Session {
     }
 
     /// Asks the server for the session's settings if they may have changed: at the end of the
-    /// transaction, when it is certain what has become of a SET in it.
+    /// transaction, when it is certain what has become of a SET in it. And for what it has written.
     pub(super) fn ask_for_settings(&mut self) {
         let pooled = self.is_pooled();
         if let Some(server) = &mut self.server
@@ -472,6 +478,7 @@ impl Session {
             );
             server.unnamed = None;
         }
+        self.ask_for_position();
     }
 
     /// Looks at a command tag for what outlives the command.
@@ -518,6 +525,11 @@ impl Session {
                     .fetch_add(1, Ordering::Relaxed);
                 self.wrote = true;
             }
+            _ if tag.starts_with(b"CREATE") => {
+                // Of a view, a function, an operator ...: what calls it has to be known.
+                self.pool.shared.functions.note_change();
+                self.wrote = true;
+            }
             _ if !tag.starts_with(b"SELECT") && !tag.starts_with(b"FETCH") => self.wrote = true,
             // SELECT: of a CTE that writes, or into a new table. Rare; found by the plugins' polling.
             _ => (),
@@ -562,10 +574,14 @@ impl Session {
                 .handle
                 .count(|counters| counters.errors += 1);
         }
+        let fields = ErrorFields::read(body);
+        if fate == Fate::Position && fields.severity < Severity::Fatal {
+            // It stays unknown what has been written: the primary has it.
+            return Ok(());
+        }
         if let Some(subscriptions) = &self.subscriptions {
             subscriptions.note_rollback(true);
         }
-        let fields = ErrorFields::read(body);
         if fate == Fate::Capture && self.patience == Patience::AsSet && fields.code == "57014" {
             self.patience = Patience::Wanted;
             return Ok(());

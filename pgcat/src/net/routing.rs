@@ -203,16 +203,18 @@ impl Session {
     }
 
     fn add_access(&self, unit: &mut Unit, analysis: Option<&Analysis>) {
-        let Some(analysis) = analysis else {
+        let (Some(analysis), Some(analyser)) = (analysis, &self.pool.analyser) else {
             return unit.needs(Access::Write);
         };
         let shared = &self.pool.shared;
         let settings = &shared.settings;
         let mut access = analysis.access;
         if access == Access::Read
-            && !shared
-                .functions
-                .only_read(&analysis.functions, &settings.read_only_functions)
+            && !shared.functions.only_read(
+                &analyser.catalog,
+                analysis,
+                &settings.read_only_functions,
+            )
         {
             access = Access::Write;
         }
@@ -249,6 +251,8 @@ impl Session {
                 _ => route.shard,
             };
         }
+        let reads = unit.access.is_some_and(|access| access <= Access::Read);
+        self.own_writes.note_access(self.server.is_none(), reads);
         if let Some(server) = &self.server {
             let fits = self.pool.shared.fits(server.address(), route);
             // It may be about to become free: only when its replies have come is it certain whether the

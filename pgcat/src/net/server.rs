@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +16,7 @@ use crate::pool::address::Address;
 use crate::pool::queue::Claim;
 use crate::pool::slots::Slot;
 use crate::pool::statistics::Connection;
+use crate::pool::wal::{self, ServerState};
 use crate::session::ledger::Ledger;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::Settings;
@@ -55,6 +57,8 @@ pub struct Server {
     pub generation: u64,
     /// Coarse milliseconds.
     pub created_at: u64,
+    /// By the pooler's clock and not a thread's, when the login was over; for connections of the pooler's own: never.
+    pub connected_at: u64,
     pub idle_since: u64,
     /// Last, so that the connection is closed when the slot becomes free.
     pub(super) slot: Slot,
@@ -64,6 +68,8 @@ pub struct Server {
 #[derive(Debug)]
 pub struct ServerKey {
     pub address: ServerAddress,
+    /// Where the name of the host led to: another of its addresses may be another server's.
+    pub peer: Option<SocketAddr>,
     pub pid: u32,
     /// Empty where the server sent no BackendKeyData (other poolers): cancel is not possible.
     pub secret: Vec<u8>,
@@ -111,6 +117,7 @@ impl Server {
         let address = &slot.address().server;
         let io = dialler.dial(address).await?;
         let encrypted = matches!(io, Io::Tls(_));
+        let peer = io.ends().map(|(peer, _)| peer);
         let mut server = Box::new(Self {
             io,
             input: Vec::new(),
@@ -124,6 +131,7 @@ impl Server {
             unnamed: None,
             key: Arc::new(ServerKey {
                 address: address.clone(),
+                peer,
                 pid: 0,
                 secret: Vec::new(),
                 encrypted,
@@ -134,6 +142,7 @@ impl Server {
             unaccounted: false,
             generation: slot.address().health.generation(),
             created_at: now,
+            connected_at: u64::MAX,
             idle_since: now,
             slot,
         });
@@ -350,6 +359,16 @@ impl Server {
         Ok(())
     }
 
+    /// Asks the server how far it has come.
+    ///
+    /// # Errors
+    /// As [`Server::simple_query`].
+    pub async fn ask_state(&mut self) -> Result<ServerState, Error> {
+        let answer = self.simple_query(wal::STATE, &mut Vec::new()).await?;
+        self.unnamed = None;
+        ServerState::read(&answer).ok_or(Error::ServerProtocol("no position in the log"))
+    }
+
     pub(super) fn collect(
         &mut self,
         tag: u8,
@@ -454,9 +473,9 @@ impl ServerKey {
     pub async fn cancel(&self, dialler: &Dialler) {
         let delivery = async {
             let mut io = if self.encrypted {
-                dialler.dial_encrypted(&self.address).await?
+                dialler.dial_encrypted(&self.address, self.peer).await?
             } else {
-                dialler.dial_plain(&self.address).await?
+                dialler.dial_plain(&self.address, self.peer).await?
             };
             let mut out = OutBuffer::default();
             out.tail()

@@ -51,6 +51,7 @@ impl Server {
                         .ok_or(Error::ServerProtocol("short BackendKeyData"))?;
                     self.key = Arc::new(ServerKey {
                         address: self.key.address.clone(),
+                        peer: self.key.peer,
                         pid: u32::from_be_bytes(*pid),
                         secret: secret.to_vec(),
                         encrypted: self.key.encrypted,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::handled::{HandledPortal, Piece};
 use super::io::{Io, OutBuffer};
 use super::notify::{Subscriber, Subscriptions};
+use super::own_writes::OwnWrites;
 use super::registration::Registration;
 use super::routing::SharedChoice;
 use super::server::Server;
@@ -75,6 +76,8 @@ pub struct Session {
     terminated: bool,
     /// A command that may write has completed in the current transaction.
     pub(super) wrote: bool,
+    /// What replicas must have before they serve this client.
+    pub(super) own_writes: OwnWrites,
     /// The server's last words were FATAL, and the client has them.
     pub(super) told_fatal: bool,
     /// A plugin or the pooler is using the server connection: it is not to be given back.
@@ -192,6 +195,7 @@ impl Session {
             captured: Settings::default(),
             patience: Patience::default(),
             wrote: false,
+            own_writes: OwnWrites::default(),
             told_fatal: false,
             hold: false,
             batch_reached_server: false,
@@ -264,9 +268,10 @@ impl Session {
             None => loop {
                 let began = self.thread.clock.now();
                 let handle = self.registration.handle.clone();
+                let route = self.own_writes.bind(self.route);
                 handle.waiting_since.set(Some(began));
                 let outcome = tokio::select! {
-                    outcome = self.pool.checkout(&self.thread, self.route) => outcome,
+                    outcome = self.pool.checkout(&self.thread, route) => outcome,
                     () = handle.killing.notified() => {
                         Err(Error::Refused(Box::new(shutting_down())))
                     }
@@ -299,6 +304,7 @@ impl Session {
             ))));
         };
         self.pool = pool;
+        self.own_writes.follow(&self.pool.shared.settings);
         self.follow_choice();
         Ok(())
     }
@@ -345,6 +351,13 @@ impl Session {
     /// Takes a server connection into use. Where its session settings differ from the client's, the
     /// difference is sent along with the client's first message, and its replies are swallowed.
     pub(super) fn attach(&mut self, mut server: Box<Server>) {
+        if let Io::Mirrored(stream) = &server.io {
+            let interner = &self.thread.pooler.interner;
+            if stream.follow(&server.settings, interner, |id| server.statements.has(id)) {
+                // It is not among what a mirror has been given.
+                server.unnamed = None;
+            }
+        }
         if !Arc::ptr_eq(&server.settings, &self.settings) {
             if *server.settings == *self.settings {
                 // Of two copies the one at the lower address, so that before long all equal sessions
@@ -485,6 +498,7 @@ impl Session {
             && !self.hold
             && self.client_body.left == 0
             && !self.settings_changed
+            && !self.own_writes.is_asked()
             && self
                 .server
                 .as_ref()
@@ -516,9 +530,11 @@ impl Session {
             && self.client_body.left == 0
             && server.input.is_empty()
             && server.out.is_empty();
+        // Nobody will read what is still to be told.
+        let told = server.ledger.is_only(Fate::Position) && server.out.is_empty();
         let half_sent = self.client_body.left > 0 || server.ledger.is_copying_in();
         let uncertain = server.unsynced || server.unaccounted || server.ledger.is_ambiguous();
-        if !quiet && (!self.terminated || half_sent || uncertain) {
+        if !quiet && (!(self.terminated || told) || half_sent || uncertain) {
             // Something is running, or half a message has been sent. A running statement is
             // cancelled, so that it does not go on for nobody; a COPY is aborted by the close.
             if (server.ledger.is_waiting() || server.unaccounted) && !server.key.secret.is_empty() {

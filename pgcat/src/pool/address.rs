@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::Health;
+use super::replay::Replay;
+use super::shared::PoolShared;
 use super::slots::Slots;
 use super::statistics::Statistics;
-use crate::config::model::{Mirror, Pool, Role, ServerAddress, User, WantedRole};
+use crate::config::model::{Pool, Role, ServerAddress, User, WantedRole};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -25,11 +27,13 @@ pub struct Address {
     pub shard: usize,
     /// Its place among the servers of its shard, as the configuration has them.
     pub number: usize,
-    /// Where what is sent to it is sent, too.
-    pub mirrors: Vec<Mirror>,
+    /// Where what is sent to it is sent, too: each a pool of that server alone, which serves nobody.
+    pub mirrors: Vec<Arc<PoolShared>>,
     pub slots: Slots,
     pub health: Arc<Health>,
     pub statistics: Arc<Statistics>,
+    /// How far it has replayed, where that is watched.
+    pub replay: Replay,
 }
 
 impl Address {
@@ -49,7 +53,6 @@ impl Address {
                     Role::Mirror => format!("{prefix}_mirror_{number}"),
                     Role::Auto => format!("{prefix}_server_{number}"),
                 };
-                let mirrors = settings.mirrors.iter();
                 addresses.push(Self {
                     id: addresses.len(),
                     name,
@@ -57,10 +60,7 @@ impl Address {
                     database: settings.database.clone(),
                     shard,
                     number,
-                    mirrors: mirrors
-                        .filter(|mirror| mirror.mirroring_target_index == number)
-                        .cloned()
-                        .collect(),
+                    mirrors: Vec::new(),
                     slots: Slots::new(
                         user.pool_size as usize,
                         user.reserve_pool_size as usize,
@@ -68,6 +68,7 @@ impl Address {
                     ),
                     health: Arc::new(Health::new(server.role)),
                     statistics: Arc::default(),
+                    replay: Replay::default(),
                 });
             }
         }

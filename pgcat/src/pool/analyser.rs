@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::functions::KnownCatalog;
 use crate::config::model::Pool;
 use crate::router::analysis::Analysis;
 use crate::router::comment::CommentRouting;
@@ -17,6 +18,7 @@ pub struct Analyser {
     max_length: usize,
     /// By text.
     known: RefCell<HashMap<Box<[u8]>, Rc<Analysis>>>,
+    pub catalog: KnownCatalog,
 }
 
 /// Distinct texts that are remembered. Applications have fewer, unless they write values into them.
@@ -37,6 +39,7 @@ impl Analyser {
             sharding_key,
             max_length: pool.query_parser_max_length.unwrap_or(usize::MAX),
             known: RefCell::default(),
+            catalog: KnownCatalog::default(),
         })
     }
 

@@ -5,6 +5,9 @@ use super::shared::PoolShared;
 use crate::config::model::{LoadBalancing, Role, WantedRole};
 use crate::router::route::Route;
 
+/// What speaks against a server, the gravest first.
+type Cost = (bool, bool, bool, bool, bool, usize);
+
 impl PoolShared {
     /// The server to ask next for a connection, of those not `tried` before; its position in
     /// [`PoolShared::addresses`].
@@ -19,7 +22,7 @@ impl PoolShared {
             .iter()
             .filter(|address| in_shard(address, route) && address.serves(wanted))
             .filter(|address| !tried.contains(&address.id));
-        let mut best: Option<(usize, (bool, bool, bool, usize))> = None;
+        let mut best: Option<(usize, Cost)> = None;
         let mut equals: u32 = 0;
         for address in candidates {
             let busy = match self.settings.load_balancing_mode {
@@ -29,6 +32,10 @@ impl PoolShared {
             // Nobody waits for one server while another has a connection to spare.
             let cost = (
                 address.health.is_avoided(),
+                address.replay.is_lagging(),
+                route.after.is_some_and(|after| {
+                    address.role() != Role::Primary && !address.replay.has(after)
+                }),
                 address.role() == Role::Auto,
                 !address.slots.has_room() || (self.is_full() && address.slots.idle() == 0),
                 busy,
@@ -66,7 +73,7 @@ impl PoolShared {
     pub fn awaits_failover(&self, route: Route) -> bool {
         let mut servers = self.addresses.iter();
         self.addresses.len() > 1
-            && route.role == WantedRole::Primary
+            && (route.role == WantedRole::Primary || route.after.is_some())
             && servers.any(|address| in_shard(address, route) && address.server.role == Role::Auto)
     }
 
@@ -74,19 +81,23 @@ impl PoolShared {
     /// serve goes to the primary of a shard that has no replicas.
     fn possible_role(&self, route: Route) -> WantedRole {
         let may_fail_over = self.settings.replica_to_primary_failover_enabled;
-        let exists = self.addresses.iter().any(|address| {
-            let health = &address.health;
-            in_shard(address, route)
-                && match (route.role, address.server.role) {
-                    (WantedRole::Any, _) => true,
-                    (WantedRole::Primary, role) => matches!(role, Role::Primary | Role::Auto),
-                    (WantedRole::Replica, Role::Replica) => !may_fail_over || !health.is_avoided(),
-                    // After a failover perhaps all that is left is a primary, which can read, too.
-                    (WantedRole::Replica, Role::Auto) => {
-                        address.serves(WantedRole::Replica) && !health.is_avoided()
-                    }
-                    (WantedRole::Replica, _) => false,
-                }
+        let in_shard = || {
+            let addresses = self.addresses.iter();
+            addresses.filter(|address| in_shard(address, route))
+        };
+        // Replicas that lag are as good as none.
+        let some_lag = in_shard().any(|address| address.replay.is_lagging());
+        let usable =
+            |address: &Address| !address.health.is_avoided() && !address.replay.is_lagging();
+        let exists = in_shard().any(|address| match (route.role, address.server.role) {
+            (WantedRole::Any, _) => true,
+            (WantedRole::Primary, role) => matches!(role, Role::Primary | Role::Auto),
+            (WantedRole::Replica, Role::Replica) => !may_fail_over && !some_lag || usable(address),
+            // After a failover perhaps all that is left is a primary, which can read, too.
+            (WantedRole::Replica, Role::Auto) => {
+                address.serves(WantedRole::Replica) && usable(address)
+            }
+            (WantedRole::Replica, _) => false,
         });
         if exists { route.role } else { WantedRole::Any }
     }

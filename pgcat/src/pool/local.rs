@@ -14,11 +14,14 @@ use super::analyser::Analyser;
 use super::functions::CATALOG;
 use super::health::BanReason;
 use super::queue::{Claim, Turn};
+use super::replay::Verdict;
 use super::shared::PoolShared;
 use super::slots::{Grant, Slot};
 use super::statistics::Phase;
-use crate::config::model::Role;
+use super::watch;
+use crate::config::model::{Role, WantedRole};
 use crate::error::Error;
+use crate::net::mirror;
 use crate::net::server::Server;
 use crate::net::threads::ThreadContext;
 use crate::plugins::Plugin;
@@ -65,7 +68,48 @@ impl LocalPool {
             return None;
         }
         let at = self.shared.choose(route, &[])?;
-        self.try_checkout_at(thread, at)
+        let server = self.try_checkout_at(thread, at)?;
+        if self.judge(thread, &server, route) != Verdict::Has {
+            self.push_unused(thread, server);
+            return None;
+        }
+        Some(server)
+    }
+
+    /// Whether what the route asks to have been replayed is there, as far as is known.
+    fn judge(&self, thread: &ThreadContext, server: &Server, route: Route) -> Verdict {
+        let Some(after) = route.after else {
+            return Verdict::Has;
+        };
+        let address = self.address(server.address().id);
+        if address.role() == Role::Primary {
+            return Verdict::Has;
+        }
+        let now = thread.pooler.now();
+        address.replay.judge(after, server.connected_at, now)
+    }
+
+    /// The same, having asked the server if need be. One that does not tell has nothing.
+    async fn has_replayed(
+        &self,
+        thread: &ThreadContext,
+        server: &mut Server,
+        route: Route,
+    ) -> Result<bool, Error> {
+        let (Verdict::Unknown, Some(after)) = (self.judge(thread, server, route), route.after)
+        else {
+            return Ok(self.judge(thread, server, route) == Verdict::Has);
+        };
+        let now = thread.pooler.now();
+        let limit = thread.config().general.healthcheck_timeout;
+        let state = match timeout(limit, server.ask_state()).await {
+            Ok(Err(Error::ServerRefused(_))) => return Ok(false),
+            Ok(outcome) => outcome?,
+            Err(_) => return Err(Error::FailedHealthCheck),
+        };
+        let replay = &self.address(server.address().id).replay;
+        replay.note_position(now, state.position);
+        Ok(state.position.includes(after))
     }
 
     fn try_checkout_at(&self, thread: &ThreadContext, at: usize) -> Option<Box<Server>> {
@@ -144,6 +188,27 @@ impl LocalPool {
         thread: &Rc<ThreadContext>,
         route: Route,
     ) -> Result<Box<Server>, Error> {
+        match self.checkout_among(thread, route).await {
+            Err(error)
+                if route.after.is_some() && !matches!(error, Error::Timeout | Error::Retired) =>
+            {
+                // No replica has replayed it yet.
+                let primary = Route {
+                    role: WantedRole::Primary,
+                    after: None,
+                    ..route
+                };
+                self.checkout_among(thread, primary).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn checkout_among(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        route: Route,
+    ) -> Result<Box<Server>, Error> {
         let mut tried = Vec::new();
         let mut failure = match route.shard {
             Some(shard) if shard >= self.shared.settings.shards.len() => Error::InvalidShard(shard),
@@ -151,7 +216,13 @@ impl LocalPool {
         };
         while let Some(at) = self.shared.choose(route, &tried) {
             match self.checkout_at(thread, at).await {
-                Ok(server) if self.shared.may_serve(self.address(at), route) => return Ok(server),
+                Ok(mut server) if self.shared.may_serve(self.address(at), route) => {
+                    match self.has_replayed(thread, &mut server, route).await {
+                        Ok(true) => return Ok(server),
+                        Ok(false) => self.release(thread, server),
+                        Err(error) => failure = error,
+                    }
+                }
                 // What it is has only now become known.
                 Ok(server) => self.release(thread, server),
                 // It is busy, not broken.
@@ -382,13 +453,15 @@ impl LocalPool {
                 server.ask_standby().await?;
             }
             self.prewarm(&mut server).await?;
+            mirror::begin(thread, &mut server);
             Ok(server)
         });
-        let outcome = timeout(self.shared.user.connect_timeout, connecting)
+        let mut outcome = timeout(self.shared.user.connect_timeout, connecting)
             .await
             .unwrap_or(Err(Error::ConnectTimeout));
-        match &outcome {
+        match &mut outcome {
             Ok(server) => {
+                server.connected_at = thread.pooler.now();
                 if address.health.succeeded(thread.now.get()) {
                     let user = &self.shared.identity.user;
                     log::info!("server {} (user {user}) is reachable again", address.name);
@@ -543,6 +616,9 @@ impl LocalPool {
     pub fn tend(self: &Rc<Self>, thread: &Rc<ThreadContext>) {
         for address in &self.shared.addresses {
             self.tend_at(thread, address);
+        }
+        if thread.index == 0 && self.shared.is_watch_due() {
+            watch::begin(thread, &self.shared);
         }
         let splits = self.shared.settings.query_parser_read_write_splitting;
         if thread.index == 0 && splits && self.shared.functions.is_due(thread.now.get()) {

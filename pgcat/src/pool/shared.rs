@@ -8,9 +8,10 @@ use super::address::Address;
 use super::functions::Functions;
 use super::gate::Gate;
 use super::limits::{Count, Tally};
+use super::replay::History;
 use super::slots::Slot;
 use super::statistics::Ids;
-use crate::config::model::{Pool, Role, User};
+use crate::config::model::{PluginTables, Pool, Role, ServerAddress, Shard, User};
 use crate::net::notify::Hub;
 use crate::net::reload::Fixed;
 use crate::net::server::Parameters;
@@ -42,6 +43,10 @@ pub struct PoolShared {
     /// The functions that may write.
     pub functions: Functions,
     pub activity: Activity,
+    /// What the primaries had written when, by shard.
+    pub histories: Box<[History]>,
+    /// Its servers are watched: see [`super::watch`].
+    watched: AtomicBool,
     greetings: Mutex<Greetings>,
     /// Who listens to what, in transaction mode.
     pub notifications: Hub,
@@ -91,7 +96,23 @@ impl PoolShared {
                 predecessor.and_then(|pool| pool.addresses.iter().find(|a| a.is_same(address)));
             if let Some(same) = same {
                 address.succeed(same);
+                // Until it has been looked at again.
+                let lagging = settings.max_replica_lag.is_some() && same.replay.is_lagging();
+                address.replay.note_lagging(lagging);
             }
+            address.mirrors = mirrors(address, &settings)
+                .map(|mirror| {
+                    let (identity, user) = (identity.clone(), user.clone());
+                    Arc::new(Self::new(
+                        identity,
+                        user,
+                        mirror,
+                        threads,
+                        ids.clone(),
+                        None,
+                    ))
+                })
+                .collect();
         }
         // What clients have proved themselves with is good as long as the secrets are the same.
         let learned = predecessor
@@ -104,6 +125,7 @@ impl PoolShared {
                 learned.unwrap_or_else(PoisonError::into_inner).clone()
             });
         let sessions = predecessor.map_or_else(Arc::default, |pool| pool.sessions.clone());
+        let histories = settings.shards.iter().map(|_| History::default()).collect();
         Self {
             index: fixed.ids.next() as usize,
             retired: AtomicBool::new(false),
@@ -126,6 +148,8 @@ impl PoolShared {
             schema_version: AtomicU64::new(0),
             functions: Functions::default(),
             activity: Activity::default(),
+            histories,
+            watched: AtomicBool::new(false),
             greetings: Mutex::default(),
             notifications: Hub::default(),
             scram_secret: OnceLock::new(),
@@ -386,6 +410,26 @@ impl PoolShared {
         }
     }
 
+    /// Whether a shard has servers that may be replicas.
+    pub fn has_replicas(&self, shard: usize) -> bool {
+        let mut servers = self.addresses.iter();
+        servers.any(|address| {
+            address.shard == shard && matches!(address.server.role, Role::Replica | Role::Auto)
+        })
+    }
+
+    /// Whether to begin to watch how far its servers have replayed; true once, and only where that matters.
+    pub fn is_watch_due(&self) -> bool {
+        let wanted = self.settings.max_replica_lag.is_some() || self.settings.read_your_writes;
+        wanted
+            && self
+                .addresses
+                .iter()
+                .any(|address| self.has_replicas(address.shard))
+            && !self.asks_auth_query
+            && !self.watched.swap(true, Ordering::Relaxed)
+    }
+
     /// Takes those off the queues who have waited for `connect_timeout`, and has those who have waited for
     /// `reserve_pool_timeout` open connections of the reserve.
     pub fn expire(self: &Arc<Self>, now: u64) {
@@ -419,4 +463,23 @@ impl PoolShared {
             {}
         }
     }
+}
+
+/// The settings of the mirrors of a server, as pools of their own.
+fn mirrors(address: &Address, settings: &Pool) -> impl Iterator<Item = Pool> {
+    let mirrors = settings.shards[address.shard].mirrors.iter();
+    let own = mirrors.filter(|mirror| mirror.mirroring_target_index == address.number);
+    own.map(|mirror| Pool {
+        plugins: PluginTables::new(),
+        shards: vec![Shard {
+            database: address.database.clone(),
+            servers: vec![ServerAddress {
+                host: mirror.host.clone(),
+                port: mirror.port,
+                role: Role::Primary,
+            }],
+            mirrors: Vec::new(),
+        }],
+        ..settings.clone()
+    })
 }

@@ -14,6 +14,10 @@ pub struct Analysis {
     pub access: Access,
     /// The names of all functions it calls, as the server folds them, without schemas.
     pub functions: Box<[String]>,
+    /// The same of operators.
+    pub operators: Box<[String]>,
+    /// The names of all types that something is cast to.
+    pub casts: Box<[String]>,
     /// The names of all tables in it, without schemas.
     pub tables: Box<[String]>,
     pub keys: Keys,
@@ -37,6 +41,8 @@ impl Analysis {
         Self::parse(text, sharding_key).unwrap_or_else(|| Self {
             access: Access::Write,
             functions: Box::default(),
+            operators: Box::default(),
+            casts: Box::default(),
             tables: Box::default(),
             keys: Keys::default(),
         })
@@ -65,6 +71,8 @@ impl Analysis {
         Some(Self {
             access,
             functions: seen.functions.into(),
+            operators: seen.operators.into(),
+            casts: seen.casts.into(),
             tables: seen.tables.into(),
             keys,
         })
@@ -141,6 +149,8 @@ fn transaction(body: &Value) -> Access {
 struct Seen {
     writes: bool,
     functions: Vec<String>,
+    operators: Vec<String>,
+    casts: Vec<String>,
     tables: Vec<String>,
 }
 
@@ -165,12 +175,27 @@ impl Seen {
             // SELECT … INTO, and FOR UPDATE and its like.
             "into_clause" => self.writes |= !inner.is_null(),
             "locking_clause" => self.writes |= inner.as_array().is_some_and(|l| !l.is_empty()),
-            "FuncCall" => {
-                let names = inner["funcname"].as_array();
-                let last = names.and_then(|names| names.last());
-                let name = last.and_then(|last| last["node"]["String"]["sval"].as_str());
-                note(&mut self.functions, name.unwrap_or_default());
+            "FuncCall" => note(&mut self.functions, last_name(&inner["funcname"])),
+            "AExpr" => match last_name(&inner["name"]) {
+                "BETWEEN" | "NOT BETWEEN" | "BETWEEN SYMMETRIC" | "NOT BETWEEN SYMMETRIC" => {
+                    note(&mut self.operators, "<");
+                    note(&mut self.operators, "<=");
+                    note(&mut self.operators, ">");
+                    note(&mut self.operators, ">=");
+                }
+                name => note(&mut self.operators, name),
+            },
+            "CaseExpr" if !inner["arg"].is_null() => note(&mut self.operators, "="),
+            // x op ANY (SELECT …); without a name it is IN.
+            "SubLink" => {
+                let name = last_name(&inner["oper_name"]);
+                note(
+                    &mut self.operators,
+                    if name.is_empty() { "=" } else { name },
+                );
             }
+            "SortBy" => note(&mut self.operators, last_name(&inner["use_op"])),
+            "TypeCast" => note(&mut self.casts, last_name(&inner["type_name"]["names"])),
             "RangeVar" | "relation" => {
                 if let Some(table) = inner["relname"].as_str() {
                     note(&mut self.tables, table);
@@ -179,15 +204,22 @@ impl Seen {
             // DROP names tables as lists of strings.
             "DropStmt" => {
                 for object in inner["objects"].as_array().into_iter().flatten() {
-                    let names = object["node"]["List"]["items"].as_array();
-                    let last = names.and_then(|names| names.last());
-                    let name = last.and_then(|last| last["node"]["String"]["sval"].as_str());
-                    note(&mut self.tables, name.unwrap_or_default());
+                    note(
+                        &mut self.tables,
+                        last_name(&object["node"]["List"]["items"]),
+                    );
                 }
             }
             _ => (),
         }
     }
+}
+
+/// The last of a list of names, which is the one without its schema; empty if there is none.
+fn last_name(names: &Value) -> &str {
+    let last = names.as_array().and_then(|names| names.last());
+    let name = last.and_then(|last| last["node"]["String"]["sval"].as_str());
+    name.unwrap_or_default()
 }
 
 fn note(names: &mut Vec<String>, name: &str) {
@@ -271,6 +303,16 @@ mod tests {
         ];
         assert_eq!(functions, expected);
         assert_eq!(*analysis.tables, ["t1", "t2", "t3"]);
+        let operators = "SELECT a + 1, b OPERATOR(s.###) 2 FROM t WHERE x IN (SELECT 1) AND y ~~ ANY (SELECT '')
+                    AND z BETWEEN 1 AND 2 ORDER BY a USING <<<, c::s.money_like, CAST(d AS text)";
+        let analysis = Analysis::of(operators, None);
+        for name in ["+", "###", "=", "~~", "<=", "<<<"] {
+            assert!(
+                analysis.operators.iter().any(|n| n == name),
+                "{name}: {analysis:?}"
+            );
+        }
+        assert_eq!(*analysis.casts, ["money_like", "text"]);
         let update = Analysis::of("UPDATE s.t SET a = 1 FROM u", None);
         assert_eq!(*update.tables, ["u", "t"]);
     }

@@ -32,6 +32,7 @@ impl Choice {
         Route {
             shard: self.shard.or(default.shard),
             role: self.role.unwrap_or(default.role),
+            after: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where a statement is to go.
 
 use crate::config::model::{DefaultShard, Pool, WantedRole};
+use crate::pool::wal::Position;
 
 /// Which of a pool's servers may serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,6 +9,8 @@ pub struct Route {
     /// `None`: any shard.
     pub shard: Option<usize>,
     pub role: WantedRole,
+    /// What a replica has to have replayed.
+    pub after: Option<Position>,
 }
 
 impl Route {
@@ -21,6 +24,7 @@ impl Route {
         Self {
             shard,
             role: pool.default_role,
+            after: None,
         }
     }
 
@@ -29,6 +33,7 @@ impl Route {
         Self {
             shard: Some(Self::default_of(pool).shard.unwrap_or(0)),
             role: WantedRole::Primary,
+            after: None,
         }
     }
 }

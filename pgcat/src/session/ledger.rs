@@ -35,6 +35,8 @@ pub enum Fate {
     /// The rows are the session settings; none of it reaches the client.
     Capture,
     Forward,
+    /// The row is how far the server has written its log; none of it reaches the client.
+    Position,
     Swallow,
 }
 
@@ -129,6 +131,11 @@ impl Ledger {
     /// Whether replies are outstanding.
     pub fn is_waiting(&self) -> bool {
         !self.items.is_empty()
+    }
+
+    /// Whether one reply is outstanding, with this fate.
+    pub fn is_only(&self, wanted: Fate) -> bool {
+        self.items.len() == 1 && self.next_fate() == wanted
     }
 
     pub fn is_skipping(&self) -> bool {

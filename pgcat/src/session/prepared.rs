@@ -77,6 +77,20 @@ impl Interner {
 }
 
 impl Interner {
+    /// All statements, by the search_path that they were prepared under.
+    pub fn by_search_path(&self) -> Vec<(Box<str>, Arc<PreparedStatement>)> {
+        let statements = self
+            .statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<_> = statements
+            .iter()
+            .map(|(key, statement)| (key.search_path.clone(), statement.clone()))
+            .collect();
+        list.sort_by(|a, b| a.0.cmp(&b.0));
+        list
+    }
+
     /// All statements, with how many clients' names stand for each.
     pub fn list(&self) -> Vec<(Arc<PreparedStatement>, usize)> {
         let statements = self
@@ -120,6 +134,11 @@ impl ServerStatements {
             }
             None => false,
         }
+    }
+
+    /// Whether the server has the statement.
+    pub fn has(&self, id: u64) -> bool {
+        self.used.contains_key(&id)
     }
 
     /// Notes a statement the server is being sent. Returns the one to close for it, if full.

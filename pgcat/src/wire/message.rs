@@ -84,6 +84,9 @@ pub fn flush(out: &mut Vec<u8>) {
     build(out, frontend::FLUSH, |_| ());
 }
 
+/// A Terminate.
+pub const TERMINATE: [u8; 5] = *b"X\0\0\0\x04";
+
 pub fn sync(out: &mut Vec<u8>) {
     build(out, frontend::SYNC, |_| ());
 }

@@ -149,6 +149,17 @@ fn groups(show: Show, dialect: Dialect) -> &'static [Group] {
             "peer_id cl_active_cancel_req cl_waiting_cancel_req sv_active_cancel sv_login",
         )],
         (_, Show::PreparedStatements) => &[(TEXT, "name statement"), (INT4, "holders")],
+        (_, Show::Replication) => &[
+            (TEXT, "database user"),
+            (INT4, "shard"),
+            (TEXT, "host"),
+            (INT4, "port"),
+            (TEXT, "role"),
+            (INT4, "timeline"),
+            (TEXT, "lsn"),
+            (INT8, "lag_ms max_lag_ms"),
+            (INT4, "lagging"),
+        ],
         (_, Show::State) => &[(TEXT, "key value")],
         (Dialect::Pgcat, Show::Users) => &[(TEXT, "name pool_mode")],
         (_, Show::Users) => &[

@@ -36,6 +36,7 @@ pub(super) fn rows(show: Show, state: &State) -> Vec<Row> {
             .iter()
             .map(|(name, text, holders)| row![name, text, holders])
             .collect(),
+        Show::Replication => replication(state),
         Show::Servers => servers(state, "").map(|(_, row)| row).collect(),
         Show::Sockets => sockets(state, false),
         Show::State => {
@@ -81,6 +82,37 @@ fn bans(state: &State) -> Vec<Row> {
                 time(ban.since),
                 ban.length.as_secs(),
                 remaining.div_ceil(1000),
+            ]);
+        }
+    }
+    rows
+}
+
+/// How far the servers have come, where that is watched.
+fn replication(state: &State) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for pool in &state.pools {
+        let settings = &pool.pool.settings;
+        if settings.max_replica_lag.is_none() && !settings.read_your_writes {
+            continue;
+        }
+        for address in &pool.pool.addresses {
+            let seen = address.replay.seen();
+            let position = seen.map(|seen| seen.position);
+            let limit = settings.max_replica_lag;
+            rows.push(vec![
+                Some(pool.pool.identity.database.clone()),
+                Some(pool.pool.identity.user.clone()),
+                Some(address.shard.to_string()),
+                Some(address.server.host.clone()),
+                Some(address.server.port.to_string()),
+                Some(address.role_name().to_owned()),
+                position.map(|position| position.timeline.to_string()),
+                position.map(|position| position.to_string()),
+                seen.and_then(|seen| seen.behind)
+                    .map(|behind| behind.to_string()),
+                limit.map(|limit| limit.as_millis().to_string()),
+                Some(u8::from(address.replay.is_lagging()).to_string()),
             ]);
         }
     }

@@ -199,6 +199,18 @@ fn rules_between_settings_are_checked() {
             "pgcat.toml:13: pools.db.shards.0.mirrors.0.mirroring_target_index: expected an integer from 0 to 0, found 1",
         ),
         (
+            MINIMAL.replace(
+                servers,
+                &format!("{servers}\nmirrors = [[\"127.0.0.1\", 5432, 0]]"),
+            ),
+            "pgcat.toml:13: pools.db.shards.0.mirrors.0: a server of the shard cannot be its mirror: it would do everything twice",
+        ),
+        (
+            with_pool("max_replica_lag = 1000")
+                .replace(servers, r#"[["a", 1, "replica"], ["b", 1, "replica"]]"#),
+            "pgcat.toml:7: pools.db.max_replica_lag: shard 0 has no server with role primary or auto, by which the lag of its replicas could be measured",
+        ),
+        (
             with_general("auth_query = \"SELECT 1\"\nauth_query_user = \"u\""),
             "pgcat.toml:3: general.auth_query: If auth_query is specified, you need to provide a value for `auth_query_user`, `auth_query_password`",
         ),

@@ -1,4 +1,4 @@
-use super::{MINIMAL, read, with_general, with_user};
+use super::{MINIMAL, read, with_user};
 
 #[test]
 fn unknown_keys_are_warned_of_with_the_nearest_name() {
@@ -51,11 +51,13 @@ fn unknown_keys_of_plugins_servers_and_the_top_level_are_warned_of_too() {
 
 #[test]
 fn settings_without_effect_are_listed_once_and_only_if_they_ask_for_something() {
-    let text = with_general("server_tls = false\nautoreload = 0\nban_time = 60");
-    let text = format!("{text}mirrors = [[\"127.0.0.1\", 5433, 0]]\n");
+    let text = with_user("statement_timeout = 5");
+    let text = text.replace("[general]", "[general]\nserver_tls = false\nautoreload = 0");
     let (_, warnings) = read(&text);
     assert_eq!(
         warnings,
-        ["pgcat.toml:17: these settings have no effect yet: pools.db.shards.0.mirrors (line 17)"]
+        [
+            "pgcat.toml:9: these settings have no effect yet: pools.db.users.0.statement_timeout (line 9)"
+        ]
     );
 }
