@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use pgcat::Start;
 use pgcat::config::{self, model::Config};
 use stream_tables::StreamTables;
 
@@ -67,7 +68,12 @@ fn serve(args: &cli::Args) -> Result<(), String> {
     }
     let file = args.config_file.clone();
     let reload = Box::new(move || load(&file));
-    pgcat::run(config, vec![Arc::new(StreamTables::new())], reload).map_err(|error| {
+    let start = if args.takeover {
+        Start::TakeOver
+    } else {
+        Start::Fresh
+    };
+    pgcat::run(config, vec![Arc::new(StreamTables::new())], reload, start).map_err(|error| {
         log::error!("{error}");
         error.to_string()
     })

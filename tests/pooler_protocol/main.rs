@@ -23,6 +23,7 @@ mod shutdown;
 mod simple;
 mod stage;
 mod startup;
+mod takeover;
 mod tls_clients;
 mod tls_servers;
 mod unix_socket;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::model::{AuthQuery, AuthType, General, Pool};
+use super::model::{AuthQuery, AuthType, General, Pool, TakeoverSocket};
 use super::section::Section;
 use super::tls;
 
@@ -97,6 +97,14 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
             .filter(|&limit| limit > 0),
         hba_file: tls::file(section, "hba_file")?,
         unix_socket_mode: unix_socket_mode(section)?,
+        takeover_socket: match section.string("takeover_socket")? {
+            None => TakeoverSocket::Default,
+            Some(path) if path.is_empty() => TakeoverSocket::Off,
+            Some(path) => TakeoverSocket::At(path.into()),
+        },
+        takeover_timeout: section
+            .timeout("takeover_timeout")?
+            .unwrap_or(Some(Duration::from_secs(3600))),
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,
         healthcheck_delay: milliseconds("healthcheck_delay", 0, 30_000)?,
         ban_time: section

@@ -164,6 +164,10 @@ fn keep_fixed(present: &Config, config: &mut Config) {
         ignored.push("port");
         new.port = old.port;
     }
+    if new.takeover_socket != old.takeover_socket {
+        ignored.push("takeover_socket");
+        new.takeover_socket.clone_from(&old.takeover_socket);
+    }
     if new.worker_threads != old.worker_threads {
         ignored.push("worker_threads");
         new.worker_threads = old.worker_threads;
