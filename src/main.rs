@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Parser;
 use pgcat::Start;
 use pgcat::config::{self, model::Config};
+use pgcat::plugins::Plugin;
 use stream_tables::StreamTables;
 
 mod check;
@@ -73,10 +74,14 @@ fn serve(args: &cli::Args) -> Result<(), String> {
     } else {
         Start::Fresh
     };
-    pgcat::run(config, vec![Arc::new(StreamTables::new())], reload, start).map_err(|error| {
+    pgcat::run(config, plugins(), reload, start).map_err(|error| {
         log::error!("{error}");
         error.to_string()
     })
+}
+
+fn plugins() -> Vec<Arc<dyn Plugin>> {
+    vec![Arc::new(StreamTables::new())]
 }
 
 fn load(file: &Path) -> Result<Config, String> {
@@ -84,6 +89,5 @@ fn load(file: &Path) -> Result<Config, String> {
     for warning in warnings {
         log::warn!(target: "pgcat::config", "{warning}");
     }
-    check::stream_tables(&config)?;
     Ok(config)
 }

@@ -1,4 +1,4 @@
-//! `GET /metrics` and `GET /health`.
+//! `GET /metrics`, `GET /health`, and the plugins' pages.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -65,17 +65,24 @@ async fn answer(
     let (kind, text) = match request.uri().path() {
         "/metrics" => {
             let state = State::of(&pooler).await;
-            ("text/plain; version=0.0.4", super::render(&state))
+            let mut text = super::render(&state);
+            for plugin in &pooler.plugins {
+                text += &super::render_plugin(&plugin.metrics());
+            }
+            ("text/plain; version=0.0.4", text)
         }
         // The threads answer: it is alive.
         "/health" => {
             pooler.ask(|_| ()).await;
             ("text/plain", "ok\n".to_owned())
         }
-        _ => {
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            return Ok(response);
-        }
+        path => match pooler.plugins.iter().find_map(|plugin| plugin.page(path)) {
+            Some(page) => (page.content_type, page.body),
+            None => {
+                *response.status_mut() = StatusCode::NOT_FOUND;
+                return Ok(response);
+            }
+        },
     };
     let kind = hyper::header::HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
 use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, User};
-use crate::plugins::PoolIdentity;
+use crate::plugins::{PoolIdentity, sections};
 use crate::pool::shared::PoolShared;
 
 /// Reads the configuration again.
@@ -97,6 +97,7 @@ impl Pooler {
     /// # Errors
     /// What is wrong with it. Everything stays as it was then.
     pub async fn reload(self: &Arc<Self>, mut config: Config) -> Result<(), String> {
+        sections::check(&config, &self.plugins)?;
         let present = self.config();
         keep_fixed(&present, &mut config);
         let files = Self::load_files(&config)?;

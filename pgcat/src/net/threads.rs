@@ -24,7 +24,7 @@ use super::takeover::Predecessors;
 use crate::admin::state::ClientState;
 use crate::config::model::Config;
 use crate::error::Error;
-use crate::plugins::{Plugin, PoolIdentity};
+use crate::plugins::{Plugin, PoolIdentity, sections};
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::{self, Ids};
@@ -476,11 +476,12 @@ pub(super) struct Files {
     hba: Option<Arc<Hba>>,
 }
 
-/// Reads the files that a configuration names, as a start does.
+/// Looks at the plugins' sections of a configuration and the files that it names, as a start does.
 ///
 /// # Errors
-/// [`Error::Start`]: the first one that is not as it should be.
-pub fn check(config: &Config) -> Result<(), Error> {
+/// [`Error::Start`]: the first value or file that is not as it should be.
+pub fn check(config: &Config, plugins: &[Arc<dyn Plugin>]) -> Result<(), Error> {
+    sections::check(config, plugins).map_err(Error::Start)?;
     Pooler::load_files(config).map(drop).map_err(Error::Start)
 }
 
