@@ -16,6 +16,10 @@ pub struct Args {
     #[arg(env = "CONFIG_FILE", default_value = "pgcat.toml")]
     pub config_file: PathBuf,
 
+    /// Online restart: take the listening sockets over from the pgcat that serves now, if there is one
+    #[arg(short = 'R', long)]
+    pub takeover: bool,
+
     /// Log messages of this level and above; RUST_LOG, if set, is used instead
     #[arg(
         short,
@@ -124,6 +128,13 @@ mod tests {
         ];
         assert_eq!(parse(&long), args);
         assert!(Args::try_parse_from(["pgcat", "--log-level", "loud"]).is_err());
+    }
+
+    #[test]
+    fn a_take_over_is_asked_for_as_of_pgbouncer() {
+        assert!(parse(&["-R", "a.toml"]).takeover);
+        assert!(parse(&["a.toml", "--takeover"]).takeover);
+        assert!(!parse(&["a.toml"]).takeover);
     }
 
     #[test]

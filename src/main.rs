@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use pgcat::Start;
 use pgcat::config::{self, model::Config};
+use pgcat::plugins::Plugin;
 use stream_tables::StreamTables;
 
 mod check;
@@ -68,10 +70,19 @@ fn serve(args: &cli::Args) -> Result<(), String> {
     }
     let file = args.config_file.clone();
     let reload = Box::new(move || load(&file));
-    pgcat::run(config, vec![Arc::new(StreamTables::new())], reload).map_err(|error| {
+    let start = if args.takeover {
+        Start::TakeOver
+    } else {
+        Start::Fresh
+    };
+    pgcat::run(config, plugins(), reload, start).map_err(|error| {
         log::error!("{error}");
         error.to_string()
     })
+}
+
+fn plugins() -> Vec<Arc<dyn Plugin>> {
+    vec![Arc::new(StreamTables::new())]
 }
 
 fn load(file: &Path) -> Result<Config, String> {
@@ -79,6 +90,5 @@ fn load(file: &Path) -> Result<Config, String> {
     for warning in warnings {
         log::warn!(target: "pgcat::config", "{warning}");
     }
-    check::stream_tables(&config)?;
     Ok(config)
 }

@@ -25,4 +25,4 @@ pub mod tls;
 pub mod wire;
 
 pub use error::Error;
-pub use net::{Load, check, run};
+pub use net::{Load, Start, check, run};

@@ -8,6 +8,7 @@ pub mod ddl;
 mod delta;
 pub mod engine;
 pub mod host_conn;
+mod observe;
 mod plan;
 mod plugin;
 mod refresh;

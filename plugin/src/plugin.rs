@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use pgcat::plugins::{
-    Action, Column, Completion, ErrorFields, LocalFuture, Plugin, PoolHandle, PoolIdentity,
-    ServerHandle, SessionView, Statement,
+    Action, AdminTable, Column, Completion, ErrorFields, LocalFuture, Metric, Page, Plugin,
+    PoolHandle, PoolIdentity, ServerHandle, SessionView, Statement,
 };
 
 use crate::command::{self, Command};
 use crate::conn::Error;
 use crate::ddl::{self, SourceDdl};
 use crate::host_conn::HostConn;
+use crate::observe;
 use crate::refresh::{Signal, Signals, Worker};
 use crate::settings::Settings;
 
@@ -86,6 +87,10 @@ impl Plugin for StreamTables {
         }
     }
 
+    fn check(&self, settings: &toml::Table) -> Result<(), String> {
+        Settings::read(settings).map(drop)
+    }
+
     fn start(&self, pools: &[PoolHandle]) {
         let enabled = pools.iter().filter_map(|pool| {
             let settings = match Settings::read(pool.settings(NAME)?) {
@@ -107,6 +112,22 @@ impl Plugin for StreamTables {
 
     fn stop(&self) {
         self.worker.stop();
+    }
+
+    fn tables(&self) -> &'static [AdminTable] {
+        observe::TABLES
+    }
+
+    fn rows(&self, _table: &AdminTable) -> Vec<Vec<Option<String>>> {
+        observe::rows(self.worker.board())
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        observe::metrics(self.worker.board())
+    }
+
+    fn page(&self, path: &str) -> Option<Page> {
+        (path == "/stream-tables").then(|| observe::page(self.worker.board()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use test_support::wire::{Message, Messages, Wire, sqlstate, tags};
+use test_support::wire::{Message, Messages, PROTOCOL_3_0, Wire, sqlstate, startup, tags};
 use test_support::{Pooler, PoolerConfig};
 
 use crate::stage::{admin, client, config, eventually, row, rows, server, start};
@@ -353,7 +353,11 @@ fn shutdown_waits_for_clients() {
     let mut control = admin(&pooler, "pgbouncer");
     control.run("SHUTDOWN WAIT_FOR_CLIENTS");
     eventually("nobody new is let in", || {
-        std::net::TcpStream::connect(("127.0.0.1", pooler.port())).is_err()
+        let mut late = Wire::open(pooler.port());
+        let parameters = [("user", "postgres"), ("database", "postgres")];
+        late.send(startup(PROTOCOL_3_0, &parameters));
+        late.try_greeted()
+            .is_err_and(|told| sqlstate(&told) == "57P03")
     });
     std::thread::sleep(QUIET);
     stays.run("SELECT 1");

@@ -4,6 +4,7 @@ mod columns;
 mod control;
 mod login;
 mod metrics;
+mod plugins;
 mod protocol;
 mod reload;
 mod stage;

@@ -4,21 +4,21 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use test_support::Pooler;
+use test_support::{Pooler, PoolerConfig};
 
 use crate::stage::{client, config, start};
 
-fn with_metrics() -> (Pooler, u16) {
+pub fn with_metrics(config: &PoolerConfig) -> (Pooler, u16) {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
     let lines = format!("enable_prometheus_exporter = true\nprometheus_exporter_port = {port}");
-    (start(&config(2).general(&lines)), port)
+    (start(&config.clone().general(&lines)), port)
 }
 
-fn get(port: u16, path: &str) -> (String, String) {
+pub fn get(port: u16, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connection");
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
@@ -36,7 +36,7 @@ fn get(port: u16, path: &str) -> (String, String) {
 
 #[test]
 fn metrics_have_pgcats_names_and_labels() {
-    let (pooler, port) = with_metrics();
+    let (pooler, port) = with_metrics(&config(2));
     let mut one = client(&pooler);
     one.run("SELECT 1");
     one.run("BEGIN");
@@ -79,7 +79,7 @@ fn metrics_have_pgcats_names_and_labels() {
 
 #[test]
 fn health_and_the_rest() {
-    let (_pooler, port) = with_metrics();
+    let (_pooler, port) = with_metrics(&config(2));
     let (head, body) = get(port, "/health");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert_eq!(body, "ok\n");

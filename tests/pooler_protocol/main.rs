@@ -26,6 +26,7 @@ mod shutdown;
 mod simple;
 mod stage;
 mod startup;
+mod takeover;
 mod timeouts;
 mod tls_clients;
 mod tls_servers;

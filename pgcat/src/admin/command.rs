@@ -3,12 +3,16 @@
 use super::show::Show;
 use super::{Dialect, Failure};
 use crate::net::orders::Ending;
+use crate::plugins::AdminTable;
 use crate::router::lexer;
 
 /// A command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
-    Ban { host: String, seconds: u64 },
+    Ban {
+        host: String,
+        seconds: u64,
+    },
     Disable(String),
     Enable(String),
     Kill(Target),
@@ -17,11 +21,17 @@ pub(super) enum Command {
     Reconnect(Target),
     Reload,
     Resume(Target),
-    Set { name: String },
+    Set {
+        name: String,
+    },
     Show(Show),
+    /// A plugin's table.
+    ShowOfPlugin(&'static AdminTable),
     Shutdown(Ending),
     Suspend,
-    Unban { host: String },
+    Unban {
+        host: String,
+    },
     WaitClose(Target),
 }
 

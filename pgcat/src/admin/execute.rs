@@ -35,6 +35,7 @@ impl Outcome {
 pub(super) fn columns(command: &Command, dialect: Dialect) -> Vec<Column> {
     match command {
         Command::Show(show) => show.columns(dialect),
+        Command::ShowOfPlugin(table) => table.columns(),
         Command::Ban { .. } | Command::Unban { .. } => {
             ["db", "user", "role", "host"].map(Column::text).into()
         }
@@ -50,13 +51,21 @@ pub(super) async fn run(
     privilege: Privilege,
 ) -> Result<Outcome, Failure> {
     match command {
-        Command::Show(Show::Help) => return Ok(help(dialect)),
+        Command::Show(Show::Help) => return Ok(help(thread, dialect)),
         Command::Show(show) => {
             let state = State::of(&thread.pooler).await;
             return Ok(Outcome {
                 rows: show.rows(dialect, &state),
                 tag: show.tag(dialect).to_owned(),
                 notice: None,
+            });
+        }
+        Command::ShowOfPlugin(table) => {
+            let mut plugins = thread.pooler.plugins.iter();
+            let plugin = plugins.find(|plugin| plugin.tables().contains(table));
+            return Ok(Outcome {
+                rows: plugin.map_or_else(Vec::new, |plugin| plugin.rows(table)),
+                ..Outcome::done("SHOW")
             });
         }
         Command::Set { name } => return set(thread, name, dialect),
@@ -130,7 +139,9 @@ pub(super) async fn run(
             outcome.map_err(Failure::Reload)?;
             "RELOAD"
         }
-        Command::Set { .. } | Command::Show(_) => unreachable!("they are done above"),
+        Command::Set { .. } | Command::Show(_) | Command::ShowOfPlugin(_) => {
+            unreachable!("they are done above")
+        }
     };
     Ok(Outcome {
         rows,
@@ -152,9 +163,16 @@ fn set(thread: &ThreadContext, name: &str, dialect: Dialect) -> Result<Outcome, 
     })
 }
 
-fn help(dialect: Dialect) -> Outcome {
+fn help(thread: &ThreadContext, dialect: Dialect) -> Outcome {
     let mut detail = String::new();
-    let names: Vec<_> = Show::names().collect();
+    let tables = thread
+        .pooler
+        .plugins
+        .iter()
+        .flat_map(|plugin| plugin.tables());
+    let names: Vec<_> = Show::names()
+        .chain(tables.map(|table| table.name))
+        .collect();
     for names in names.chunks(6) {
         detail.push_str(&format!("\n\tSHOW {}", names.join("|")));
     }

@@ -14,7 +14,7 @@ use crate::net::io::{Io, OutBuffer};
 use crate::net::registration::Registration;
 use crate::net::rows;
 use crate::net::threads::ThreadContext;
-use crate::plugins::Column;
+use crate::plugins::{AdminTable, Column};
 use crate::router::statements;
 use crate::wire::error_fields::{ErrorFields, Severity};
 use crate::wire::message::{self, build, take_cstr};
@@ -211,7 +211,20 @@ impl AdminSession {
     }
 
     fn parse(&self, text: &str) -> Result<Command, Refused> {
-        Command::parse(text, self.dialect).map_err(|failure| self.refused(&failure))
+        let parsed = Command::parse(text, self.dialect).or_else(|failure| {
+            let table = match &failure {
+                Failure::UnknownShow(name) => self.plugin_table(name),
+                _ => None,
+            };
+            table.map(Command::ShowOfPlugin).ok_or(failure)
+        });
+        parsed.map_err(|failure| self.refused(&failure))
+    }
+
+    fn plugin_table(&self, name: &str) -> Option<&'static AdminTable> {
+        let plugins = self.thread.pooler.plugins.iter();
+        let mut tables = plugins.flat_map(|plugin| plugin.tables());
+        tables.find(|table| table.name.eq_ignore_ascii_case(name))
     }
 
     fn refused(&self, failure: &Failure) -> Refused {

@@ -11,7 +11,6 @@ use toml::de::DeTable;
 
 use super::error::{ConfigError, Warning};
 use super::section::Section;
-use super::unimplemented::NOT_IMPLEMENTED;
 
 /// A file being read, and what was noticed on the way.
 pub(super) struct Document<'t> {
@@ -23,7 +22,6 @@ pub(super) struct Document<'t> {
 #[derive(Default)]
 struct Findings {
     /// Keys without effect: where, and their path.
-    unimplemented: Vec<(usize, String)>,
     unknown: Vec<Unknown>,
     /// What else is worth a warning, and where.
     remarks: Vec<(usize, String)>,
@@ -83,17 +81,6 @@ impl<'t> Document<'t> {
         let mut found = findings.remarks.clone();
         for unknown in &findings.unknown {
             found.push((unknown.offset, findings.describe(unknown)));
-        }
-        let mut unimplemented = findings.unimplemented.clone();
-        unimplemented.sort();
-        unimplemented.dedup();
-        if let Some(&(offset, _)) = unimplemented.first() {
-            let list: Vec<_> = unimplemented
-                .iter()
-                .map(|(offset, key)| format!("{key} (line {})", self.line(*offset)))
-                .collect();
-            let message = format!("these settings have no effect yet: {}", list.join(", "));
-            found.push((offset, message));
         }
         found.sort();
         found
@@ -193,14 +180,6 @@ impl<'d> Place<'d> {
     pub fn remark(&self, message: &str) {
         let remark = (self.offset, format!("{}: {message}", self.key));
         self.document.findings.borrow_mut().remarks.push(remark);
-    }
-
-    /// Lists what stands here among the settings without effect, if it is one of them.
-    pub fn note_unimplemented(&self) {
-        if NOT_IMPLEMENTED.contains(&self.pattern.as_str()) {
-            let note = (self.offset, self.key.clone());
-            self.document.findings.borrow_mut().unimplemented.push(note);
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::model::{AuthQuery, AuthType, General, Pool, Timeouts};
+use super::model::{AuthQuery, AuthType, General, Pool, TakeoverSocket, Timeouts};
 use super::section::Section;
 use super::tls;
 
@@ -102,6 +102,14 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
         max_client_conn: section.limit("max_client_conn")?,
         hba_file: tls::file(section, "hba_file")?,
         unix_socket_mode: unix_socket_mode(section)?,
+        takeover_socket: match section.string("takeover_socket")? {
+            None => TakeoverSocket::Default,
+            Some(path) if path.is_empty() => TakeoverSocket::Off,
+            Some(path) => TakeoverSocket::At(path.into()),
+        },
+        takeover_timeout: section
+            .timeout("takeover_timeout")?
+            .unwrap_or(Some(Duration::from_secs(3600))),
         healthcheck_timeout: milliseconds("healthcheck_timeout", 1, 1000)?,
         healthcheck_delay: milliseconds("healthcheck_delay", 0, 30_000)?,
         ban_time: section

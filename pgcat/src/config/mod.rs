@@ -22,12 +22,10 @@ mod shard;
 #[cfg(test)]
 mod tests;
 mod tls;
-mod unimplemented;
 mod user;
 mod value;
 
 pub use error::{ConfigError, Warning};
-pub use unimplemented::NOT_IMPLEMENTED;
 
 /// Reads and validates a configuration file.
 ///

@@ -52,6 +52,10 @@ pub struct General {
     pub hba_file: Option<PathBuf>,
     /// File mode of the Unix socket.
     pub unix_socket_mode: u32,
+    /// Where a new process asks for the listening sockets.
+    pub takeover_socket: TakeoverSocket,
+    /// How long clients may stay after another process has taken over; `None`: any time.
+    pub takeover_timeout: Option<Duration>,
     pub healthcheck_timeout: Duration,
     pub healthcheck_delay: Duration,
     pub ban_time: Duration,
@@ -77,6 +81,16 @@ pub struct General {
     pub dns_cache_enabled: bool,
     pub dns_max_ttl: Duration,
     pub auth_query: Option<AuthQuery>,
+}
+
+/// Where a new process asks for the listening sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakeoverSocket {
+    /// By the Unix socket for clients, else in a directory of the user's own.
+    Default,
+    At(PathBuf),
+    /// No process may take over.
+    Off,
 }
 
 /// How much TLS is insisted on: libpq's `sslmode`, with PgBouncer's meaning where it is the pooler that

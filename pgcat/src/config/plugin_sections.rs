@@ -100,9 +100,6 @@ fn check(value: &Value<'_>, schema: &Schema) -> Result<(), ConfigError> {
         }
         None => true,
     };
-    if enabled {
-        value.place.note_unimplemented();
-    }
     for (name, kind) in schema.keys {
         let Some(value) = section.value(name) else {
             // PgCat's plugins do nothing without their list.

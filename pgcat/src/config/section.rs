@@ -28,11 +28,7 @@ impl<'d> Section<'d> {
     pub fn value(&self, name: &'static str) -> Option<Value<'d>> {
         self.place.note_known(name);
         let (key, value) = self.table.iter().find(|(key, _)| key.get_ref() == name)?;
-        let value = self.child(key, value, name);
-        if !value.is_off() {
-            value.place.note_unimplemented();
-        }
-        Some(value)
+        Some(self.child(key, value, name))
     }
 
     pub fn required(&self, name: &'static str, expected: &str) -> Result<Value<'d>, ConfigError> {

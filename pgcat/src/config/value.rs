@@ -134,18 +134,6 @@ impl<'d> Value<'d> {
         })
     }
 
-    /// False, zero and nothing ask for no more than a setting that is not implemented; tables are
-    /// noted by those who read them.
-    pub fn is_off(&self) -> bool {
-        match self.value {
-            DeValue::Boolean(value) => !value,
-            DeValue::Integer(_) => self.as_integer() == Some(0),
-            DeValue::Array(elements) => elements.is_empty(),
-            DeValue::Table(_) => true,
-            _ => false,
-        }
-    }
-
     fn as_integer(&self) -> Option<i64> {
         let number = self.value.as_integer()?;
         i64::from_str_radix(number.as_str(), number.radix()).ok()

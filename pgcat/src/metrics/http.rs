@@ -1,4 +1,4 @@
-//! `GET /metrics` and `GET /health`.
+//! `GET /metrics`, `GET /health`, and the plugins' pages.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,8 +15,6 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::admin::state::State;
-use crate::config::model::General;
-use crate::error::Error;
 use crate::net::threads::Pooler;
 
 /// Requests are read within this time, or not at all.
@@ -25,26 +23,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at a time; more wait. A handful of scrapers is usual.
 const CONNECTIONS: usize = 64;
 
-/// Listens, if the configuration asks for it.
-///
-/// # Errors
-/// [`Error::Start`] if it cannot.
-pub async fn listen(general: &General) -> Result<Option<TcpListener>, Error> {
-    if !general.enable_prometheus_exporter {
-        return Ok(None);
-    }
-    let address = format!("{}:{}", general.host, general.prometheus_exporter_port);
-    let listener = TcpListener::bind(&address).await.map_err(|error| {
-        Error::Start(format!(
-            "could not listen on {address} for prometheus_exporter_port: {error}"
-        ))
-    })?;
-    log::info!("Metrics on http://{address}/metrics");
-    Ok(Some(listener))
-}
-
-/// Serves until the pooler ends.
-pub async fn serve(listener: TcpListener, pooler: Arc<Pooler>) {
+/// Serves until it is dropped; answers that have begun are finished.
+pub async fn serve(listener: Arc<TcpListener>, pooler: Arc<Pooler>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else {
@@ -85,17 +65,24 @@ async fn answer(
     let (kind, text) = match request.uri().path() {
         "/metrics" => {
             let state = State::of(&pooler).await;
-            ("text/plain; version=0.0.4", super::render(&state))
+            let mut text = super::render(&state);
+            for plugin in &pooler.plugins {
+                text += &super::render_plugin(&plugin.metrics());
+            }
+            ("text/plain; version=0.0.4", text)
         }
         // The threads answer: it is alive.
         "/health" => {
             pooler.ask(|_| ()).await;
             ("text/plain", "ok\n".to_owned())
         }
-        _ => {
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            return Ok(response);
-        }
+        path => match pooler.plugins.iter().find_map(|plugin| plugin.page(path)) {
+            Some(page) => (page.content_type, page.body),
+            None => {
+                *response.status_mut() = StatusCode::NOT_FOUND;
+                return Ok(response);
+            }
+        },
     };
     let kind = hyper::header::HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);

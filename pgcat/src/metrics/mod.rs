@@ -5,16 +5,11 @@ pub mod http;
 use std::fmt::Write as _;
 
 use crate::admin::state::{AddressState, Averages, Doing, PoolState, State};
+use crate::plugins::{self, MetricKind as Kind};
 use crate::pool::statistics::Phase;
 
 /// One metric: its name after `pgcat_`, its kind, and what it is.
 type Metric<Of> = (&'static str, Kind, &'static str, fn(&Of) -> u64);
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Counter,
-    Gauge,
-}
 
 /// A server of a pool.
 struct Server<'a> {
@@ -138,18 +133,40 @@ pub fn render(state: &State) -> String {
 
 fn write<Of>(out: &mut String, metrics: &[Metric<Of>], samples: &[(String, Of)]) {
     for (name, kind, help, value) in metrics {
-        let kind = match kind {
-            Counter => "counter",
-            Gauge => "gauge",
-        };
-        let _ = write!(
-            out,
-            "\n# HELP pgcat_{name} {help}\n# TYPE pgcat_{name} {kind}\n"
-        );
+        head(out, name, *kind, help);
         for (labels, of) in samples {
             let _ = writeln!(out, "pgcat_{name}{{{labels}}} {}", value(of));
         }
     }
+}
+
+/// A plugin's metrics.
+pub fn render_plugin(metrics: &[plugins::Metric]) -> String {
+    let mut out = String::new();
+    for metric in metrics {
+        head(&mut out, metric.name, metric.kind, metric.help);
+        for sample in &metric.samples {
+            let pairs: Vec<_> = sample
+                .labels
+                .iter()
+                .map(|(n, v)| (*n, v.as_str()))
+                .collect();
+            let (name, labels, value) = (metric.name, labels(&pairs), sample.value);
+            let _ = writeln!(out, "pgcat_{name}{{{labels}}} {value}");
+        }
+    }
+    out
+}
+
+fn head(out: &mut String, name: &str, kind: Kind, help: &str) {
+    let kind = match kind {
+        Counter => "counter",
+        Gauge => "gauge",
+    };
+    let _ = write!(
+        out,
+        "\n# HELP pgcat_{name} {help}\n# TYPE pgcat_{name} {kind}\n"
+    );
 }
 
 /// `name="value",…`, values escaped as the format asks.

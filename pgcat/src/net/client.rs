@@ -12,8 +12,8 @@ use super::login;
 use super::registration::{Kind, Registration, Who};
 use super::replication;
 use super::server::{Parameters, Server};
-use super::session::{Session, shutting_down};
-use super::threads::{CancelKey, ThreadContext};
+use super::session::Session;
+use super::threads::{CancelKey, Origin, ThreadContext};
 use super::tls::TlsStream;
 use crate::admin::session::AdminSession;
 use crate::admin::{Dialect, Privilege};
@@ -48,7 +48,11 @@ pub(super) struct Newcomer {
 }
 
 /// Serves a connection from its first byte to its end.
-pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usize>) {
+pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
+    let (internal_pool, arrival) = match origin {
+        Origin::Inside(pool) => (Some(pool), None),
+        Origin::Outside(arrival) => (None, Some(arrival)),
+    };
     let mut newcomer = Newcomer {
         io,
         input: Vec::new(),
@@ -60,6 +64,7 @@ pub async fn serve(thread: &Rc<ThreadContext>, io: Io, internal_pool: Option<usi
     let limit = thread.config().general.client_login_timeout;
     // Boxed, as is all that a session does rarely: what a future may need at some time it has room for all the time.
     let login = Box::pin(async {
+        let _arrival = arrival;
         let login = Login::begin(thread);
         newcomer.log_in(thread, internal_pool, &login).await
     });
@@ -203,9 +208,6 @@ impl Newcomer {
         let Some(startup) = startup else {
             return Ok(None);
         };
-        if thread.shutting_down.get() && internal_pool.is_none() {
-            return Err(Error::Refused(Box::new(shutting_down())));
-        }
         if startup.needs_negotiation() {
             startup.negotiate(self.out.tail());
         }
@@ -229,6 +231,12 @@ impl Newcomer {
                 .log_in_admin(thread, &startup, user, dialect)
                 .await
                 .map(Some);
+        }
+        if thread.pooler.refuses() && internal_pool.is_none() {
+            return Err(Error::Refused(Box::new(ErrorFields::fatal(
+                "57P03",
+                "the database system is shutting down",
+            ))));
         }
         let pool = match internal_pool {
             Some(index) => thread.pool(index).ok_or(Error::Retired)?,

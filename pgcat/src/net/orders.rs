@@ -19,4 +19,6 @@ pub enum Ending {
     Immediate,
     /// Clients, until they leave by themselves; new ones are refused.
     WaitForClients,
+    /// The same for `takeover_timeout`, then as [`Ending::Graceful`]. New clients are another process's.
+    HandedOver,
 }

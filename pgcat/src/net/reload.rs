@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
 use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, Timeouts, User};
-use crate::plugins::PoolIdentity;
+use crate::plugins::{PoolIdentity, sections};
 use crate::pool::limits::{Seat, Tallies};
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::Ids;
@@ -128,6 +128,7 @@ impl Pooler {
     /// What is wrong with it. Everything stays as it was then.
     pub async fn reload(self: &Arc<Self>, mut config: Config) -> Result<(), String> {
         let _changing = self.changing_pools.lock().await;
+        sections::check(&config, &self.plugins)?;
         let present = self.config();
         keep_fixed(&present, &mut config);
         let files = Self::load_files(&config)?;
@@ -246,6 +247,10 @@ fn keep_fixed(present: &Config, config: &mut Config) {
     if new.port != old.port {
         ignored.push("port");
         new.port = old.port;
+    }
+    if new.takeover_socket != old.takeover_socket {
+        ignored.push("takeover_socket");
+        new.takeover_socket.clone_from(&old.takeover_socket);
     }
     if new.worker_threads != old.worker_threads {
         ignored.push("worker_threads");

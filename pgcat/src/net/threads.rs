@@ -5,7 +5,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,10 +20,11 @@ use super::notify::Broken;
 use super::orders::Order;
 use super::registration::{Kind, SessionHandle, Who};
 use super::reload::Fixed;
+use super::takeover::Predecessors;
 use crate::admin::state::ClientState;
 use crate::config::model::{Config, Timeouts};
 use crate::error::Error;
-use crate::plugins::{Plugin, PoolIdentity};
+use crate::plugins::{Plugin, PoolIdentity, sections};
 use crate::pool::limits::{Count, Tallies};
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
@@ -63,8 +64,14 @@ pub struct Pooler {
     pub orders: mpsc::UnboundedSender<Order>,
     /// Which session a cancel key belongs to.
     cancel_keys: Mutex<HashMap<CancelKey, (usize, u64)>>,
+    /// The processes whose sockets this one has taken over.
+    pub(super) predecessors: Predecessors,
     /// Clients that have logged in, the in-process ones not counted.
     pub(super) clients: AtomicUsize,
+    /// Connections that have been accepted, and are no clients yet.
+    newcomers: AtomicUsize,
+    /// New clients are told that the pooler shuts down.
+    refuses: AtomicBool,
 }
 
 /// The pid and secret the pooler gives a client.
@@ -80,7 +87,7 @@ type Work = Box<dyn FnOnce(&Rc<ThreadContext>) + Send>;
 /// What one thread asks of another.
 enum Mail {
     /// A connection that has just been accepted.
-    Accepted(DetachedIo),
+    Accepted(DetachedIo, Arrival),
     /// Cancel what the session runs; `done` is dropped when the request has been delivered.
     Cancel {
         session: u64,
@@ -182,6 +189,7 @@ impl Pooler {
         listen: SocketAddr,
         fixed: Fixed,
         orders: mpsc::UnboundedSender<Order>,
+        predecessors: Predecessors,
     ) -> Result<(Arc<Self>, Vec<std::thread::JoinHandle<()>>), Error> {
         let (threads, mailboxes): (Vec<_>, Vec<_>) = (0..fixed.threads)
             .map(|_| {
@@ -215,7 +223,10 @@ impl Pooler {
             seats: Arc::default(),
             orders,
             cancel_keys: Mutex::default(),
+            predecessors,
             clients: AtomicUsize::new(0),
+            newcomers: AtomicUsize::new(0),
+            refuses: AtomicBool::new(false),
         });
         let mut handles = Vec::new();
         for (index, mailbox) in mailboxes.into_iter().enumerate() {
@@ -230,8 +241,10 @@ impl Pooler {
     }
 
     /// Gives an accepted connection to the thread with the fewest sessions.
-    pub fn accepted(&self, io: DetachedIo) {
-        self.least_loaded().send(Mail::Accepted(io));
+    pub fn accepted(self: &Arc<Self>, io: DetachedIo) {
+        self.newcomers.fetch_add(1, Ordering::SeqCst);
+        let arrival = Arrival(self.clone());
+        self.least_loaded().send(Mail::Accepted(io, arrival));
     }
 
     /// Begins an in-process session of a pool.
@@ -261,8 +274,19 @@ impl Pooler {
         thread
     }
 
-    /// Tells all sessions to end as they become idle.
+    /// Lets no new clients in. They can still cancel, and administrators may look.
+    pub fn refuse(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether new clients are refused.
+    pub fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::SeqCst)
+    }
+
+    /// Tells all sessions to end as they become idle, and lets no new ones in.
     pub fn shutdown(&self) {
+        self.refuse();
         self.threads
             .iter()
             .for_each(|thread| thread.send(Mail::Shutdown));
@@ -351,15 +375,29 @@ impl Pooler {
         self.clients.load(Ordering::SeqCst)
     }
 
-    /// Cancels what the session with this key runs, and returns when the server has been told.
+    /// How many connections are on their way in.
+    pub fn newcomers(&self) -> usize {
+        self.newcomers.load(Ordering::SeqCst)
+    }
+
+    /// Cancels what the session with this key runs, here or in a process that has been taken over from,
+    /// and returns when the server has been told.
     pub async fn cancel(&self, key: CancelKey) {
+        if !self.cancel_own(key).await {
+            self.predecessors.cancel(key).await;
+        }
+    }
+
+    /// As [`Pooler::cancel`], of this process only; `false`: it did not give the key out.
+    pub(super) async fn cancel_own(&self, key: CancelKey) -> bool {
         let Some((thread, session)) = self.keys().get(&key).copied() else {
-            return;
+            return false;
         };
         let (done, delivered) = oneshot::channel();
         self.threads[thread].send(Mail::Cancel { session, done });
         // Dropped, not sent: either way it is over.
         let _ = delivered.await;
+        true
     }
 
     /// A new cancel key, of a session of this thread.
@@ -448,11 +486,12 @@ pub(super) struct Files {
     hba: Option<Arc<Hba>>,
 }
 
-/// Reads the files that a configuration names, as a start does.
+/// Looks at the plugins' sections of a configuration and the files that it names, as a start does.
 ///
 /// # Errors
-/// [`Error::Start`]: the first one that is not as it should be.
-pub fn check(config: &Config) -> Result<(), Error> {
+/// [`Error::Start`]: the first value or file that is not as it should be.
+pub fn check(config: &Config, plugins: &[Arc<dyn Plugin>]) -> Result<(), Error> {
+    sections::check(config, plugins).map_err(Error::Start)?;
     Pooler::load_files(config).map(drop).map_err(Error::Start)
 }
 
@@ -471,6 +510,22 @@ fn load_tls(config: &Config) -> Result<Tls, String> {
         let line = line.map_or(String::new(), |line| format!(":{line}"));
         format!("{}{line}: {error}", config.path.display())
     })
+}
+
+/// Where a session comes from.
+pub(super) enum Origin {
+    Outside(Arrival),
+    /// It is a plugin's, for the pool of this index.
+    Inside(usize),
+}
+
+/// Counts a connection until it has logged in or gone.
+pub(super) struct Arrival(Arc<Pooler>);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.0.newcomers.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A connection's share of its thread's load, counted when it was given to the thread.
@@ -521,8 +576,8 @@ async fn serve(
     }
     while let Some(mail) = mailbox.recv().await {
         match mail {
-            Mail::Accepted(io) => begin(&thread, io, None),
-            Mail::Internal { io, pool } => begin(&thread, io, Some(pool)),
+            Mail::Accepted(io, arrival) => begin(&thread, io, Origin::Outside(arrival)),
+            Mail::Internal { io, pool } => begin(&thread, io, Origin::Inside(pool)),
             Mail::ServeWaiters { pool, address } => {
                 if let Some(pool) = thread.pool(pool) {
                     pool.serve_waiters(&thread, address);
@@ -551,12 +606,12 @@ async fn serve(
     }
 }
 
-fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, pool: Option<usize>) {
+fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, origin: Origin) {
     let thread = thread.clone();
     tokio::task::spawn_local(async move {
         let _load = Load(&thread);
         match io.attach() {
-            Ok(io) => client::serve(&thread, io, pool).await,
+            Ok(io) => client::serve(&thread, io, origin).await,
             Err(error) => log::warn!("a client's socket could not be used: {error}"),
         }
     });

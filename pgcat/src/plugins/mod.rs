@@ -11,12 +11,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 mod intercept;
+mod observe;
 mod query_logger;
+pub(crate) mod sections;
 mod server_handle;
 mod table_access;
 
 pub use crate::net::pool_handle::PoolHandle;
 pub use crate::wire::error_fields::{ErrorFields, Severity};
+pub use observe::{AdminTable, Metric, MetricKind, Page, Sample};
 pub use server_handle::{PluginQuery, QueryResult, ServerHandle, TransactionContext};
 
 /// A future that stays on the thread it was made on.
@@ -41,12 +44,43 @@ pub trait Plugin: Send + Sync + 'static {
     /// must not block, allocate or make a system call in the common case.
     fn committed(&self, _pool: &PoolIdentity) {}
 
+    /// Validates the plugin's table of the configuration, before a start, by `pgcat check`, and before a
+    /// reload is followed.
+    ///
+    /// # Errors
+    /// The key, a colon, and what is wrong with it.
+    fn check(&self, _settings: &toml::Table) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The pooler is about to serve clients. Called again after a reload, with the pools as they are
     /// now. Background work runs on the plugin's own threads.
     fn start(&self, _pools: &[PoolHandle]) {}
 
-    /// The pooler is shutting down; returns when the plugin's background work has ended.
+    /// The pooler is shutting down, or another process does the background work from now on; returns when
+    /// it has ended here. Clients that are still connected go on sending statements.
     fn stop(&self) {}
+
+    /// Tables that the admin databases show besides their own.
+    fn tables(&self) -> &'static [AdminTable] {
+        &[]
+    }
+
+    /// The rows of one of [`Plugin::tables`], as in [`Completion::rows`]. As all that shows the plugin, it
+    /// is made of what the plugin knows already: it must not wait for a server.
+    fn rows(&self, _table: &AdminTable) -> Vec<Vec<Option<String>>> {
+        Vec::new()
+    }
+
+    /// What Prometheus is told. Anybody who reaches the port may read it.
+    fn metrics(&self) -> Vec<Metric> {
+        Vec::new()
+    }
+
+    /// An answer to `GET path` on the port for metrics, if the path is the plugin's.
+    fn page(&self, _path: &str) -> Option<Page> {
+        None
+    }
 }
 
 /// Which pool (database and user) a call is about.

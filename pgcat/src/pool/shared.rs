@@ -100,17 +100,15 @@ impl PoolShared {
                 let lagging = settings.max_replica_lag.is_some() && same.replay.is_lagging();
                 address.replay.note_lagging(lagging);
             }
+            // Its connections are no user's, and count for nobody.
+            let apart = Fixed {
+                tallies: Arc::default(),
+                ..fixed.clone()
+            };
             address.mirrors = mirrors(address, &settings)
                 .map(|mirror| {
                     let (identity, user) = (identity.clone(), user.clone());
-                    Arc::new(Self::new(
-                        identity,
-                        user,
-                        mirror,
-                        threads,
-                        ids.clone(),
-                        None,
-                    ))
+                    Arc::new(Self::new(identity, user, mirror, &apart, None))
                 })
                 .collect();
         }

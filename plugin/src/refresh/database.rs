@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgcat::plugins::PoolHandle;
 
+use super::board::Notes;
 use super::clients::Clients;
 use super::lane::{Lane, LaneHandle};
 use super::own_writes::OwnWrites;
@@ -90,7 +91,10 @@ impl Pools {
 pub(super) struct Listed {
     pub id: StreamTableId,
     pub owner: String,
+    /// Schema and table.
     pub name: String,
+    pub schema: String,
+    pub table: String,
     pub schedule: Schedule,
     pub status: String,
     /// No frontier: it must be rebuilt.
@@ -109,10 +113,11 @@ pub(super) struct Listed {
 }
 
 /// Serves one database for ever.
-pub(super) async fn serve(pools: Pools, signal: Arc<Signal>) {
+pub(super) async fn serve(pools: Pools, signal: Arc<Signal>, notes: Notes) {
     let mut database = Database {
         pools,
         signal,
+        notes,
         lanes: HashMap::new(),
         seen: None,
         own_writes: Rc::default(),
@@ -196,6 +201,7 @@ impl Snapshot {
 struct Database {
     pools: Pools,
     signal: Arc<Signal>,
+    notes: Notes,
     /// By owner.
     lanes: HashMap<String, LaneHandle>,
     /// The server's snapshot when last looked.
@@ -251,6 +257,7 @@ impl Database {
 
     /// Gives every stream table to its owner's lane.
     fn assign(&mut self, listed: Vec<Listed>) {
+        self.notes.listed(&listed);
         let mut by_owner: HashMap<String, Vec<Listed>> = HashMap::new();
         for table in listed {
             by_owner.entry(table.owner.clone()).or_default().push(table);
@@ -267,6 +274,7 @@ impl Database {
                     role,
                     Arc::clone(&self.signal),
                     Rc::clone(&self.own_writes),
+                    self.notes.clone(),
                 );
                 self.lanes.insert(owner.clone(), lane);
             }
@@ -295,7 +303,7 @@ fn report_orphans(owner: &str, tables: &[Listed]) {
 
 async fn list(conn: &mut impl Conn) -> Result<Vec<Listed>, Error> {
     let sql = "SELECT c.id, pg_catalog.pg_get_userbyid(c.owner)::text, \
-        coalesce(n.nspname, c.target_schema) || '.' || coalesce(r.relname, c.target_name), \
+        coalesce(n.nspname, c.target_schema)::text, coalesce(r.relname, c.target_name)::text, \
         c.schedule, c.status, c.frontier_snapshot IS NULL, \
         c.with_data OR c.last_refresh IS NOT NULL, \
         c.relid IS NOT NULL AND r.oid IS NULL, c.failures, \
@@ -314,21 +322,24 @@ fn listed(row: &Row) -> Option<Listed> {
         let seconds: f64 = row.text(index)?.parse().ok()?;
         Duration::try_from_secs_f64(seconds.max(0.0)).ok()
     };
+    let (schema, table) = (row.text(2)?, row.text(3)?);
     Some(Listed {
         id: StreamTableId(row.int(0)?),
         owner: row.text(1)?.to_owned(),
-        name: row.text(2)?.to_owned(),
+        name: format!("{schema}.{table}"),
+        schema: schema.to_owned(),
+        table: table.to_owned(),
         // A schedule of a later version: leave it to those who understand it.
-        schedule: Schedule::parse(row.text(3)?).unwrap_or(Schedule::Manual),
-        status: row.text(4)?.to_owned(),
-        stale: row.is_true(5),
-        wanted: row.is_true(6),
-        gone: row.is_true(7),
-        failures: row.int(8).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
-        since_refresh: seconds(9),
-        age: seconds(10).unwrap_or_default(),
-        full: row.is_true(11),
-        never_current: row.is_true(12),
+        schedule: Schedule::parse(row.text(4)?).unwrap_or(Schedule::Manual),
+        status: row.text(5)?.to_owned(),
+        stale: row.is_true(6),
+        wanted: row.is_true(7),
+        gone: row.is_true(8),
+        failures: row.int(9).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+        since_refresh: seconds(10),
+        age: seconds(11).unwrap_or_default(),
+        full: row.is_true(12),
+        never_current: row.is_true(13),
     })
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
+use super::board::Notes;
 use super::clients::{Clients, Lease};
 use super::database::Listed;
 use super::history::{self, Failure};
@@ -42,6 +43,7 @@ pub(super) struct Lane {
     /// There may be something to clean up.
     dirty: Cell<bool>,
     pub(super) own_writes: Rc<OwnWrites>,
+    pub(super) notes: Notes,
     /// A user's table has been dropped beside the pooler.
     leftovers: Cell<bool>,
     /// Slow refreshes leave one connection to the others, if there is more than one.
@@ -90,6 +92,7 @@ impl Lane {
         role: Option<String>,
         signal: Arc<Signal>,
         own_writes: Rc<OwnWrites>,
+        notes: Notes,
     ) -> LaneHandle {
         let slow = Semaphore::new(clients.max_connections().saturating_sub(1).max(1));
         let lane = Rc::new(Self {
@@ -103,6 +106,7 @@ impl Lane {
             refreshed: RefCell::default(),
             dirty: Cell::new(true),
             own_writes,
+            notes,
             leftovers: Cell::new(false),
             slow,
         });

@@ -7,6 +7,7 @@
 //!                └ Table (one per stream table: refreshes, retries, reports)
 //! ```
 
+mod board;
 mod clients;
 mod database;
 mod history;
@@ -28,6 +29,7 @@ use pgcat::plugins::PoolHandle;
 use tokio::sync::mpsc;
 
 use crate::settings::Settings;
+pub(crate) use board::{Board, Counters, Entry};
 pub(crate) use signal::{Signal, Signals};
 
 /// How long a stop waits for the thread; its transactions are simply rolled back by the server.
@@ -37,6 +39,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Worker {
     running: Mutex<Option<Running>>,
+    board: Arc<Board>,
 }
 
 struct Running {
@@ -49,9 +52,15 @@ struct Running {
 struct Assignment {
     pools: Vec<(PoolHandle, Settings)>,
     signal: Arc<Signal>,
+    notes: board::Notes,
 }
 
 impl Worker {
+    /// What it knows.
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// Serves these pools from now on, and no others.
     ///
     /// # Errors
@@ -67,20 +76,28 @@ impl Worker {
                 .map(|(pool, _)| (pool.identity().clone(), pool.server_database())),
         );
         let mut databases: BTreeMap<_, Assignment> = BTreeMap::new();
+        let mut names = BTreeMap::new();
         for (pool, settings) in pools {
             let Some(signal) = signals.of(pool.identity()).cloned() else {
                 continue;
             };
+            let database = pool.server_database();
+            // The first of the pools that lead there gives its name to it.
+            names
+                .entry(database.clone())
+                .or_insert_with(|| pool.identity().database.clone());
             databases
-                .entry(pool.server_database())
+                .entry(database.clone())
                 .or_insert_with(|| Assignment {
                     pools: Vec::new(),
                     signal,
+                    notes: board::Notes::new(Arc::clone(&self.board), database),
                 })
                 .pools
                 .push((pool, settings));
         }
         let databases = databases.into_values().collect();
+        self.board.assign(names);
         let mut running = self
             .running
             .lock()
@@ -137,9 +154,9 @@ async fn supervise(mut assignments: mpsc::UnboundedReceiver<Vec<Assignment>>) {
     let mut tasks: Vec<lane::Task> = Vec::new();
     while let Some(databases) = assignments.recv().await {
         tasks.clear();
-        tasks.extend(databases.into_iter().map(|Assignment { pools, signal }| {
-            let pools = database::Pools::new(pools);
-            lane::Task::spawn(database::serve(pools, signal))
+        tasks.extend(databases.into_iter().map(|assignment| {
+            let pools = database::Pools::new(assignment.pools);
+            lane::Task::spawn(database::serve(pools, assignment.signal, assignment.notes))
         }));
     }
 }

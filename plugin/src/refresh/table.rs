@@ -272,6 +272,8 @@ async fn succeeded(table: &Table, lane: &Lane, started: Instant, outcome: Refres
     let recovered = table.listed.borrow().status == "error";
     table.conflicts.set(0);
     table.listed.borrow_mut().stale = false;
+    lane.notes
+        .refreshed(table.id, table.last_took.get(), &outcome);
     if outcome.mode != "none" {
         lane.refreshed(table.id);
     }
@@ -284,6 +286,7 @@ async fn succeeded(table: &Table, lane: &Lane, started: Instant, outcome: Refres
         match lane.transaction(async |conn| conn.query(&sql).await).await {
             Ok(_) => {
                 "active".clone_into(&mut table.listed.borrow_mut().status);
+                lane.notes.status(table.id, "active");
                 log::info!(
                     "stream table {} is refreshed again",
                     table.listed.borrow().name
@@ -318,7 +321,9 @@ async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Dur
     if is_the_servers(&error) {
         log::debug!("stream tables: {}: {error}", table.listed.borrow().name);
     } else {
-        let message = Box::<ErrorFields>::from(error).message;
+        let fields = Box::<ErrorFields>::from(error);
+        lane.notes.failed(table.id, &fields);
+        let message = fields.message;
         lane.record(Failure::new(table.id, took, message.clone()));
         if failures >= FAILURES_TO_ERROR {
             report(table, lane, failures, &message).await;
@@ -348,7 +353,10 @@ async fn report(table: &Table, lane: &Lane, failures: u32, message: &str) {
         table.id
     );
     match lane.transaction(async |conn| conn.query(&sql).await).await {
-        Ok(_) => "error".clone_into(&mut table.listed.borrow_mut().status),
+        Ok(_) => {
+            "error".clone_into(&mut table.listed.borrow_mut().status);
+            lane.notes.status(table.id, "error");
+        }
         Err(error) => log::debug!("stream tables: status not written: {error}"),
     }
 }

@@ -34,7 +34,7 @@ pub use config::PoolerConfig;
 pub use connect::{connect, try_connect};
 pub use install::{bin_dir, client_program, majors};
 pub use pgbouncer::PgBouncer;
-pub use pooler::Pooler;
+pub use pooler::{Pooler, Retired};
 pub use postgres::{Auth, Postgres, Settings};
 pub use process::{cpu_time, free_port, memory};
 pub use psql::{Psql, PsqlOutput};

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
@@ -23,6 +24,33 @@ pub struct Pooler {
     child: Option<Child>,
 }
 
+/// A pooler that another one has taken over from. Killed on drop.
+pub struct Retired(Child);
+
+impl Retired {
+    /// Sends a signal (`TERM`, `KILL` …) and returns at once.
+    pub fn signal(&self, name: &str) {
+        process::signal(self.0.id(), name);
+    }
+
+    /// How it ended, if it has.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().ok().flatten()
+    }
+
+    /// Waits for its end; `None` if it still runs after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        process::wait_for_exit(&mut self.0, limit)
+    }
+}
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 impl Pooler {
@@ -42,7 +70,7 @@ impl Pooler {
         for _ in 0..5 {
             pooler.port = process::free_port();
             fs::write(pooler.config_path(), config(pooler.port)).expect("pgcat.toml");
-            if pooler.launch() {
+            if pooler.launch(&[]) {
                 return pooler;
             }
             // Only a port that somebody else was faster to take is worth another try.
@@ -113,7 +141,7 @@ impl Pooler {
     pub fn restart(&mut self) {
         self.kill9();
         let deadline = Instant::now() + START_LIMIT;
-        while !self.launch() {
+        while !self.launch(&[]) {
             assert!(
                 Instant::now() < deadline,
                 "the pooler does not start again:\n{}",
@@ -121,6 +149,45 @@ impl Pooler {
             );
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Starts another process by `--takeover`, which is the pooler from now on.
+    pub fn take_over(&mut self) -> Retired {
+        let old = self.child.take().expect("the pooler runs");
+        assert!(
+            self.launch(&["--takeover"]),
+            "the pooler is not taken over from:\n{}",
+            self.log()
+        );
+        Retired(old)
+    }
+
+    /// Starts another process by `--takeover`, which must not come to serve; the pooler stays what it is.
+    pub fn fail_to_take_over(&mut self) {
+        let old = self.child.take().expect("the pooler runs");
+        let taken = self.launch(&["--takeover"]);
+        self.workplace.watch(old.id());
+        if let Some(mut new) = self.child.replace(old) {
+            let _ = new.kill();
+            let _ = new.wait();
+        }
+        assert!(!taken, "the pooler is taken over from:\n{}", self.log());
+    }
+
+    /// Starts the pooler, after it was killed, by `--takeover`, with nobody to take over from.
+    pub fn restart_by_take_over(&mut self) {
+        assert!(
+            self.launch(&["--takeover"]),
+            "the pooler does not start:\n{}",
+            self.log()
+        );
+    }
+
+    /// The socket by which another process takes over.
+    pub fn takeover_socket(&self) -> PathBuf {
+        let user = fs::metadata("/proc/self").expect("/proc").uid();
+        let name = format!("pgcat-{user}/127.0.0.1:{}.takeover", self.port);
+        self.workplace.path().join(name)
     }
 
     /// How the pooler ended, if it ended by itself; `None` while it runs.
@@ -137,7 +204,7 @@ impl Pooler {
         Some(status)
     }
 
-    fn launch(&mut self) -> bool {
+    fn launch(&mut self, arguments: &[&str]) -> bool {
         let before = self.log().len();
         let log = File::options()
             .create(true)
@@ -145,8 +212,10 @@ impl Pooler {
             .open(self.log_path())
             .expect("pooler.log");
         let mut child = process::daemon(&self.binary)
+            .args(arguments)
             .arg(self.config_path())
             .env("NO_COLOR", "1")
+            .env("TMPDIR", self.workplace.path())
             .env_remove("LOG_FORMAT")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))

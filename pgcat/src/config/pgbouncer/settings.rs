@@ -119,10 +119,10 @@ pub(super) const ALL: &[Known] = &[
     // "disable" before 1.20. With either kind of server, "prefer" connects.
     known("server_tls_sslmode", "prefer", Becomes("server_tls_mode")),
     known("service_name", "pgbouncer", NotNeeded("it is for Windows")),
-    known("so_reuseport", "0", NotNeeded("one process uses all processors: see worker_threads")),
+    known("so_reuseport", "0", NotNeeded("one process uses all processors (worker_threads), and is restarted by --takeover")),
     known("stats_period", "60", Missing("averages are over 15 s")),
     known("stats_users", "", Becomes("stats_users")),
-    known("suspend_timeout", "10", NotNeeded("there is no -R, which it is for")),
+    known("suspend_timeout", "10", NotNeeded("an online restart by --takeover suspends nobody")),
     known("syslog", "0", Missing("the log goes to standard output, for the service manager to keep")),
     known("syslog_facility", "daemon", NotNeeded("the service manager sets it")),
     known("syslog_ident", "pgbouncer", NotNeeded("the service manager sets it")),

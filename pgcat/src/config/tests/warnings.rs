@@ -48,16 +48,3 @@ fn unknown_keys_of_plugins_servers_and_the_top_level_are_warned_of_too() {
     assert!(config.plugins.contains_key("steam_tables"));
     assert!(!config.plugins["stream_tables"].contains_key("scheduel"));
 }
-
-#[test]
-fn settings_without_effect_are_listed_once_and_only_if_they_ask_for_something() {
-    let text = with_user("statement_timeout = 5");
-    let text = text.replace("[general]", "[general]\nserver_tls = false\nautoreload = 0");
-    let (_, warnings) = read(&text);
-    assert_eq!(
-        warnings,
-        [
-            "pgcat.toml:9: these settings have no effect yet: pools.db.users.0.statement_timeout (line 9)"
-        ]
-    );
-}
