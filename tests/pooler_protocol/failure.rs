@@ -220,6 +220,40 @@ fn a_query_before_terminate_is_run() {
     stage.assert_clean();
 }
 
+/// But not for as long as it likes: the server goes on with it alone.
+#[test]
+fn a_long_query_before_terminate_keeps_no_server() {
+    let stage = Stage::with(1, |config| config.general("connect_timeout = 15000"));
+    let mut client = stage.client();
+    let sql = "SELECT pg_sleep(61)";
+    client.send(Messages::new().query(sql));
+    eventually("the query runs", || is_running(sql));
+    client.send(Messages::new().terminate());
+    drop(client);
+    stage.client().run("SELECT 1");
+    assert!(is_running(sql));
+    direct().run(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = '{sql}'"
+    ));
+    stage.assert_clean();
+}
+
+/// Where the pooler waits for replies before it can go on, it notices that nobody else does.
+#[test]
+fn a_client_that_dies_while_its_next_message_waits() {
+    let stage = Stage::with(1, |config| config.general("connect_timeout = 15000"));
+    let mut client = stage.client();
+    client.send(Messages::new().parse("s", "SELECT 1").sync());
+    client.ready();
+    let sql = "SELECT pg_sleep(62)";
+    client.send(Messages::new().query(sql).query("DEALLOCATE s"));
+    eventually("the query runs", || is_running(sql));
+    drop(client);
+    stage.client().run("SELECT 1");
+    eventually("the query is given up", || !is_running(sql));
+    stage.assert_clean();
+}
+
 /// A closed sending half is taken for a client that has gone (it cannot be told from one), but the
 /// server stays usable.
 #[test]

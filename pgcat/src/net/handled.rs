@@ -4,12 +4,14 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
+use tokio::time::timeout;
+
 use super::extended::in_failed_transaction;
 use super::notify::{self, ListenStatement};
 use super::pipeline::PipelineEnd;
 use super::rows;
 use super::server::Server;
-use super::session::Session;
+use super::session::{LAST_WORK, Session};
 use crate::error::Error;
 use crate::plugins::{
     Action, Completion, PluginQuery, ServerHandle, SessionView, Statement, TransactionContext,
@@ -220,7 +222,16 @@ impl Session {
             // Replies to an unfinished batch come only when asked for.
             message::flush(server.out.tail());
         }
-        poll_fn(|cx| self.poll_drain(cx)).await
+        loop {
+            let drained = poll_fn(|cx| self.poll_drain(cx));
+            match timeout(LAST_WORK, drained).await {
+                Ok(outcome) => return outcome,
+                Err(_) if self.has_left() => {
+                    return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     fn status(&self) -> TransactionStatus {

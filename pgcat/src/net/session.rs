@@ -5,6 +5,9 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::handled::{HandledPortal, Piece};
 use super::io::{Io, OutBuffer};
@@ -30,6 +33,9 @@ use crate::wire::{TransactionStatus, message};
 /// What a client's names stand for. They are looked up for every message, and no other client's are among them, so that a
 /// faster hash than the standard library's will do.
 type Names<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
+
+/// For how long what a client has left to be done keeps a server connection from the others.
+pub(super) const LAST_WORK: Duration = Duration::from_secs(5);
 
 /// A client's session.
 pub struct Session {
@@ -254,11 +260,26 @@ impl Session {
         if self.server.as_deref().is_some_and(copying) {
             return Ok(());
         }
-        let limit = std::time::Duration::from_secs(5);
-        match tokio::time::timeout(limit, self.settle()).await {
+        match timeout(LAST_WORK, self.settle()).await {
             Ok(outcome) => outcome,
             Err(_) => Ok(()),
         }
+    }
+
+    /// Whether the client has closed its connection. What it sends meanwhile waits for its turn.
+    pub(super) fn has_left(&mut self) -> bool {
+        let mut buffer = [0; 512];
+        while self.input.len() < super::io::KEEP_CAPACITY {
+            match self.io.try_read(&mut buffer) {
+                None => return false,
+                Some(Ok(n)) if n > 0 => {
+                    self.input.extend_from_slice(&buffer[..n]);
+                    self.input_ready = true;
+                }
+                Some(_) => return true,
+            }
+        }
+        false
     }
 
     /// The connection taken already, or one from the pool.
@@ -553,18 +574,14 @@ impl Session {
             let finish = async {
                 server.drain(body).await?;
                 if server.status != TransactionStatus::Idle {
-                    let limit = std::time::Duration::from_secs(15);
-                    let rollback = server.simple_query("ROLLBACK", &mut ignored);
-                    return tokio::time::timeout(limit, rollback)
-                        .await
-                        .map_err(|_| Error::Timeout)?
-                        .map(drop);
+                    server.simple_query("ROLLBACK", &mut ignored).await?;
                 }
-                Ok(())
+                Ok::<_, Error>(())
             };
-            match finish.await {
-                Ok(()) => pool.release(&thread, server),
-                Err(_) => pool.close(server),
+            // What takes longer the server ends by itself, as it does for a client of its own.
+            match timeout(LAST_WORK, finish).await {
+                Ok(Ok(())) => pool.release(&thread, server),
+                _ => pool.close(server),
             }
         });
     }
