@@ -84,6 +84,27 @@ fn a_changed_pool_keeps_its_clients_and_statistics() {
     });
 }
 
+/// The greeting of a client is asked of a server: it must not matter which pool that belongs to.
+#[test]
+fn a_login_that_waits_goes_over_to_the_changed_pool() {
+    let of = |size| config(size).general("connect_timeout = 15000");
+    let pooler = start(&of(1));
+    let mut busy = client(&pooler);
+    busy.run("BEGIN");
+    let mut newcomer = Wire::open(pooler.port());
+    let parameters = [
+        ("user", "postgres"),
+        ("database", "postgres"),
+        ("options", "-c work_mem=3MB"),
+    ];
+    newcomer.send(startup(PROTOCOL_3_0, &parameters));
+    assert!(newcomer.silent_for(Duration::from_millis(300)));
+    reload(&pooler, &of(2));
+    newcomer.greeted();
+    assert_eq!(newcomer.value("SHOW work_mem"), "3MB");
+    busy.run("COMMIT");
+}
+
 #[test]
 fn prepared_statements_outlive_a_changed_pool() {
     let pooler = start(&config(1));

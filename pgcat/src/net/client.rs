@@ -257,7 +257,7 @@ impl Newcomer {
                 .map(Some);
         }
         let settings = session_settings(&startup)?;
-        let parameters = greeting(thread, &pool, &settings).await?;
+        let (pool, parameters) = greeted(thread, pool, &settings).await?;
         let kind = match internal_pool {
             Some(_) => Kind::Internal,
             None => Kind::Client,
@@ -686,6 +686,24 @@ fn session_settings(startup: &Startup) -> Result<Settings, Error> {
     Ok(settings)
 }
 
+/// What the server reports to a session with these settings, and the pool: a reload may put another one
+/// in its place meanwhile.
+async fn greeted(
+    thread: &Rc<ThreadContext>,
+    mut pool: Rc<LocalPool>,
+    settings: &Settings,
+) -> Result<(Rc<LocalPool>, Parameters), Error> {
+    loop {
+        match greeting(thread, &pool, settings).await {
+            Err(Error::Retired) => {
+                let successor = thread.pool_of(&pool.shared.identity);
+                pool = successor.ok_or(Error::Retired)?;
+            }
+            outcome => return outcome.map(|parameters| (pool, parameters)),
+        }
+    }
+}
+
 /// What the server reports to a session with these settings. Asked of a server once per set of
 /// settings, which also finds out whether they are valid.
 async fn greeting(
@@ -724,7 +742,10 @@ async fn ask_greeting(
     let mut server = pool
         .checkout(thread, Route::default_of(&pool.shared.settings))
         .await
-        .map_err(|error| down(error.to_string()))?;
+        .map_err(|error| match error {
+            Error::Retired => error,
+            error => down(error.to_string()),
+        })?;
     let wanted = std::sync::Arc::new(settings.clone());
     let sql = server.settings.transition(&wanted);
     if !sql.is_empty() {
