@@ -100,6 +100,9 @@ async fn connect_first<C>(
 where
     C: Future<Output = io::Result<TcpStream>> + Send + 'static,
 {
+    if let [only] = addresses[..] {
+        return connect(only).await;
+    }
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");

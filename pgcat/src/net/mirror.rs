@@ -2,7 +2,7 @@
 //!
 //! Nothing the mirror does may be felt by clients. So bytes are copied into a bounded queue, which a task
 //! of the mirror's empties. If the queue is full, or the mirror connection is lost, it is closed, so that
-//! the transaction that was cut off is rolled back there, and a new one is made. That begins when the
+//! the transaction that was cut off is rolled back there, and a new one is made. The new one begins when the
 //! server connection is next given to a client, with the settings and prepared statements that are in
 //! force by then: everything on a mirror connection has the context that it had on the server's.
 
@@ -43,10 +43,10 @@ pub struct DetachedMirrored {
 #[derive(Debug)]
 struct Tap(Arc<Queue>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     stage: Stage,
     bytes: Vec<u8>,
@@ -57,14 +57,13 @@ struct State {
     waker: Option<Waker>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// The queue was full, or the connection was lost: it is to be closed.
     Broken,
-    /// There is no connection.
-    #[default]
+    /// There is no connection, and nothing is kept for one.
     Connecting,
-    /// The mirror gets what the server gets.
+    /// The mirror gets what the server gets; from the beginning, if it can be reached then.
     Following,
     /// Connected, and nothing has been sent.
     Ready,
@@ -95,7 +94,7 @@ pub fn begin(thread: &Rc<ThreadContext>, server: &mut Server) {
     let pool = server.slot.pool();
     let mut taps = Vec::new();
     for mirror in mirrors {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new());
         taps.push(Tap(queue.clone()));
         let follower = Follower {
             thread: thread.clone(),
@@ -188,6 +187,32 @@ fn go_over(out: &mut Vec<u8>, present: &mut Settings, wanted: Settings) {
 }
 
 impl Queue {
+    /// Of a server connection on which nothing has been sent yet.
+    fn new() -> Self {
+        Self(Mutex::new(State {
+            stage: Stage::Following,
+            bytes: Vec::new(),
+            limit: LIMIT,
+            closed: false,
+            waker: None,
+        }))
+    }
+
+    /// The mirror connection has been made.
+    fn connected(&self) {
+        let mut state = self.lock();
+        if state.stage == Stage::Connecting {
+            state.stage = Stage::Ready;
+        }
+    }
+
+    /// It is lost, or could not be made.
+    fn lost(&self) {
+        let mut state = self.lock();
+        state.stage = Stage::Connecting;
+        state.bytes = Vec::new();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,12 +254,6 @@ impl Queue {
         let mut state = self.lock();
         state.waker = Some(cx.waker().clone());
         it(&state)
-    }
-
-    fn enter(&self, stage: Stage) {
-        let mut state = self.lock();
-        state.stage = stage;
-        state.bytes = Vec::new();
     }
 }
 
@@ -293,7 +312,7 @@ impl Follower {
                     log::debug!("mirror {} of {}: {error}", self.name(), self.of);
                 }
             }
-            self.queue.enter(Stage::Connecting);
+            self.queue.lost();
             sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }
@@ -317,7 +336,7 @@ impl Follower {
             Err(error) => return Outcome::Failed(error),
         };
         *pause = FIRST_PAUSE;
-        self.queue.enter(Stage::Ready);
+        self.queue.connected();
         let closed = async {
             // One task, one waker: the queue keeps it for both.
             poll_fn(|cx| match self.queue.is(cx, |state| state.closed) {
