@@ -236,6 +236,41 @@ async def large_results():
     await conn.close()
 
 
+async def changed_tables():
+    """asyncpg keeps decoders by statement, and prepares again when the server says that they do not fit any more."""
+    clients = [await connect() for _ in range(4)]
+    beside = await connect(port=common.DIRECT_PORT)
+    query = "SELECT * FROM changing"
+    await beside.execute("DROP TABLE IF EXISTS changing; CREATE TABLE changing (a int); INSERT INTO changing VALUES (1)")
+    changes = (
+        (beside, "ADD b text DEFAULT 'x'", {"a": 1, "b": "x"}),
+        (clients[0], "ALTER a TYPE text", {"a": "1", "b": "x"}),
+        (beside, "DROP a", {"b": "x"}),
+        (clients[0], "RENAME b TO a", {"a": "x"}),
+        (beside, "ALTER a TYPE varchar(3)", {"a": "x"}),
+    )
+    for who, change, expected in changes:
+        # At once, so that several server connections have the statement.
+        await asyncio.gather(*(client.fetch(query) for client in clients))
+        await who.execute(f"ALTER TABLE changing {change}")
+        for client in clients:
+            assert dict(await client.fetchrow(query)) == expected, change
+    # In a transaction it cannot be helped.
+    await beside.execute("ALTER TABLE changing ADD c int")
+    for client in clients:
+        try:
+            async with client.transaction():
+                await client.fetch(query)
+            raise AssertionError("not told of the change")
+        except asyncpg.InvalidCachedStatementError:
+            pass
+        assert dict(await client.fetchrow(query)) == {"a": "x", "c": None}
+    for client in clients:
+        await client.close()
+    await beside.execute("DROP TABLE changing")
+    await beside.close()
+
+
 async def pools():
     pool = await asyncpg.create_pool(
         host=common.HOST,
@@ -315,6 +350,7 @@ common.run_async(
     copy,
     executemany,
     cancels,
+    changed_tables,
     pools,
     listens,
     types,

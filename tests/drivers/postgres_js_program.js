@@ -163,6 +163,28 @@ runTests({
     });
   },
 
+  // It remembers columns by statement, and prepares again when the server says that they have changed.
+  async changedTables() {
+    await withClient(
+      async (beside) => {
+        await withClient(async (sql) => {
+          await beside`DROP TABLE IF EXISTS changing`;
+          await beside`CREATE TABLE changing AS SELECT 1 AS a`;
+          const rows = async () => [...(await sql`SELECT * FROM changing`)];
+          assert.deepStrictEqual(await rows(), [{ a: 1 }]);
+          await beside`ALTER TABLE changing ADD b text DEFAULT 'x'`;
+          assert.deepStrictEqual(await rows(), [{ a: 1, b: "x" }]);
+          await sql`ALTER TABLE changing ALTER a TYPE text`;
+          assert.deepStrictEqual(await rows(), [{ a: "1", b: "x" }]);
+          await beside`ALTER TABLE changing RENAME b TO c`;
+          assert.deepStrictEqual(await rows(), [{ a: "1", c: "x" }]);
+          await sql`DROP TABLE changing`;
+        });
+      },
+      { port: Number(process.env.DIRECT_PORT) },
+    );
+  },
+
   async listens() {
     await withClient(async (sql) => {
       const heard = [];

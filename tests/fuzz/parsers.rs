@@ -8,7 +8,7 @@ use pgcat::session::auth::scram::Binding;
 use pgcat::session::auth::scram_client::{Proof, ScramClient, ServerBinding};
 use pgcat::session::auth::{ScramSecret, ScramServer, Secret};
 use pgcat::session::settings::{Settings, literal};
-use pgcat::session::traits::{Traits, custom_settings, deallocated_name};
+use pgcat::session::traits::{PreparedUse, Traits, custom_settings, prepared_use};
 use pgcat::wire::error_fields::ErrorFields;
 use pgcat::wire::message::{build, data_row, put_cstr};
 use pgcat::wire::startup::{FirstPacket, parse_options};
@@ -98,7 +98,7 @@ fn sql(text: &str) {
     for name in custom_settings(text) {
         assert!(name.contains('.'));
     }
-    if deallocated_name(text).is_some() {
+    if matches!(prepared_use(text), Some((PreparedUse::Deallocate, _))) {
         assert!(Traits::of(text.as_bytes()).deallocates, "{text:?}");
     }
     if Command::parse(text).is_some() {

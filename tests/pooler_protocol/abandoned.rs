@@ -3,18 +3,19 @@
 use std::thread;
 use std::time::Duration;
 
-use test_support::wire::{Messages, sqlstate, tags};
+use test_support::wire::{Message, Messages, Wire, sqlstate, tags};
 
+use crate::prepared::{prepare, run};
 use crate::stage::{Stage, same};
 
-/// A pool of one whose clients do not wait for long.
+/// A pool of one whose clients do not wait for ever.
 fn stage() -> Stage {
-    Stage::with(1, |config| config.general("connect_timeout = 3000"))
+    Stage::with(1, |config| config.general("connect_timeout = 15000"))
 }
 
 fn with_stream_tables() -> Stage {
     Stage::with(1, |config| {
-        config.general("connect_timeout = 3000").stream_tables()
+        config.general("connect_timeout = 15000").stream_tables()
     })
 }
 
@@ -112,6 +113,18 @@ fn a_batch_without_server_fails_before_its_sync() {
     client.run("SELECT 1");
 }
 
+/// Runs a statement that the client's own timeout may cancel on a loaded machine, until it does not.
+fn insist(client: &mut Wire, sql: &str) -> Vec<Message> {
+    for _ in 0..1000 {
+        let messages = client.query(sql);
+        if !tags(&messages).contains('E') {
+            return messages;
+        }
+        assert_eq!(sqlstate(&messages), "57014", "{messages:?}");
+    }
+    panic!("always cancelled: {sql}");
+}
+
 /// What the pooler asks the server for itself does not fail by the client's own timeout.
 #[test]
 fn a_short_statement_timeout() {
@@ -119,13 +132,13 @@ fn a_short_statement_timeout() {
     for n in 0..30 {
         let mut client = stage.client();
         client.run("SET statement_timeout = 1");
-        client.run(&format!("SET statement_timeout = {}", 2 + n % 2));
+        let wanted = format!("{}ms", 2 + n % 2);
+        insist(&mut client, &format!("SET statement_timeout = '{wanted}'"));
         let mut other = stage.client();
         other.run("SET lock_timeout = 1000");
-        assert_eq!(
-            client.value("SHOW statement_timeout"),
-            format!("{}ms", 2 + n % 2)
-        );
+        let shown = insist(&mut client, "SHOW statement_timeout");
+        let row = shown.iter().find(|message| message.tag == b'D');
+        assert_eq!(row.map(Message::row), Some(vec![Some(wanted)]));
         assert_eq!(other.value("SHOW statement_timeout"), "0");
     }
     stage.assert_clean();
@@ -163,4 +176,36 @@ fn session_state_beside_a_plugins_statement() {
     // While the client is connected: the server connection is not kept for it, either.
     stage.assert_clean();
     assert_eq!(client.value("SHOW work_mem"), "9MB");
+}
+
+#[test]
+fn statements_of_the_protocol_named_beside_a_plugins_statement() {
+    let stage = with_stream_tables();
+    let mut client = stage.client();
+    prepare(&mut client, "s", "SELECT $1::int + 1");
+    let messages = client.query("SHOW STREAM TABLES; EXECUTE s(1); SELECT 5");
+    let rows = messages.iter().filter(|message| message.tag == b'D');
+    let values: Vec<_> = rows.map(|row| row.row()[0].clone()).collect();
+    assert_eq!(values, [Some("2".to_owned()), Some("5".to_owned())]);
+    assert_eq!(
+        client.error("SHOW STREAM TABLES; PREPARE s AS SELECT 1"),
+        "42P05"
+    );
+    assert_eq!(run(&mut client, "s", "2"), "3");
+    let mut other = stage.client();
+    prepare(&mut other, "s", "SELECT $1::int + 1");
+    for (sql, code) in [
+        ("SELECT 1/0; DEALLOCATE s; SHOW STREAM TABLES", "22012"),
+        ("SHOW STREAM TABLES; EXECUTE s('x')", "22P02"),
+    ] {
+        assert_eq!(client.error(sql), code);
+        assert_eq!(run(&mut client, "s", "3"), "4");
+    }
+    client.run("SHOW STREAM TABLES; DEALLOCATE s");
+    client.send(Messages::new().bind("", "s", &[Some("1")]).sync());
+    assert_eq!(sqlstate(&client.ready()), "26000");
+    assert_eq!(client.error("SHOW STREAM TABLES; DEALLOCATE s"), "26000");
+    assert_eq!(run(&mut other, "s", "4"), "5");
+    drop((client, other));
+    stage.assert_clean();
 }

@@ -16,6 +16,7 @@ mod limits;
 mod limits_of_servers;
 mod listen;
 mod prepared;
+mod prepared_ddl;
 mod prepared_doubt;
 mod prepared_shared;
 mod random;

@@ -260,3 +260,46 @@ fn sql_prepare_in_a_transaction() {
         wire.query("COMMIT");
     });
 }
+
+#[test]
+fn sql_that_names_a_statement_of_the_protocol() {
+    same(|wire| {
+        let gone = |wire: &mut Wire| {
+            wire.send(Messages::new().bind("", "s", &[Some("1")]).sync());
+            assert_eq!(sqlstate(&wire.ready()), "26000");
+        };
+        prepare(wire, "s", "SELECT $1::int");
+        wire.query("EXECUTE s(2)");
+        wire.query("EXECUTE S (3); SELECT 4; EXECUTE \"s\"(5);");
+        wire.query("PREPARE s AS SELECT 2");
+        wire.query("SELECT 1; PREPARE s AS SELECT 2");
+        run(wire, "s", "6");
+        wire.query("BEGIN");
+        wire.query("EXECUTE s('x')");
+        wire.query("EXECUTE s(1)");
+        wire.query("DEALLOCATE s");
+        wire.query("ROLLBACK");
+        wire.query("SELECT 1/0; DEALLOCATE s");
+        run(wire, "s", "7");
+        // It is not part of the transaction that fails.
+        wire.query("SELECT 1; DEALLOCATE s; SELECT 1/0");
+        gone(wire);
+        wire.query("EXECUTE s(1)");
+        prepare(wire, "s", "SELECT $1::int");
+        wire.query("BEGIN; EXECUTE s(8); COMMIT; DEALLOCATE PREPARE s");
+        gone(wire);
+        wire.query("PREPARE s AS SELECT 9; EXECUTE s; DEALLOCATE s");
+        prepare(wire, "s", "SELECT $1::int");
+        wire.send(Messages::new().statement("EXECUTE s(10)").sync());
+        wire.ready();
+        wire.send(Messages::new().statement("PREPARE s AS SELECT 2").sync());
+        wire.ready();
+        run(wire, "s", "11");
+        // What it reads is gone.
+        wire.query("CREATE TABLE named_in_sql (a int)");
+        prepare(wire, "t", "SELECT * FROM named_in_sql");
+        wire.query("DROP TABLE named_in_sql");
+        wire.query("EXECUTE t");
+        wire.query("SELECT 1; EXECUTE t");
+    });
+}

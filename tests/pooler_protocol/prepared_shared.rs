@@ -209,6 +209,61 @@ fn deallocate_does_not_reach_others() {
     }
 }
 
+/// Where neither the text nor a command tag tells. A server connection that has lost its statements fails nobody for ever.
+#[test]
+fn statements_deallocated_by_a_function() {
+    direct().run(
+        "CREATE OR REPLACE FUNCTION forget_statements() RETURNS void LANGUAGE plpgsql \
+         AS $$ BEGIN EXECUTE 'DEAL' || 'LOCATE ALL'; END $$",
+    );
+    let stage = Stage::new(1);
+    let mut clients = [stage.client(), stage.client()];
+    for client in &mut clients {
+        prepare(client, "s1", "SELECT $1::int + 1");
+        prepare(client, "s2", "SELECT $1::int + 2");
+    }
+    clients[1].run("SELECT forget_statements()");
+    let bind = Messages::new().bind("", "s1", &[Some("1")]).execute("");
+    clients[0].send(bind.sync());
+    let messages = clients[0].ready();
+    if tags(&messages).contains('E') {
+        let text = messages[0].field(b'M').expect("a message");
+        assert_eq!(text, "prepared statement \"s1\" does not exist");
+    }
+    for client in &mut clients {
+        assert_eq!(run(client, "s1", "1"), "2");
+        assert_eq!(run(client, "s2", "1"), "3");
+    }
+}
+
+/// Each parameter's type is named to a server that gets the statement later.
+#[test]
+fn more_than_32767_parameters_on_another_server() {
+    let stage = Stage::new(2);
+    let mut client = stage.client();
+    let list: Vec<String> = (1..=65_535).map(|n| format!("${n}")).collect();
+    let list = list.join(",");
+    let sql = format!("SELECT pg_backend_pid(), count(*) FROM unnest(ARRAY[{list}]::int[]) a");
+    prepare(&mut client, "s", &sql);
+    let mut first = stage.occupant();
+    let mut second = stage.occupant();
+    let mut pids = Vec::new();
+    for occupant in [&mut first, &mut second] {
+        occupant.run("COMMIT");
+        client.send(
+            Messages::new()
+                .bind("", "s", &vec![Some("7"); 65_535])
+                .execute("")
+                .sync(),
+        );
+        let row = client.ready()[1].row();
+        assert_eq!(row[1].as_deref(), Some("65535"));
+        pids.push(row[0].clone());
+        occupant.run("BEGIN");
+    }
+    assert_ne!(pids[0], pids[1]);
+}
+
 /// More statements than a server keeps, in one pipeline and over many.
 #[test]
 fn more_statements_than_the_server_keeps() {

@@ -35,6 +35,10 @@ const STATEMENTS: &[&str] = &[
     "SELECT count(*) FROM fuzzed",
     "INSERT INTO fuzzed VALUES (1)",
     "DELETE FROM fuzzed",
+    "SELECT * FROM fuzzed LIMIT 1",
+    "INSERT INTO fuzzed VALUES (3) RETURNING *",
+    "ALTER TABLE fuzzed ADD b int",
+    "ALTER TABLE fuzzed DROP b",
     "SET work_mem = '1MB'",
     "SET LOCAL work_mem = '2MB'",
     "RESET work_mem",
@@ -56,6 +60,16 @@ const PARAMETERISED: &[&str] = &[
     "SELECT $1::text || '!', generate_series(1, 3)",
     "INSERT INTO fuzzed VALUES ($1)",
     "SELECT 10 / $1::int",
+];
+
+/// SQL that names statements of the protocol.
+const NAMING: &[&str] = &[
+    "DEALLOCATE a",
+    "EXECUTE a",
+    "EXECUTE b (1)",
+    "SELECT 1; DEALLOCATE c; SELECT 2",
+    "SELECT 1/0; DEALLOCATE b",
+    "BEGIN; EXECUTE c; EXECUTE a (0)",
 ];
 
 const NAMES: &[&str] = &["", "a", "b", "c"];
@@ -124,7 +138,10 @@ impl Script {
                 let sql = format!("{}; {}", self.one_of(STATEMENTS), self.one_of(STATEMENTS));
                 self.add(format!("query {sql}"), |m| m.query(&sql));
             }
-            24 => self.add("query DEALLOCATE a".to_owned(), |m| m.query("DEALLOCATE a")),
+            24 => {
+                let sql = self.one_of(NAMING);
+                self.add(format!("query {sql}"), |m| m.query(sql));
+            }
             25..36 => {
                 let sql = self.one_of(STATEMENTS);
                 self.add(format!("parse {name:?}: {sql}"), |m| m.parse(name, sql));
@@ -195,7 +212,7 @@ impl Script {
 
     /// Plays it in pieces of random sizes; returns the replies.
     fn play(&mut self, reset: &mut Wire, port: u16) -> Vec<Message> {
-        reset.run("DELETE FROM fuzzed");
+        reset.run("DELETE FROM fuzzed; ALTER TABLE fuzzed DROP IF EXISTS b");
         let mut wire = Wire::connect(port, "postgres", "postgres");
         let mut rest = self.messages.as_ref();
         while !rest.is_empty() {
@@ -220,10 +237,19 @@ fn is_end(message: &Message) -> bool {
     message.tag == b'D' && message.body.ends_with(END.as_bytes())
 }
 
-/// What of an error may differ: of two names for one text the pooler may tell the wrong one (but one of
+/// What may differ. Of a column, its number in a table that has lost others; of an error: of two names for one text the pooler may tell the wrong one (but one of
 /// the client's), and where in the server's code a failed transaction is noticed depends on whether a
 /// statement had to be parsed there again.
 fn mask(message: &mut Message) {
+    if message.tag == b'T' {
+        let mut at = 2;
+        while at < message.body.len() {
+            let name = message.body[at..].iter().position(|&byte| byte == 0);
+            at += name.expect("a name") + 1;
+            message.body[at + 4..at + 6].fill(0);
+            at += 18;
+        }
+    }
     if message.tag != b'E' {
         return;
     }

@@ -3,15 +3,15 @@
 
 use std::sync::Arc;
 
-use super::frontend::{Step, Walk, deallocated};
+use super::frontend::{Step, Walk};
 use super::handled::HandledPortal;
 use super::session::{ClientStatement, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::plugins::{Action, Statement};
 use crate::router::command::may_be_command;
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::prepared::{self, PreparedStatement};
-use crate::session::traits::Traits;
+use crate::session::prepared::{self, PreparedStatement, Scope};
+use crate::session::traits::{PreparedUse, Traits, prepared_use};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr, take_cstr};
 use crate::wire::{HEADER, TransactionStatus, backend, frontend};
@@ -97,10 +97,8 @@ impl Session {
         {
             return Ok(self.parse_handled(name, statement));
         }
-        if let Some(deallocated) = deallocated(text)
-            && self.statements.remove(deallocated.as_bytes()).is_some()
-        {
-            self.alias(walk, deallocated.as_bytes());
+        if traits.may_name_statement {
+            self.alias_named(walk, text);
         }
         let replaced = rewritten.is_some();
         let rest = rewritten.as_deref().unwrap_or(rest);
@@ -134,25 +132,29 @@ impl Session {
                 return Ok(Step::Stop(Event::Settle));
             }
             // The server is to say, in its own words and at the right place, that the name is taken.
-            self.alias(walk, name);
+            self.alias(walk, name, &empty_statement());
             self.expect(Request::Parse, Undo::Nothing);
             if let Some(server) = &mut self.server {
                 server.dirty = true;
             }
             return Ok(Step::Forward);
         }
-        let search_path = self.settings.value("search_path").unwrap_or_default();
-        let statement = self.thread.pooler.interner.intern(rest, search_path);
-        let known = self
-            .server
-            .as_mut()
-            .is_some_and(|server| server.statements.touch(statement.id));
-        let undo = if known {
+        let Some(server) = &self.server else {
+            return Ok(Step::NeedServer);
+        };
+        if self.settings_changed && server.ledger.is_capturing() {
+            // What the text means depends on them.
+            return Ok(Step::Stop(Event::Settle));
+        }
+        let (pool, shard) = (self.pool.shared.index, server.address().shard);
+        let scope = Scope::new(pool, shard, &self.settings);
+        let statement = self.thread.pooler.interner.intern(rest, scope);
+        let undo = if server.statements.contains(statement.id) {
             Undo::Closed(statement.id)
         } else {
-            self.make_room(walk, statement.id);
             Undo::Nothing
         };
+        self.make_room(walk, statement.id);
         // Parsed anew, as it would be on a connection of the client's own: what the text means, or
         // whether it means anything, may have changed since another client had it parsed. And what is
         // known of the server's statements may be wrong, if a batch on its way fails.
@@ -166,10 +168,47 @@ impl Session {
                 client_name: Some(name.into()),
             },
         );
-        message::parse_raw(self.inject(walk), &statement.server_name, rest);
+        let out = self.inject(walk);
+        message::parse_raw(out, &statement.server_name, rest);
+        message::describe_statement(out, &statement.server_name);
+        if let Some(server) = &mut self.server {
+            let undo = Undo::Described {
+                statement: statement.clone(),
+                client_name: Some(name.into()),
+            };
+            server
+                .ledger
+                .push(Request::DescribeStatement, Fate::Learn, undo);
+        }
         self.statements
             .insert(name.into(), ClientStatement::Prepared { statement, traits });
         Ok(Step::Done)
+    }
+
+    /// Lets the server know the statement that a text names, if it is one of the client's.
+    fn alias_named(&mut self, walk: &mut Walk<'_>, text: &[u8]) {
+        let Ok(text) = std::str::from_utf8(text) else {
+            return;
+        };
+        let Some((prepared_use, name)) = prepared_use(text) else {
+            return;
+        };
+        let Some(known) = self.statements.get(name.as_bytes()) else {
+            return;
+        };
+        let rest = match known {
+            ClientStatement::Prepared { statement, .. } if prepared_use == PreparedUse::Execute => {
+                statement.rest_with_types()
+            }
+            _ => empty_statement(),
+        };
+        self.alias(walk, name.as_bytes(), &rest);
+        if prepared_use == PreparedUse::Deallocate {
+            self.statements.remove(name.as_bytes());
+        }
+        if let Some(server) = &mut self.server {
+            server.dirty = true;
+        }
     }
 
     /// Whether a reply is outstanding that may yet free a name the client has given.
@@ -215,7 +254,7 @@ impl Session {
         }
     }
 
-    /// Notes that the server gets the statement, and closes the one that must go for it.
+    /// Notes that the server gets the statement, and closes the one that must go for it, if one must.
     fn make_room(&mut self, walk: &mut Walk<'_>, statement: u64) {
         let evicted = self
             .server
@@ -228,57 +267,67 @@ impl Session {
         }
     }
 
-    /// Makes sure that the server has the statement a message is about to use, and returns it. `None`:
-    /// the client's name means nothing to the pooler, and the server is to say so.
-    fn provide(&mut self, walk: &mut Walk<'_>, name: &[u8]) -> Option<Arc<PreparedStatement>> {
-        let session = self.registration.id;
+    /// The statement a message is about to use, which the server has. `None`: the client's name means
+    /// nothing to the pooler, and the server is to say so.
+    ///
+    /// # Errors
+    /// What has to be done before.
+    fn use_statement(
+        &mut self,
+        walk: &mut Walk<'_>,
+        name: &[u8],
+    ) -> Result<Option<Arc<PreparedStatement>>, Event> {
         if name.is_empty() {
-            let current = (session, self.unnamed.version);
-            let server = self.server.as_mut()?;
-            match &self.unnamed.statement {
-                UnnamedStatement::Text(rest) if server.unnamed != Some(current) => {
-                    server.unnamed = Some(current);
-                    let rest = rest.clone();
-                    self.inject_expecting(walk, Request::Parse, Undo::ParsedUnnamed, |out| {
-                        message::parse_raw(out, b"", &rest);
-                    });
-                }
-                UnnamedStatement::Text(_) => (),
-                // Another client's unnamed statement must not be found there.
-                _ if server.unnamed.take().is_some() => {
-                    self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
-                        message::close_statement(out, b"");
-                    });
-                }
-                _ => (),
-            }
-            return None;
+            self.use_unnamed(walk);
+            return Ok(None);
         }
-        let ClientStatement::Prepared { statement, traits } = self.statements.get(name)? else {
-            return None;
+        let Some(ClientStatement::Prepared { statement, traits }) = self.statements.get(name)
+        else {
+            return Ok(None);
         };
+        let Some(server) = &mut self.server else {
+            return Ok(None);
+        };
+        if server
+            .ledger
+            .is_learning_by_another_name(statement.id, name)
+        {
+            return Err(Event::Settle);
+        }
+        if !server.statements.touch(statement.id) {
+            return Err(Event::Provide {
+                name: name.into(),
+                described: walk.header.tag == frontend::DESCRIBE,
+            });
+        }
         let (statement, traits) = (statement.clone(), *traits);
         self.note_traits(traits, statement.text());
-        let server = self.server.as_mut()?;
-        let known = server.statements.touch(statement.id);
-        if !known {
-            self.make_room(walk, statement.id);
+        Ok(Some(statement))
+    }
+
+    /// Makes sure that the server's unnamed statement is the client's.
+    fn use_unnamed(&mut self, walk: &mut Walk<'_>) {
+        let current = (self.registration.id, self.unnamed.version);
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        match &self.unnamed.statement {
+            UnnamedStatement::Text(rest) if server.unnamed != Some(current) => {
+                server.unnamed = Some(current);
+                let rest = rest.clone();
+                self.inject_expecting(walk, Request::Parse, Undo::ParsedUnnamed, |out| {
+                    message::parse_raw(out, b"", &rest);
+                });
+            }
+            UnnamedStatement::Text(_) => (),
+            // Another client's unnamed statement must not be found there.
+            _ if server.unnamed.take().is_some() => {
+                self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
+                    message::close_statement(out, b"");
+                });
+            }
+            _ => (),
         }
-        // A Parse of an earlier batch may be skipped, and then it takes this one.
-        let server = self.server.as_ref()?;
-        if !known || server.ledger.is_providing_before_sync(statement.id) {
-            self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
-                message::close_statement(out, &statement.server_name);
-            });
-            let undo = Undo::Parsed {
-                statement: statement.id,
-                client_name: None,
-            };
-            self.inject_expecting(walk, Request::Parse, undo, |out| {
-                message::parse_raw(out, &statement.server_name, &statement.rest);
-            });
-        }
-        Some(statement)
     }
 
     fn bind(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
@@ -307,10 +356,13 @@ impl Session {
         if self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
         }
+        let statement = match self.use_statement(walk, name) {
+            Ok(statement) => statement,
+            Err(event) => return Ok(Step::Stop(event)),
+        };
         if !self.portals.is_empty() {
             self.portals.remove(portal);
         }
-        let statement = self.provide(walk, name);
         self.expect(Request::Bind, Undo::Nothing);
         let Some(statement) = statement else {
             return Ok(Step::Forward);
@@ -355,15 +407,15 @@ impl Session {
         if self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
         }
-        let statement = self.provide(walk, name);
+        let statement = match self.use_statement(walk, name) {
+            Ok(statement) => statement,
+            Err(event) => return Ok(Step::Stop(event)),
+        };
         self.expect(Request::DescribeStatement, Undo::Nothing);
         let Some(statement) = statement else {
             return Ok(Step::Forward);
         };
-        build(self.inject(walk), frontend::DESCRIBE, |out| {
-            out.push(b'S');
-            put_cstr(out, &statement.server_name);
-        });
+        message::describe_statement(self.inject(walk), &statement.server_name);
         Ok(Step::Done)
     }
 
@@ -470,6 +522,11 @@ pub(super) fn in_failed_transaction() -> ErrorFields {
         "25P02",
         "current transaction is aborted, commands ignored until end of transaction block",
     )
+}
+
+/// The end of a Parse of a text that is parsed even in a failed transaction.
+pub(super) fn empty_statement() -> Vec<u8> {
+    message::parse_rest("", 0)
 }
 
 fn string(body: &[u8]) -> Result<(&[u8], &[u8]), Error> {

@@ -7,7 +7,7 @@ use std::task::Context;
 use super::session::{Body, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::traits::{Traits, custom_settings, deallocated_name};
+use crate::session::traits::{Traits, custom_settings};
 use crate::wire::message::{self};
 use crate::wire::{HEADER, Header, TransactionStatus, frontend};
 
@@ -284,20 +284,13 @@ impl Session {
         if wanted && let Some(pieces) = self.inspect_query(text) {
             return Ok(Step::Event(Event::Query(pieces)));
         }
-        if let Some(name) = deallocated(text)
-            && self.statements.contains_key(name.as_bytes())
-            && let Some(server) = &self.server
-        {
-            if server.ledger.is_waiting() {
-                // An error on its way would have the server skip this.
-                return Ok(Step::Stop(Event::Settle));
-            }
-            if !server.ledger.is_skipping() && server.status != TransactionStatus::Failed {
-                self.statements.remove(name.as_bytes());
-                self.alias(walk, name.as_bytes());
-            }
-        }
         let traits = Traits::of(text);
+        if traits.may_name_statement
+            && walk.is_complete()
+            && let Some(pieces) = self.pieces_naming_statements(text)
+        {
+            return Ok(Step::Event(Event::Query(pieces)));
+        }
         if traits.may_listen && self.is_pooled() && !self.internal {
             if !walk.is_complete() {
                 return Ok(Step::Wait);
@@ -338,14 +331,13 @@ impl Session {
     }
 
     /// Gives the server a statement by the client's own name, for it to be seen in SQL or by a Parse.
-    pub(super) fn alias(&mut self, walk: &mut Walk<'_>, name: &[u8]) {
+    pub(super) fn alias(&mut self, walk: &mut Walk<'_>, name: &[u8], rest: &[u8]) {
         // It may be there already, from an earlier error about it.
         self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
             message::close_statement(out, name);
         });
-        // An empty text is parsed even in a failed transaction.
         self.inject_expecting(walk, Request::Parse, Undo::Nothing, |out| {
-            message::parse_raw(out, name, &message::parse_rest("", 0));
+            message::parse_raw(out, name, rest);
         });
     }
 
@@ -382,13 +374,4 @@ impl Session {
             }
         }
     }
-}
-
-/// The statement that a text deallocates by name. Most texts are told apart by their first letter.
-pub(super) fn deallocated(text: &[u8]) -> Option<String> {
-    let first = text.trim_ascii_start().first()?;
-    if !matches!(first, b'd' | b'D' | b'/' | b'-') {
-        return None;
-    }
-    deallocated_name(std::str::from_utf8(text).ok()?)
 }

@@ -2,23 +2,24 @@
 //! and transaction effects look to the client.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::extended::in_failed_transaction;
+use super::extended::{empty_statement, in_failed_transaction};
 use super::notify::{self, ListenStatement};
 use super::pipeline::PipelineEnd;
 use super::rows;
 use super::server::Server;
-use super::session::{LAST_WORK, Session};
+use super::session::{ClientStatement, LAST_WORK, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::plugins::{
     Action, Completion, PluginQuery, ServerHandle, SessionView, Statement, TransactionContext,
 };
 use crate::router::{lexer, statements};
 use crate::session::ledger::Fate;
-use crate::session::traits::Traits;
+use crate::session::traits::{PreparedUse, Traits, prepared_use};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr};
 use crate::wire::{Header, TransactionStatus, backend, frontend};
@@ -174,6 +175,22 @@ impl Session {
         (!all_plain).then_some(pieces)
     }
 
+    /// The pieces of a Query in which SQL names a statement that the client has prepared by the protocol; `None`: there is
+    /// no such name.
+    pub(super) fn pieces_naming_statements(&self, sql: &[u8]) -> Option<Vec<Piece>> {
+        let sql = std::str::from_utf8(sql).ok()?;
+        let names_one = |text: &str| {
+            prepared_use(text)
+                .is_some_and(|(_, name)| self.statements.contains_key(name.as_bytes()))
+        };
+        let ranges = statements::split(sql);
+        if !ranges.iter().any(|range| names_one(&sql[range.clone()])) {
+            return None;
+        }
+        let piece = |range: &Range<usize>| Piece::plain(&sql[range.clone()], sql, range.start);
+        Some(ranges.iter().map(piece).collect())
+    }
+
     /// The pieces of a Query from `start` on.
     pub(super) fn pieces_from(&mut self, text: &str, start: usize) -> Vec<Piece> {
         let rest = &text[start..];
@@ -217,9 +234,9 @@ impl Session {
     pub(super) async fn settle(&mut self) -> Result<(), Error> {
         if let Some(server) = &mut self.server
             && server.ledger.is_waiting()
-            && server.unsynced
         {
-            // Replies to an unfinished batch come only when asked for.
+            // Replies to an unfinished batch come only when asked for; and a COPY has perhaps eaten the Sync that seemed
+            // to finish it.
             message::flush(server.out.tail());
         }
         loop {
@@ -255,6 +272,8 @@ impl Session {
             return Ok(());
         }
         self.count_request();
+        // A simple Query destroys it.
+        self.unnamed.statement = UnnamedStatement::None;
         // PostgreSQL runs a Query of several statements in one implicit transaction, which a BEGIN in
         // it turns into a block.
         let several = pieces.len() > 1;
@@ -294,7 +313,7 @@ impl Session {
                         if matches!(control, Control::End) {
                             implicit = false;
                         }
-                        self.run_plain(&text, offset).await?
+                        self.run_naming(&text, offset).await?
                     }
                 },
             };
@@ -339,6 +358,44 @@ impl Session {
         server.simple_query(sql, self.out.tail()).await.map(drop)
     }
 
+    /// Runs a plain piece, which may name one of the client's prepared statements: the server knows them by other names.
+    /// False if it failed.
+    async fn run_naming(&mut self, sql: &str, offset: u32) -> Result<bool, Error> {
+        let named = prepared_use(sql).filter(|_| self.status() != TransactionStatus::Failed);
+        let Some((prepared_use, name)) = named else {
+            return self.run_plain(sql, offset).await;
+        };
+        let Some(known) = self.statements.get(name.as_bytes()) else {
+            return self.run_plain(sql, offset).await;
+        };
+        let rest = match (prepared_use, known) {
+            (PreparedUse::Deallocate, _) => {
+                self.statements.remove(name.as_bytes());
+                message::command_complete(self.out.tail(), "DEALLOCATE");
+                return Ok(true);
+            }
+            (PreparedUse::Execute, ClientStatement::Prepared { statement, .. }) => {
+                statement.rest_with_types()
+            }
+            // Its name is taken.
+            _ => empty_statement(),
+        };
+        if let Some(server) = &mut self.server
+            && let Err(error) = server.name_statement(&name, Some(&rest)).await
+        {
+            let Error::ServerRefused(fields) = error else {
+                return Err(error);
+            };
+            fields.write(self.out.tail());
+            return Ok(false);
+        }
+        let done = self.run_plain(sql, offset).await?;
+        if let Some(server) = &mut self.server {
+            server.name_statement(&name, None).await?;
+        }
+        Ok(done)
+    }
+
     /// Runs a plain piece; its replies but for ReadyForQuery go to the client. False if it failed.
     async fn run_plain(&mut self, sql: &str, offset: u32) -> Result<bool, Error> {
         self.note_traits(Traits::of(sql.as_bytes()), sql.as_bytes());
@@ -360,6 +417,7 @@ impl Session {
                     let status = body.first().copied().unwrap_or(0);
                     server.status = TransactionStatus::from_byte(status);
                     server.unaccounted = false;
+                    server.unsynced = false;
                     return Ok(done);
                 }
                 backend::PARAMETER_STATUS => server.note_parameter(&body),

@@ -159,20 +159,16 @@ impl DetachedMirrored {
 }
 
 /// What takes a new connection to the settings and statements of another. A statement is parsed under
-/// the search_path that it was prepared under.
+/// the settings that it was prepared under.
 fn context_of(settings: &Settings, interner: &Interner, has: &impl Fn(u64) -> bool) -> Vec<u8> {
     let mut out = Vec::new();
     let mut present = Settings::default();
-    for (search_path, statement) in interner.by_search_path() {
+    for (settings, statement) in interner.by_settings() {
         if !has(statement.id) {
             continue;
         }
-        let mut wanted = Settings::default();
-        if !search_path.is_empty() && *search_path != *"\0" {
-            wanted.set("search_path", search_path.into());
-        }
-        go_over(&mut out, &mut present, wanted);
-        message::parse_raw(&mut out, &statement.server_name, &statement.rest);
+        go_over(&mut out, &mut present, settings);
+        message::parse_raw(&mut out, &statement.server_name, &statement.rest_with_types());
         message::sync(&mut out);
     }
     go_over(&mut out, &mut present, settings.clone());

@@ -18,6 +18,7 @@ pub mod orders;
 mod own_writes;
 pub mod pipeline;
 pub mod pool_handle;
+mod provide;
 pub mod registration;
 mod relay;
 pub mod reload;

@@ -3,7 +3,7 @@
 use super::server::Server;
 use crate::error::Error;
 use crate::plugins::{PluginQuery, QueryResult};
-use crate::session::prepared::{self, Interner};
+use crate::session::prepared::{self, Interner, Scope};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message;
 use crate::wire::{TransactionStatus, backend};
@@ -33,9 +33,9 @@ impl Server {
         self.unnamed = None;
         self.unaccounted = true;
         self.unsynced |= end == PipelineEnd::Flush;
-        let mut parsed = Vec::new();
+        let mut used = Vec::new();
         for query in queries {
-            self.send(query, interner, &mut parsed);
+            self.send(query, interner, &mut used);
         }
         match end {
             PipelineEnd::Sync => message::sync(self.out.tail()),
@@ -75,15 +75,16 @@ impl Server {
         let Some(failure) = failure else {
             return Ok(results);
         };
-        // Which of them the server has come to is not worth finding out: the next use parses anew.
-        for statement in parsed {
-            self.statements.remove(statement);
+        // Which of them the server has come to is not worth finding out, nor which will go on failing because a table
+        // has changed: the next use parses anew.
+        for statement in used {
+            self.statements.doubt(statement);
         }
         Err(failure)
     }
 
-    /// Appends what runs one statement; `parsed` collects the numbers of those the server does not have yet.
-    fn send(&mut self, query: &PluginQuery, interner: &Interner, parsed: &mut Vec<u64>) {
+    /// Appends what runs one statement; `used` collects the numbers of those that are kept.
+    fn send(&mut self, query: &PluginQuery, interner: &Interner, used: &mut Vec<u64>) {
         let rest = message::parse_rest(&query.sql, query.parameters.len());
         if !query.kept {
             let out = self.out.tail();
@@ -92,14 +93,14 @@ impl Server {
             message::execute(out, b"");
             return;
         }
-        // Under a path no client can have: what the text means under the one in force, the server finds out by itself.
-        let statement = interner.intern(&rest, "\0");
+        // What the text means under the settings in force, the server finds out by itself.
+        let statement = interner.intern(&rest, Scope::of_plugins());
+        used.push(statement.id);
         if !self.statements.touch(statement.id) {
             if let Some(evicted) = self.statements.insert(statement.id) {
                 let name = prepared::server_name(evicted);
                 message::close_statement(self.out.tail(), &name);
             }
-            parsed.push(statement.id);
             let out = self.out.tail();
             message::close_statement(out, &statement.server_name);
             message::parse_raw(out, &statement.server_name, &rest);

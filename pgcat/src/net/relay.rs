@@ -8,7 +8,6 @@ use std::io;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::session::{Body, ClientStatement, Event, Session, UnnamedStatement};
@@ -364,6 +363,11 @@ impl Session {
                 return Ok(fate);
             }
             backend::NOTICE_RESPONSE => return Ok(server.ledger.next_fate()),
+            backend::PARAMETER_DESCRIPTION | backend::ROW_DESCRIPTION | backend::NO_DATA
+                if server.ledger.next_fate() == Fate::Learn =>
+            {
+                self.learn(tag, body);
+            }
             // A pooled connection listens for nobody; should a function have left it listening, that is no client's affair.
             backend::NOTIFICATION_RESPONSE => {
                 let pooled = self.is_pooled();
@@ -376,6 +380,9 @@ impl Session {
             }
             _ => (),
         }
+        let Some(server) = &mut self.server else {
+            return Ok(Fate::Swallow);
+        };
         let fate = server
             .ledger
             .reply(tag)
@@ -395,7 +402,7 @@ impl Session {
         }
         Ok(match fate {
             Fate::Forward => Fate::Forward,
-            Fate::Capture | Fate::Position | Fate::Swallow => Fate::Swallow,
+            Fate::Capture | Fate::Learn | Fate::Position | Fate::Swallow => Fate::Swallow,
         })
     }
 
@@ -518,13 +525,6 @@ impl Session {
                 }
             }
             b"BEGIN" | b"SHOW" => (),
-            _ if tag.starts_with(b"ALTER") || tag.starts_with(b"DROP") => {
-                self.pool
-                    .shared
-                    .schema_version
-                    .fetch_add(1, Ordering::Relaxed);
-                self.wrote = true;
-            }
             _ if tag.starts_with(b"CREATE") => {
                 // Of a view, a function, an operator ...: what calls it has to be known.
                 self.pool.shared.functions.note_change();
@@ -544,6 +544,7 @@ impl Session {
             for undo in server.ledger.take_undone() {
                 match undo {
                     Undo::Closed(statement) => server.statements.put_back(statement),
+                    Undo::Described { statement, .. } => server.statements.doubt(statement.id),
                     Undo::Dropped(number) => {
                         let dropped = self.dropped.get_mut(number).and_then(Option::take);
                         self.statements.extend(dropped);
@@ -596,10 +597,9 @@ impl Session {
             return Err(Error::Refused(Box::new(fields)));
         }
         self.told_fatal = fields.severity >= Severity::Fatal;
-        let revalidation = (b'R', "RevalidateCachedQuery".to_owned());
-        if fields.code == "0A000" && fields.other.contains(&revalidation) {
-            // Its result type has changed: parsed anew, it will do.
-            server.dirty = true;
+        if fields.code == "26000" && memchr::memmem::find(body, b"\"PGCAT_").is_some() {
+            // A function has deallocated it unseen, and perhaps not only it. The next use parses anew.
+            server.statements.doubt_all();
         }
         Ok(())
     }

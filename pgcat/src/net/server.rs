@@ -40,8 +40,8 @@ pub struct Server {
     /// The session settings in force.
     pub settings: Arc<Settings>,
     pub parameters: Parameters,
-    /// The pool's [`crate::pool::shared::PoolShared::schema_version`] that the statements were parsed under, or later.
-    pub schema_version: u64,
+    /// The parameters of the statement that is being described, as in ParameterDescription.
+    pub described_parameters: Vec<u8>,
     /// Whose unnamed statement the server has: session and version.
     pub unnamed: Option<(u64, u64)>,
     pub key: Arc<ServerKey>,
@@ -127,7 +127,7 @@ impl Server {
             statements: ServerStatements::new(pool.settings.prepared_statements_cache_size),
             settings: Arc::default(),
             parameters: Parameters::new(),
-            schema_version: pool.schema_version.load(Ordering::Relaxed),
+            described_parameters: Vec::new(),
             unnamed: None,
             key: Arc::new(ServerKey {
                 address: address.clone(),

@@ -140,6 +140,13 @@ pub(super) enum Event {
     IdleInTransaction,
     /// The next message needs a server connection, and none was at hand.
     NeedServer,
+    /// The next message needs a statement that the server does not have.
+    Provide {
+        /// The client's.
+        name: Box<[u8]>,
+        /// The message is a Describe.
+        described: bool,
+    },
     /// A Query with a statement that a plugin answers.
     Query(Vec<Piece>),
     /// The next message breaks the protocol.
@@ -241,6 +248,9 @@ impl Session {
                     Err(error @ Error::Refused(_)) => return Err(error),
                     Err(error) => Box::pin(self.no_server(&error)).await?,
                 },
+                Event::Provide { name, described } => {
+                    Box::pin(self.provide(&name, described)).await?;
+                }
                 Event::Query(pieces) => Box::pin(self.query_handled(pieces)).await?,
                 Event::Refused(fields) => {
                     Box::pin(self.answer_the_rest()).await?;
@@ -374,7 +384,7 @@ impl Session {
     pub(super) fn attach(&mut self, mut server: Box<Server>) {
         if let Io::Mirrored(stream) = &server.io {
             let interner = &self.thread.pooler.interner;
-            if stream.follow(&server.settings, interner, |id| server.statements.has(id)) {
+            if stream.follow(&server.settings, interner, |id| server.statements.contains(id)) {
                 // It is not among what a mirror has been given.
                 server.unnamed = None;
             }
@@ -396,20 +406,6 @@ impl Session {
                 server.unnamed = None;
             }
             server.settings = self.settings.clone();
-        }
-        let schema = self.pool.shared.schema_version.load(Ordering::Relaxed);
-        if server.schema_version != schema {
-            server.schema_version = schema;
-            if !server.statements.is_empty() {
-                // Parsed before a table was altered, they would fail with "cached plan must not change
-                // result type".
-                server.statements.clear();
-                server.unnamed = None;
-                server
-                    .ledger
-                    .push(Request::Query, Fate::Swallow, Undo::Nothing);
-                message::query(server.out.tail(), "DEALLOCATE ALL");
-            }
         }
         *self.registration.handle.server.borrow_mut() = Some(server.key.clone());
         server.connection().assigned(self.registration.id);

@@ -1,6 +1,6 @@
 //! What all threads know of a pool: its servers, and what is the same on all of them.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::activity::Activity;
@@ -38,8 +38,6 @@ pub struct PoolShared {
     tallies: [(Arc<Tally>, Option<usize>); 2],
     /// What administrators have ordered.
     pub gate: Arc<Gate>,
-    /// Counts the schema changes seen on this pool's connections.
-    pub schema_version: AtomicU64,
     /// The functions that may write.
     pub functions: Functions,
     pub activity: Activity,
@@ -143,7 +141,6 @@ impl PoolShared {
             settings,
             ids: fixed.ids.clone(),
             gate: predecessor.map_or_else(Arc::default, |pool| pool.gate.clone()),
-            schema_version: AtomicU64::new(0),
             functions: Functions::default(),
             activity: Activity::default(),
             histories,

@@ -5,7 +5,9 @@
 //! all entries here, so they compose. Pure data: no sockets, no clock.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::prepared::PreparedStatement;
 use crate::wire::backend;
 
 /// A request that has been sent to the server.
@@ -35,6 +37,8 @@ pub enum Fate {
     /// The rows are the session settings; none of it reaches the client.
     Capture,
     Forward,
+    /// It says what a prepared statement looks like; none of it reaches the client.
+    Learn,
     /// The row is how far the server has written its log; none of it reaches the client.
     Position,
     Swallow,
@@ -46,6 +50,12 @@ pub enum Fate {
 pub enum Undo {
     /// The statement was closed on the server: it is still there.
     Closed(u64),
+    /// The server was not asked what the statement looks like, which the client with a Parse of its own
+    /// knows by this name.
+    Described {
+        statement: Arc<PreparedStatement>,
+        client_name: Option<Box<[u8]>>,
+    },
     /// The client closed its statement, which the session keeps under this number until it is certain.
     Dropped(usize),
     /// The client's Parse was answered by the pooler: the client does not have the name after all.
@@ -62,9 +72,12 @@ pub enum Undo {
 }
 
 impl Undo {
-    /// Whether it takes back a Parse of a statement with a name.
+    /// Whether it is of a Parse of a statement with a name.
     fn is_of_named(&self) -> bool {
-        matches!(self, Self::Parsed { .. } | Self::Named(_))
+        matches!(
+            self,
+            Self::Described { .. } | Self::Named(_) | Self::Parsed { .. }
+        )
     }
 
     /// The client's name for a statement whose Parse this takes back.
@@ -117,7 +130,7 @@ pub struct Ledger {
     /// A Sync may or may not have been eaten by a COPY that failed: the count of ReadyForQuery to
     /// come is not known for sure, so the connection is not to be reused.
     ambiguous: bool,
-    /// How many items stand for a Parse with a name.
+    /// How many items are of a Parse with a name.
     named: usize,
     undone: Vec<Undo>,
 }
@@ -203,17 +216,38 @@ impl Ledger {
         self.named > 0 && self.is_before_sync(|undo| undo.client_name() == Some(name))
     }
 
-    /// Whether the same holds for any Parse of this statement, injected ones included.
-    pub fn is_providing_before_sync(&self, id: u64) -> bool {
-        self.named > 0
-            && self.is_before_sync(
-                |undo| matches!(undo, Undo::Parsed { statement, .. } if *statement == id),
-            )
-    }
-
-    /// Whether the same holds for a Close.
+    /// Whether the same holds for a Close of the client's, by its number.
     pub fn is_dropping_before_sync(&self, number: usize) -> bool {
         self.is_before_sync(|undo| *undo == Undo::Dropped(number))
+    }
+
+    /// Whether it is not certain yet that the statement with this number is what the client's name for it
+    /// stands for: a Parse by another name, whose answer is outstanding, may find that its text has
+    /// come to mean something else.
+    pub fn is_learning_by_another_name(&self, id: u64, name: &[u8]) -> bool {
+        self.named > 0
+            && self.items.iter().filter_map(Item::undo).any(|undo| {
+                matches!(undo, Undo::Described { statement, client_name }
+                    if statement.id == id && client_name.as_deref() != Some(name))
+            })
+    }
+
+    /// Whether the session settings have been asked for.
+    pub fn is_capturing(&self) -> bool {
+        self.items.iter().any(|item| {
+            matches!(
+                item,
+                Item::Expect {
+                    fate: Fate::Capture,
+                    ..
+                }
+            )
+        })
+    }
+
+    /// What is to be taken back without the reply that is due next.
+    pub fn next_undo(&self) -> Option<&Undo> {
+        self.items.front()?.undo()
     }
 
     fn is_before_sync(&self, mut is_it: impl FnMut(&Undo) -> bool) -> bool {
@@ -398,6 +432,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::prepared::{Interner, Scope};
 
     fn ledger(requests: &[Request]) -> Ledger {
         let mut ledger = Ledger::default();
@@ -478,6 +513,27 @@ mod tests {
         assert!(!ledger.is_parsing_before_sync(b"t"));
         replies(&mut ledger, b"1");
         assert!(!ledger.is_parsing_before_sync(b"s"));
+    }
+
+    #[test]
+    fn what_a_text_means_is_open_until_it_is_described() {
+        let interner = Interner::default();
+        let statement = interner.intern(b"select 1\0\0\0", Scope::default());
+        let mut ledger = Ledger::default();
+        ledger.push(Request::Parse, Fate::Forward, Undo::Nothing);
+        let undo = Undo::Described {
+            statement: statement.clone(),
+            client_name: Some((*b"s").into()),
+        };
+        ledger.push(Request::DescribeStatement, Fate::Learn, undo);
+        assert!(ledger.is_learning_by_another_name(statement.id, b"t"));
+        assert!(!ledger.is_learning_by_another_name(statement.id, b"s"));
+        assert!(!ledger.is_learning_by_another_name(statement.id + 1, b"t"));
+        assert_eq!(ledger.reply(b'1'), Ok(Fate::Forward));
+        assert_eq!(ledger.reply(b't'), Ok(Fate::Learn));
+        assert!(matches!(ledger.next_undo(), Some(Undo::Described { .. })));
+        assert_eq!(ledger.reply(b'n'), Ok(Fate::Learn));
+        assert!(!ledger.is_learning_by_another_name(statement.id, b"t"));
     }
 
     #[test]

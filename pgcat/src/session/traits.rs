@@ -9,7 +9,7 @@ use crate::router::lexer::{self, Kind, Token};
 
 /// Words that matter, in any case, anywhere in the text. Finding one in a string or a column's name
 /// costs a clean-up, not correctness.
-const WORDS: [&str; 7] = [
+const WORDS: [&str; 9] = [
     "set_config",
     "advisory",
     "temp",
@@ -17,6 +17,8 @@ const WORDS: [&str; 7] = [
     "discard",
     "set",
     "listen",
+    "execute",
+    "prepare",
 ];
 
 static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
@@ -41,6 +43,16 @@ pub struct Traits {
     pub may_set: bool,
     /// It may be LISTEN or UNLISTEN.
     pub may_listen: bool,
+    /// It may name a prepared statement; see [`prepared_use`].
+    pub may_name_statement: bool,
+}
+
+/// What SQL does with a prepared statement that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PreparedUse {
+    Deallocate,
+    Execute,
+    Prepare,
 }
 
 impl Traits {
@@ -55,6 +67,7 @@ impl Traits {
                 leaves_state: true,
                 may_set: true,
                 may_listen: true,
+                may_name_statement: true,
             };
         };
         let mut traits = Self::default();
@@ -66,9 +79,11 @@ impl Traits {
                 }
                 6 => traits.may_listen = true,
                 5 => traits.may_set |= memchr::memchr(b'.', &text[found.end()..]).is_some(),
+                7 | 8 => traits.may_name_statement = true,
                 word => {
                     traits.leaves_state = true;
                     traits.deallocates |= matches!(word, 3 | 4);
+                    traits.may_name_statement |= word == 3;
                 }
             }
         }
@@ -131,24 +146,34 @@ fn dotted_name(text: &str, tokens: &[Token]) -> Option<String> {
     (name.contains('.') && !name.ends_with('.')).then_some(name)
 }
 
-/// The prepared statement that a DEALLOCATE names; `None` for anything else, ALL included.
-pub fn deallocated_name(text: &str) -> Option<String> {
+/// The prepared statement that a DEALLOCATE, EXECUTE or PREPARE names, and which of these it is; `None` for
+/// anything else, DEALLOCATE ALL included.
+pub fn prepared_use(text: &str) -> Option<(PreparedUse, String)> {
     let mut tokens = lexer::tokens(text).peekable();
-    tokens
-        .next()
-        .filter(|token| token.is_word(text, "deallocate"))?;
+    let verb = tokens.next()?;
+    let prepared_use = [
+        ("deallocate", PreparedUse::Deallocate),
+        ("execute", PreparedUse::Execute),
+        ("prepare", PreparedUse::Prepare),
+    ]
+    .into_iter()
+    .find_map(|(word, prepared_use)| verb.is_word(text, word).then_some(prepared_use))?;
+    let deallocate = prepared_use == PreparedUse::Deallocate;
     let mut name = tokens.next()?;
-    if name.is_word(text, "prepare") && tokens.peek().is_some_and(|t| t.kind != Kind::Symbol(b';'))
+    if deallocate
+        && name.is_word(text, "prepare")
+        && tokens.peek().is_some_and(|t| t.kind != Kind::Symbol(b';'))
     {
         name = tokens.next()?;
     }
     let part = &text[name.span.clone()];
-    match name.kind {
-        Kind::Word if name.is_word(text, "all") => None,
-        Kind::Word => Some(part.to_ascii_lowercase()),
-        Kind::QuotedIdentifier => Some(part.trim_matches('"').replace("\"\"", "\"")),
-        _ => None,
-    }
+    let name = match name.kind {
+        Kind::Word if deallocate && name.is_word(text, "all") => return None,
+        Kind::Word => part.to_ascii_lowercase(),
+        Kind::QuotedIdentifier => part.trim_matches('"').replace("\"\"", "\""),
+        _ => return None,
+    };
+    Some((prepared_use, name))
 }
 
 #[cfg(test)]
@@ -198,13 +223,20 @@ mod tests {
     }
 
     #[test]
-    fn a_deallocate_names_its_statement() {
-        assert_eq!(
-            deallocated_name("DEALLOCATE PREPARE \"S\""),
-            Some("S".to_owned())
-        );
-        assert_eq!(deallocated_name(" deallocate Foo;"), Some("foo".to_owned()));
-        assert_eq!(deallocated_name("DEALLOCATE ALL"), None);
-        assert_eq!(deallocated_name("SELECT 1"), None);
+    fn sql_names_prepared_statements() {
+        use PreparedUse::{Deallocate, Execute, Prepare};
+        let named = |verb, name: &str| Some((verb, name.to_owned()));
+        for (sql, expected) in [
+            ("DEALLOCATE PREPARE \"S\"", named(Deallocate, "S")),
+            (" deallocate Foo;", named(Deallocate, "foo")),
+            ("DEALLOCATE prepare", named(Deallocate, "prepare")),
+            ("DEALLOCATE ALL", None),
+            ("/* a */ Execute s(1, 2)", named(Execute, "s")),
+            ("prepare s (int) AS SELECT $1", named(Prepare, "s")),
+            ("SELECT 1", None),
+        ] {
+            assert_eq!(prepared_use(sql), expected, "{sql}");
+            assert!(expected.is_none() || Traits::of(sql.as_bytes()).may_name_statement);
+        }
     }
 }

@@ -72,6 +72,14 @@ pub fn execute(out: &mut Vec<u8>, portal: &[u8]) {
     });
 }
 
+/// Describe of a prepared statement.
+pub fn describe_statement(out: &mut Vec<u8>, name: &[u8]) {
+    build(out, frontend::DESCRIBE, |out| {
+        out.push(b'S');
+        put_cstr(out, name);
+    });
+}
+
 /// Close of a prepared statement.
 pub fn close_statement(out: &mut Vec<u8>, name: &[u8]) {
     build(out, frontend::CLOSE, |out| {
