@@ -31,7 +31,10 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(pool_size: u32) -> Self {
-        Self::with(pool_size, |config| config)
+        // The default is a second, which a loaded machine may need for a connection.
+        Self::with(pool_size, |config| {
+            config.general("connect_timeout = 15000")
+        })
     }
 
     pub fn with(pool_size: u32, configure: impl Fn(PoolerConfig) -> PoolerConfig) -> Self {

@@ -583,7 +583,8 @@ impl Session {
         if let Some(subscriptions) = &self.subscriptions {
             subscriptions.note_rollback(true);
         }
-        if fate == Fate::Capture && self.patience == Patience::AsSet && fields.code == "57014" {
+        if fate == Fate::Capture && fields.code == "57014" {
+            // On a loaded machine even the suspension of the timeout may take too long.
             self.patience = Patience::Wanted;
             return Ok(());
         }
