@@ -258,8 +258,9 @@ fn a_pool_that_nobody_uses_any_more() {
     let session = std::thread::spawn(move || {
         psql.try_run(&["SELECT 1", "\\! sleep 3", "SELECT current_user"])
     });
-    eventually("the pool is there", || {
-        users_with_pools(&pooler) == ["scram_user"]
+    eventually("the client has logged in", || {
+        let clients = pooler.psql("admin", "pgbouncer").run(&["SHOW CLIENTS"]);
+        clients.contains("|scram_user|")
     });
     std::fs::write(pooler.config_path(), config(2, 400).render(pooler.port())).expect("pgcat.toml");
     pooler.signal("HUP");
