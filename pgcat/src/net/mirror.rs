@@ -168,7 +168,11 @@ fn context_of(settings: &Settings, interner: &Interner, has: &impl Fn(u64) -> bo
             continue;
         }
         go_over(&mut out, &mut present, settings);
-        message::parse_raw(&mut out, &statement.server_name, &statement.rest_with_types());
+        message::parse_raw(
+            &mut out,
+            &statement.server_name,
+            &statement.rest_with_types(),
+        );
         message::sync(&mut out);
     }
     go_over(&mut out, &mut present, settings.clone());

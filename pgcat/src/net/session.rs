@@ -384,7 +384,9 @@ impl Session {
     pub(super) fn attach(&mut self, mut server: Box<Server>) {
         if let Io::Mirrored(stream) = &server.io {
             let interner = &self.thread.pooler.interner;
-            if stream.follow(&server.settings, interner, |id| server.statements.contains(id)) {
+            if stream.follow(&server.settings, interner, |id| {
+                server.statements.contains(id)
+            }) {
                 // It is not among what a mirror has been given.
                 server.unnamed = None;
             }
