@@ -152,6 +152,13 @@ fn queries_before_a_message_that_ends_the_connection() {
             }
         }
     }
+    // A COPY is not waited for: its data will not come.
+    for _ in 0..10 {
+        let mut wire = stage.client();
+        let copy = Messages::new().query("COPY before_the_end FROM STDIN");
+        wire.send([copy.as_ref(), b"!\0\0\0\x04"].concat());
+        assert!(tags(&wire.end()).ends_with('E'));
+    }
     let rows = stage.client().value("SELECT count(*) FROM before_the_end");
     assert_eq!(rows, "24");
     stage.assert_clean();

@@ -230,15 +230,19 @@ impl Session {
         }
     }
 
-    /// Waits until the server owes nothing.
-    pub(super) async fn settle(&mut self) -> Result<(), Error> {
+    /// Replies to an unfinished batch come only when asked for; and a COPY has perhaps eaten the Sync that seemed to finish
+    /// it.
+    pub(super) fn ask_for_replies(&mut self) {
         if let Some(server) = &mut self.server
             && server.ledger.is_waiting()
         {
-            // Replies to an unfinished batch come only when asked for; and a COPY has perhaps eaten the Sync that seemed
-            // to finish it.
             message::flush(server.out.tail());
         }
+    }
+
+    /// Waits until the server owes nothing.
+    pub(super) async fn settle(&mut self) -> Result<(), Error> {
+        self.ask_for_replies();
         loop {
             let drained = poll_fn(|cx| self.poll_drain(cx));
             match timeout(LAST_WORK, drained).await {

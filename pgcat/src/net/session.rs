@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -266,14 +267,16 @@ impl Session {
     /// Gives the client the answers to what it sent before a message that ends its session, as the
     /// server would; but such a client does not hold a server connection for long.
     async fn answer_the_rest(&mut self) -> Result<(), Error> {
-        let copying = |server: &Server| server.ledger.is_copying_in();
-        if self.server.as_deref().is_some_and(copying) {
-            return Ok(());
-        }
-        match timeout(LAST_WORK, self.settle()).await {
-            Ok(outcome) => outcome,
-            Err(_) => Ok(()),
-        }
+        self.ask_for_replies();
+        let answered = poll_fn(|cx| {
+            let drained = self.poll_drain(cx);
+            match &self.server {
+                // It waits for data that will not come.
+                Some(server) if server.ledger.is_copying_in() => Poll::Ready(Ok(())),
+                _ => drained,
+            }
+        });
+        timeout(LAST_WORK, answered).await.unwrap_or(Ok(()))
     }
 
     /// Whether the client has closed its connection. What it sends meanwhile waits for its turn.
