@@ -139,6 +139,30 @@ fn a_server_that_is_down_keeps_nobody_waiting() {
 }
 
 #[test]
+fn after_a_take_over_the_new_process_refreshes() {
+    let (mut pooler, port) = with_metrics(&config(4).stream_tables());
+    let mut before = client(&pooler);
+    before.run("CREATE TABLE taken_source (a int)");
+    before.run("CREATE STREAM TABLE taken AS SELECT a FROM taken_source");
+    let _old = pooler.take_over();
+    let mut after = client(&pooler);
+    // Whichever process the writes, and the statements, come through.
+    before.run("INSERT INTO taken_source VALUES (1)");
+    after.run("INSERT INTO taken_source VALUES (2)");
+    before.run("CREATE STREAM TABLE taken_sum AS SELECT sum(a) AS total FROM taken_source");
+    before.run("INSERT INTO taken_source VALUES (3)");
+    eventually("all is in the stream tables", || {
+        before.value("SELECT count(*) FROM taken") == "3"
+            && after.value("SELECT total FROM taken_sum") == "6"
+    });
+    eventually("the new process has done it", || {
+        value(port, "rows_total", "taken") == Some(3.0)
+    });
+    before.run("DROP STREAM TABLE taken, taken_sum");
+    after.run("DROP TABLE taken_source");
+}
+
+#[test]
 fn a_reload_asks_the_plugins() {
     let (pooler, port) = with_metrics(&config(2).stream_tables());
     let mut admin = admin(&pooler, "pgbouncer");
