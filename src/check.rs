@@ -11,6 +11,6 @@ pub fn all(
     read: Result<(Config, Vec<Warning>), ConfigError>,
 ) -> Result<(Config, Vec<Warning>), String> {
     let (config, warnings) = read.map_err(|error| error.to_string())?;
-    pgcat::check(&config, &crate::plugins()).map_err(|error| error.to_string())?;
+    pgcat::check(&config).map_err(|error| error.to_string())?;
     Ok((config, warnings))
 }

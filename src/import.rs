@@ -31,7 +31,7 @@ pub fn run(arguments: &Import) -> Result<(), String> {
     };
     written.map_err(|error| format!("{}: {error}", name.display()))?;
 
-    let checked = check::all(config::parse(&imported.text, &name));
+    let checked = check::all(config::parse(&imported.text, &name, &crate::plugins()));
     let (notes, outcome) = match checked {
         Ok((_, warnings)) => ([imported.notes, warnings].concat(), Ok(())),
         Err(reason) => {

@@ -47,7 +47,7 @@ fn exit(outcome: Result<(), String>) -> ExitCode {
 }
 
 fn check_file(path: &Path) -> Result<(), String> {
-    let (_, warnings) = check::all(config::load(path))?;
+    let (_, warnings) = check::all(config::load(path, &plugins()))?;
     for warning in warnings {
         eprintln!("{warning}");
     }
@@ -86,7 +86,7 @@ fn plugins() -> Vec<Arc<dyn Plugin>> {
 }
 
 fn load(file: &Path) -> Result<Config, String> {
-    let (config, warnings) = config::load(file).map_err(|error| error.to_string())?;
+    let (config, warnings) = config::load(file, &plugins()).map_err(|error| error.to_string())?;
     for warning in warnings {
         log::warn!(target: "pgcat::config", "{warning}");
     }

@@ -87,6 +87,10 @@ impl Plugin for StreamTables {
         }
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        Settings::KEYS
+    }
+
     fn check(&self, settings: &toml::Table) -> Result<(), String> {
         Settings::read(settings).map(drop)
     }

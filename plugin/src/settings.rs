@@ -27,6 +27,9 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// All keys but `enabled`.
+    pub const KEYS: &[&str] = &["max_connections", "refresh_user", "schedule"];
+
     /// Reads the plugin's table of the configuration.
     ///
     /// # Errors
@@ -58,8 +61,9 @@ impl Settings {
                     schedule.clone_into(&mut settings.schedule);
                 }
                 _ => {
+                    let keys = Self::KEYS.join(", ");
                     return Err(format!(
-                        "unknown key {key}; valid keys are enabled, max_connections, refresh_user, schedule"
+                        "{key}: unknown key; valid keys are enabled, {keys}"
                     ));
                 }
             }
@@ -93,7 +97,7 @@ mod tests {
             ("max_connections = 0", "1 to 1000"),
             ("schedule = 'often'", "invalid value"),
             ("enabled = 1", "true or false"),
-            ("shedule = 'live'", "unknown key shedule"),
+            ("shedule = 'live'", "shedule: unknown key"),
         ] {
             assert!(read(text).expect_err(text).contains(part), "{text}");
         }

@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use document::Document;
 use model::{Config, PluginTables};
+
+use crate::plugins::Plugin;
 
 mod document;
 mod error;
@@ -27,11 +30,14 @@ mod value;
 
 pub use error::{ConfigError, Warning};
 
-/// Reads and validates a configuration file.
+/// Reads and validates a configuration file, in which `plugins` may have sections of their own.
 ///
 /// # Errors
 /// The first thing that is wrong: the file cannot be read, is not TOML, or has a wrong value.
-pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigError> {
+pub fn load(
+    path: &Path,
+    plugins: &[Arc<dyn Plugin>],
+) -> Result<(Config, Vec<Warning>), ConfigError> {
     let bytes = std::fs::read(path).map_err(|source| ConfigError::Open {
         path: path.to_owned(),
         source,
@@ -40,14 +46,18 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigError> {
         path: path.to_owned(),
         source: error.utf8_error(),
     })?;
-    parse(&text, path)
+    parse(&text, path, plugins)
 }
 
 /// Validates the text of a configuration file. `path` is only for messages and [`Config::path`].
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigError> {
+pub fn parse(
+    text: &str,
+    path: &Path,
+    plugins: &[Arc<dyn Plugin>],
+) -> Result<(Config, Vec<Warning>), ConfigError> {
     let document = Document::new(text, path);
     let tree = document.tree()?;
     let root = document.root(tree.get_ref());
@@ -57,8 +67,8 @@ pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigEr
         value.string()?;
     }
     let (general, inherited) = general::read(&root.required_section("general")?)?;
-    let plugins = match root.section("plugins")? {
-        Some(section) => plugin_sections::read(&section)?.tables,
+    let tables = match root.section("plugins")? {
+        Some(section) => plugin_sections::read(&section, plugins)?.tables,
         None => PluginTables::new(),
     };
     let mut pools = BTreeMap::new();
@@ -70,7 +80,7 @@ pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigEr
                 "the name {database:?} is reserved for the admin database"
             )));
         }
-        let pool = pool::read(&value.section()?, &name, &inherited, &plugins)?;
+        let pool = pool::read(&value.section()?, &name, &inherited, &tables, plugins)?;
         pools.insert(name, pool);
     }
     general::check_auth_query(&root, &inherited, &pools)?;
@@ -79,15 +89,15 @@ pub fn parse(text: &str, path: &Path) -> Result<(Config, Vec<Warning>), ConfigEr
     let config = Config {
         path: path.to_owned(),
         general,
-        plugins,
+        plugins: tables,
         pools,
     };
     Ok((config, document.into_warnings()))
 }
 
-/// The line of a key, from 1, in a configuration file that has been loaded: for what a plugin finds
-/// wrong in its own table.
-pub fn line_of(path: &Path, keys: &[&str]) -> Option<usize> {
+/// The line of a key, from 1, in a configuration file that has been loaded: for what is found wrong
+/// later, such as a file that it names.
+pub(crate) fn line_of(path: &Path, keys: &[&str]) -> Option<usize> {
     let text = std::fs::read_to_string(path).ok()?;
     let document = Document::new(&text, path);
     let tree = document.tree().ok()?;

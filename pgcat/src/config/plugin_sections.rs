@@ -1,12 +1,15 @@
 //! `[plugins.<name>]`, in the file or in a pool.
 //!
 //! A plugin reads its own table; what is checked here is what would otherwise be noticed only when
-//! it is first used, without a line to point at.
+//! it is first used, without a line to point at. PgCat's own plugins are known here, others are asked.
+
+use std::sync::Arc;
 
 use super::error::ConfigError;
 use super::model::PluginTables;
 use super::section::Section;
 use super::value::Value;
+use crate::plugins::Plugin;
 
 /// A `plugins` table.
 #[derive(Debug)]
@@ -16,18 +19,14 @@ pub(super) struct Plugins {
     pub needs_query_parser: bool,
 }
 
-/// What a plugin's table may hold.
+/// What the table of one of PgCat's own plugins may hold.
 struct Schema {
     name: &'static str,
-    /// One of PgCat's own.
-    needs_query_parser: bool,
-    /// The keys besides `enabled`, which PgCat's own plugins require.
+    /// The keys besides `enabled`, which they require.
     keys: &'static [(&'static str, Kind)],
 }
 
 enum Kind {
-    String,
-    Count,
     Strings,
     Intercepts,
 }
@@ -35,37 +34,27 @@ enum Kind {
 const SCHEMAS: &[Schema] = &[
     Schema {
         name: "prewarmer",
-        needs_query_parser: true,
         keys: &[("queries", Kind::Strings)],
     },
     Schema {
         name: "query_logger",
-        needs_query_parser: true,
         keys: &[],
     },
     Schema {
         name: "table_access",
-        needs_query_parser: true,
         keys: &[("tables", Kind::Strings)],
     },
     Schema {
         name: "intercept",
-        needs_query_parser: true,
         keys: &[("queries", Kind::Intercepts)],
-    },
-    Schema {
-        name: "stream_tables",
-        needs_query_parser: false,
-        keys: &[
-            ("max_connections", Kind::Count),
-            ("refresh_user", Kind::String),
-            ("schedule", Kind::String),
-        ],
     },
 ];
 
 /// Checks the tables of a `plugins` section and returns them raw.
-pub(super) fn read(section: &Section<'_>) -> Result<Plugins, ConfigError> {
+pub(super) fn read(
+    section: &Section<'_>,
+    known: &[Arc<dyn Plugin>],
+) -> Result<Plugins, ConfigError> {
     let mut plugins = Plugins {
         tables: PluginTables::new(),
         needs_query_parser: false,
@@ -73,18 +62,35 @@ pub(super) fn read(section: &Section<'_>) -> Result<Plugins, ConfigError> {
     for schema in SCHEMAS {
         if let Some(value) = section.value(schema.name) {
             check(&value, schema)?;
-            plugins.needs_query_parser |= schema.needs_query_parser;
+            plugins.needs_query_parser = true;
+        }
+    }
+    for plugin in known {
+        if let Some(value) = section.value(plugin.name()) {
+            let own = value.section()?;
+            own.value("enabled");
+            plugin.keys().iter().for_each(|key| drop(own.value(key)));
+            own.finish();
         }
     }
     section.finish();
     for (name, value) in section.entries() {
         let mut table = value.table()?;
-        // What is said to be ignored must not reach the plugin, which would refuse it. The table of
-        // a plugin unknown here is kept: the program around this library may know it.
+        // What is said to be ignored must not reach the plugin, which would refuse it.
         if let Some(schema) = SCHEMAS.iter().find(|schema| schema.name == name) {
             table.retain(|key, _| {
                 key == "enabled" || schema.keys.iter().any(|(name, _)| key == *name)
             });
+        }
+        if let Some(plugin) = known.iter().find(|plugin| plugin.name() == name) {
+            table.retain(|key, _| key == "enabled" || plugin.keys().contains(&key));
+            if let Err(mistake) = plugin.check(&table) {
+                let own = value.section()?;
+                return Err(match mistake.split_once(": ") {
+                    Some((key, message)) => own.error(key, message),
+                    None => own.error_here(mistake),
+                });
+            }
         }
         plugins.tables.insert(name, table);
     }
@@ -93,24 +99,16 @@ pub(super) fn read(section: &Section<'_>) -> Result<Plugins, ConfigError> {
 
 fn check(value: &Value<'_>, schema: &Schema) -> Result<(), ConfigError> {
     let section = value.section()?;
-    let enabled = match section.boolean("enabled")? {
-        Some(enabled) => enabled,
-        None if schema.needs_query_parser => {
-            return Err(section.error("enabled", "expected true or false, found nothing"));
-        }
-        None => true,
-    };
+    let enabled = section.required("enabled", "true or false")?.boolean()?;
     for (name, kind) in schema.keys {
         let Some(value) = section.value(name) else {
             // PgCat's plugins do nothing without their list.
-            if enabled && matches!(kind, Kind::Strings | Kind::Intercepts) {
+            if enabled {
                 return Err(section.error(name, "expected a value, found nothing"));
             }
             continue;
         };
         match kind {
-            Kind::String => drop(value.string()?),
-            Kind::Count => drop(value.integer(1, 1000)?),
             Kind::Strings => strings(&value)?,
             Kind::Intercepts => intercepts(&value)?,
         }

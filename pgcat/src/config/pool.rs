@@ -1,5 +1,6 @@
 //! `[pools.<name>]`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex::Regex;
@@ -13,6 +14,7 @@ use super::model::{
 use super::section::Section;
 use super::user::PoolDefaults;
 use super::{plugin_sections, shard, user};
+use crate::plugins::Plugin;
 
 pub(super) const POOL_MODES: &[(&str, PoolMode)] = &[
     ("session", PoolMode::Session),
@@ -43,6 +45,7 @@ pub(super) fn read(
     name: &str,
     inherited: &Inherited,
     global_plugins: &PluginTables,
+    known_plugins: &[Arc<dyn Plugin>],
 ) -> Result<Pool, ConfigError> {
     let flag = |name, default| -> Result<bool, ConfigError> {
         Ok(section.boolean(name)?.unwrap_or(default))
@@ -86,7 +89,7 @@ pub(super) fn read(
     }
     let plugins = match section.section("plugins")? {
         Some(plugins) => {
-            let read = plugin_sections::read(&plugins)?;
+            let read = plugin_sections::read(&plugins, known_plugins)?;
             if read.needs_query_parser && !query_parser_enabled {
                 let message = "plugins are only valid when query_parser_enabled is true";
                 return Err(plugins.error_here(message));

@@ -1,8 +1,10 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::model::*;
 use super::{load, parse};
+use crate::plugins::{Action, Plugin, PoolIdentity, SessionView};
 
 mod errors;
 mod warnings;
@@ -22,16 +24,56 @@ servers = [["127.0.0.1", 5432, "primary"]]
 database = "app_db"
 "#;
 
+/// A plugin of the program around this library.
+struct StreamTables;
+
+impl Plugin for StreamTables {
+    fn name(&self) -> &'static str {
+        "stream_tables"
+    }
+
+    fn wants(&self, _pool: &PoolIdentity, _sql: &[u8]) -> bool {
+        false
+    }
+
+    fn statement(&self, _session: &SessionView<'_>, _sql: &str) -> Action {
+        Action::Allow
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &["max_connections", "refresh_user", "schedule"]
+    }
+
+    fn check(&self, settings: &toml::Table) -> Result<(), String> {
+        assert!(
+            settings
+                .keys()
+                .all(|key| key == "enabled" || self.keys().iter().any(|known| *known == key))
+        );
+        match settings
+            .get("max_connections")
+            .map(|value| value.as_integer())
+        {
+            Some(Some(0)) => Err("max_connections: too few".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn plugins() -> Vec<Arc<dyn Plugin>> {
+    vec![Arc::new(StreamTables)]
+}
+
 /// The configuration and the warnings of a text, which is read as `pgcat.toml`.
 fn read(text: &str) -> (Config, Vec<String>) {
-    match parse(text, Path::new("pgcat.toml")) {
+    match parse(text, Path::new("pgcat.toml"), &plugins()) {
         Ok((config, warnings)) => (config, warnings.iter().map(ToString::to_string).collect()),
         Err(error) => panic!("{error}"),
     }
 }
 
 fn error(text: &str) -> String {
-    match parse(text, Path::new("pgcat.toml")) {
+    match parse(text, Path::new("pgcat.toml"), &plugins()) {
         Ok(_) => panic!("must be refused:\n{text}"),
         Err(error) => error.to_string(),
     }
@@ -209,7 +251,7 @@ fn every_key_of_pgcat_is_known() {
 #[test]
 fn the_example_at_the_root_loads_without_a_warning() {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../pgcat.toml"));
-    let (config, warnings) = load(&path).expect("pgcat.toml loads");
+    let (config, warnings) = load(&path, &plugins()).expect("pgcat.toml loads");
     assert!(warnings.is_empty(), "{warnings:#?}");
     assert_eq!(
         (config.general.host.as_str(), config.general.port),

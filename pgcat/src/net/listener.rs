@@ -60,7 +60,6 @@ async fn serve(
     load: Load,
     start: Start,
 ) -> Result<(), Error> {
-    plugins::sections::check(&config, &plugins).map_err(Error::Start)?;
     let failed =
         |what: &str, error: std::io::Error| Error::Start(format!("could not {what}: {error}"));
     let signals = |error| failed("install signals", error);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::pool_handle::PoolHandle;
 use super::threads::Pooler;
 use crate::config::model::{AuthQuery, AuthType, Config, Pool, PoolMode, Timeouts, User};
-use crate::plugins::{PoolIdentity, sections};
+use crate::plugins::PoolIdentity;
 use crate::pool::limits::{Seat, Tallies};
 use crate::pool::shared::PoolShared;
 use crate::pool::statistics::Ids;
@@ -128,7 +128,6 @@ impl Pooler {
     /// What is wrong with it. Everything stays as it was then.
     pub async fn reload(self: &Arc<Self>, mut config: Config) -> Result<(), String> {
         let _changing = self.changing_pools.lock().await;
-        sections::check(&config, &self.plugins)?;
         let present = self.config();
         keep_fixed(&present, &mut config);
         let files = Self::load_files(&config)?;

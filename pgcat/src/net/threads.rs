@@ -24,7 +24,7 @@ use super::takeover::Predecessors;
 use crate::admin::state::ClientState;
 use crate::config::model::{Config, Timeouts};
 use crate::error::Error;
-use crate::plugins::{Plugin, PoolIdentity, sections};
+use crate::plugins::{Plugin, PoolIdentity};
 use crate::pool::limits::{Count, Tallies};
 use crate::pool::local::LocalPool;
 use crate::pool::shared::PoolShared;
@@ -486,12 +486,11 @@ pub(super) struct Files {
     hba: Option<Arc<Hba>>,
 }
 
-/// Looks at the plugins' sections of a configuration and the files that it names, as a start does.
+/// Reads the files that a configuration names, as a start does.
 ///
 /// # Errors
-/// [`Error::Start`]: the first value or file that is not as it should be.
-pub fn check(config: &Config, plugins: &[Arc<dyn Plugin>]) -> Result<(), Error> {
-    sections::check(config, plugins).map_err(Error::Start)?;
+/// [`Error::Start`]: the first one that is not as it should be.
+pub fn check(config: &Config) -> Result<(), Error> {
     Pooler::load_files(config).map(drop).map_err(Error::Start)
 }
 

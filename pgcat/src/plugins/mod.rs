@@ -13,7 +13,6 @@ use std::sync::Arc;
 mod intercept;
 mod observe;
 mod query_logger;
-pub(crate) mod sections;
 mod server_handle;
 mod table_access;
 
@@ -44,11 +43,17 @@ pub trait Plugin: Send + Sync + 'static {
     /// must not block, allocate or make a system call in the common case.
     fn committed(&self, _pool: &PoolIdentity) {}
 
-    /// Validates the plugin's table of the configuration, before a start, by `pgcat check`, and before a
-    /// reload is followed.
+    /// The keys of the plugin's table of the configuration, besides `enabled`. What else is in it is
+    /// warned of, and left out.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Validates the plugin's table of the configuration, whenever that is read: before a start, by
+    /// `pgcat check`, and before a reload.
     ///
     /// # Errors
-    /// The key, a colon, and what is wrong with it.
+    /// The key, a colon, a space, and what is wrong with it.
     fn check(&self, _settings: &toml::Table) -> Result<(), String> {
         Ok(())
     }

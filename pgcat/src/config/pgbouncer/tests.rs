@@ -46,7 +46,7 @@ impl Drop for Files {
 
 /// The notes, without their file's directory, and the configuration.
 fn result(imported: &Imported) -> (Config, Vec<String>) {
-    let parsed = super::super::parse(&imported.text, Path::new("pgcat.toml"));
+    let parsed = super::super::parse(&imported.text, Path::new("pgcat.toml"), &[]);
     let (config, warnings) = parsed.unwrap_or_else(|e| panic!("{e}\n{}", imported.text));
     let unknown: Vec<_> = warnings
         .iter()
