@@ -16,7 +16,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "1GB"),
     ("max_wal_size", "8GB"),
     ("checkpoint_timeout", "30min"),
-    ("max_connections", "700"),
+    ("max_connections", "1200"),
     ("log_min_messages", "error"),
 ];
 

@@ -102,17 +102,15 @@ pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
             return;
         }
     };
-    let general = thread.pooler.config().general.clone();
-    let identity = admitted.pool.shared.identity.clone();
-    if general.log_client_connections && internal_pool.is_none() {
-        log::info!(
-            "client connected to {}/{}",
-            identity.database,
-            identity.user
-        );
+    // What is kept here every idle client has in memory.
+    let handle = admitted.registration.handle.clone();
+    let PoolIdentity { database, user } = &handle.who.identity;
+    let is_external = internal_pool.is_none();
+    if is_external && thread.config().general.log_client_connections {
+        log::info!("client connected to {database}/{user}");
     }
     let Newcomer { io, input, .. } = newcomer;
-    let session = Session::new(
+    let mut session = Session::new(
         thread.clone(),
         admitted.pool,
         admitted.registration,
@@ -121,16 +119,12 @@ pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
     );
     if let Err(error) = session.run(input).await {
         match error {
-            Error::Client(_) => log::debug!("{}/{}: {error}", identity.database, identity.user),
-            _ => log::info!("{}/{}: {error}", identity.database, identity.user),
+            Error::Client(_) => log::debug!("{database}/{user}: {error}"),
+            _ => log::info!("{database}/{user}: {error}"),
         }
     }
-    if general.log_client_disconnections && internal_pool.is_none() {
-        log::info!(
-            "client disconnected from {}/{}",
-            identity.database,
-            identity.user
-        );
+    if is_external && thread.config().general.log_client_disconnections {
+        log::info!("client disconnected from {database}/{user}");
     }
 }
 

@@ -218,11 +218,12 @@ impl Session {
         }
     }
 
-    /// Serves the client until it leaves.
+    /// Serves the client until it leaves. Borrowed, as a future has room for what it is given by value twice: where it is
+    /// given, and where it is kept.
     ///
     /// # Errors
     /// Why the session had to end; the client has been told where that was possible.
-    pub async fn run(mut self, input: Vec<u8>) -> Result<(), Error> {
+    pub async fn run(&mut self, input: Vec<u8>) -> Result<(), Error> {
         self.input_ready = !input.is_empty();
         self.input = input;
         let outcome = self.serve().await;
