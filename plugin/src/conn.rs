@@ -54,12 +54,34 @@ impl Statement {
 
     /// The text with the values in it.
     pub(crate) fn inlined(&self) -> Cow<'_, str> {
-        let mut sql = Cow::Borrowed(self.sql.as_str());
-        // From the last on: $1 is the beginning of $10.
-        for (index, value) in self.parameters.iter().enumerate().rev() {
-            sql = Cow::Owned(sql.replace(&format!("${}", index + 1), &literal(value)));
+        if self.parameters.is_empty() {
+            return Cow::Borrowed(&self.sql);
         }
-        sql
+        let mut out = String::with_capacity(self.sql.len() + 64);
+        // In one pass and outside of quotes: names and values may have a $1 in them.
+        let mut quote = None;
+        let mut rest = self.sql.as_str();
+        while let Some(c) = rest.chars().next() {
+            let tail = &rest[c.len_utf8()..];
+            if c == '$' && quote.is_none() {
+                let digits = tail.bytes().take_while(u8::is_ascii_digit).count();
+                let number = tail[..digits].parse::<usize>().ok();
+                let value = number.and_then(|n| self.parameters.get(n.checked_sub(1)?));
+                if let Some(value) = value {
+                    out.push_str(&literal(value));
+                    rest = &tail[digits..];
+                    continue;
+                }
+            }
+            match quote {
+                Some(open) if open == c => quote = None,
+                None if matches!(c, '\'' | '"') => quote = Some(c),
+                _ => {}
+            }
+            out.push(c);
+            rest = tail;
+        }
+        Cow::Owned(out)
     }
 }
 
@@ -254,4 +276,21 @@ pub(crate) fn results(messages: Vec<tokio_postgres::SimpleQueryMessage>) -> Vec<
         }
     }
     results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_stand_for_parameters_and_nothing_else() {
+        let statement = Statement::kept(
+            r#"SELECT $1, "a$1", 'it''s $2', $2, $10, """$1" FROM "é$2""#.to_owned(),
+            (1..=10).map(|n| format!("{n}$1")).collect(),
+        );
+        assert_eq!(
+            statement.inlined(),
+            r#"SELECT '1$1', "a$1", 'it''s $2', '2$1', '10$1', """$1" FROM "é$2""#
+        );
+    }
 }

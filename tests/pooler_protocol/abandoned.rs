@@ -209,3 +209,12 @@ fn statements_of_the_protocol_named_beside_a_plugins_statement() {
     drop((client, other));
     stage.assert_clean();
 }
+
+/// The plugin runs it on the client's behalf, as it may be a view that a stream table reads.
+#[test]
+fn a_temporary_view_by_way_of_a_plugin() {
+    let stage = with_stream_tables();
+    let mut client = stage.client();
+    client.run("CREATE OR REPLACE TEMP VIEW left_behind AS SELECT 666 AS leaked");
+    stage.assert_clean();
+}

@@ -382,3 +382,56 @@ fn a_setting_that_cannot_be_replayed() {
     assert_eq!(direct().value("SELECT count(*) FROM run_as"), "0");
     stage.assert_clean();
 }
+
+/// What they run may set something, and no tag says so.
+#[test]
+fn settings_in_do_and_call_go_with_their_client() {
+    let stage = Stage::new(1);
+    direct().run(
+        "CREATE OR REPLACE PROCEDURE sets() LANGUAGE plpgsql AS $$ BEGIN SET work_mem = '7MB'; END $$",
+    );
+    for sql in ["DO $$ BEGIN SET work_mem = '7MB'; END $$", "CALL sets()"] {
+        let mut client = stage.client();
+        client.run(sql);
+        stage.assert_clean();
+        assert_eq!(setting(&mut client, "work_mem"), "7MB", "{sql}");
+    }
+}
+
+/// pgx (describe_exec) and PQprepare("") parse in one batch and run in another.
+#[test]
+fn an_unnamed_statement_leaves_nothing_behind_in_a_later_batch() {
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    for sql in [
+        "SELECT set_config('work_mem', '7MB', false)",
+        "SELECT pg_advisory_lock(4711)",
+    ] {
+        client.send(Messages::new().parse("", sql).describe_statement("").sync());
+        client.ready();
+        stage.client().run("SELECT 1");
+        client.send(Messages::new().bind("", "", &[]).execute("").sync());
+        assert_eq!(tags(&client.ready()), "2DCZ");
+        stage.assert_clean();
+    }
+    assert_eq!(setting(&mut client, "work_mem"), "7MB");
+}
+
+#[test]
+fn a_function_call_leaves_nothing_behind() {
+    let stage = Stage::new(1);
+    // pg_advisory_lock(bigint), with a text argument.
+    let call = [
+        &2880_u32.to_be_bytes()[..],
+        &[0, 0],
+        &[0, 1],
+        &[0, 0, 0, 2],
+        b"77",
+        &[0, 0],
+    ]
+    .concat();
+    let mut client = stage.client();
+    client.send(Messages::new().message(b'F', &call));
+    assert_eq!(tags(&client.ready()), "VZ");
+    stage.assert_clean();
+}

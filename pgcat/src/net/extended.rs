@@ -105,6 +105,7 @@ impl Session {
         let session = self.registration.id;
         if name.is_empty() {
             self.note_traits(traits, text);
+            self.unnamed.traits = traits;
             self.unnamed.version += 1;
             let version = self.unnamed.version;
             match &mut self.unnamed.statement {
@@ -307,6 +308,13 @@ impl Session {
 
     /// Makes sure that the server's unnamed statement is the client's.
     fn use_unnamed(&mut self, walk: &mut Walk<'_>) {
+        // It leaves something behind each time it is run, perhaps in a batch after that of its Parse.
+        if self.unnamed.traits != Traits::default()
+            && let UnnamedStatement::Text(rest) = &self.unnamed.statement
+        {
+            let text = take_cstr(rest).map_or_else(Vec::new, |(text, _)| text.to_vec());
+            self.note_traits(self.unnamed.traits, &text);
+        }
         let current = (self.registration.id, self.unnamed.version);
         let Some(server) = &mut self.server else {
             return;

@@ -242,6 +242,8 @@ impl Session {
                     return Ok(Step::NeedServer);
                 }
                 if let Some(server) = &mut self.server {
+                    // It may be any function, and leave anything behind.
+                    server.dirty = true;
                     server
                         .ledger
                         .push(Request::FunctionCall, Fate::Forward, Undo::Nothing);

@@ -503,6 +503,11 @@ impl Session {
         match tag {
             // An in-process client sets LOCAL only.
             b"SET" | b"RESET" => self.settings_changed = !self.internal,
+            // What they run may set something, too.
+            b"DO" | b"CALL" => {
+                self.settings_changed |= !self.internal;
+                self.wrote = true;
+            }
             b"DISCARD ALL" => {
                 server.forget_session();
                 self.statements.clear();
@@ -615,6 +620,8 @@ impl Session {
     }
 
     pub(super) fn is_pooled(&self) -> bool {
-        self.pool.shared.user.pool_mode == crate::config::model::PoolMode::Transaction
+        // An in-process client leaves nothing behind in its session, and keeps no connection from the others.
+        self.internal
+            || self.pool.shared.user.pool_mode == crate::config::model::PoolMode::Transaction
     }
 }

@@ -116,6 +116,8 @@ pub(super) enum ClientStatement {
 /// The client's unnamed statement.
 pub(super) struct Unnamed {
     pub statement: UnnamedStatement,
+    /// Of its text.
+    pub traits: Traits,
     /// Counts the client's unnamed statements, to tell whether a server has the current one.
     pub version: u64,
 }
@@ -200,6 +202,7 @@ impl Session {
             statements: Names::default(),
             unnamed: Unnamed {
                 statement: UnnamedStatement::None,
+                traits: Traits::default(),
                 version: 0,
             },
             portals: Names::default(),
@@ -517,7 +520,7 @@ impl Session {
 
     /// Gives the server connection back if the transaction is over. In session mode it stays.
     pub(super) fn release_if_idle(&mut self) {
-        let idle = self.pool.shared.user.pool_mode == PoolMode::Transaction
+        let idle = self.is_pooled()
             && !self.hold
             && self.client_body.left == 0
             && !self.settings_changed

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::net::pipeline::PipelineEnd;
 use crate::net::server::Server;
 use crate::session::prepared::Interner;
+use crate::session::traits::Traits;
 use crate::wire::TransactionStatus;
 
 /// How a handled statement relates to transactions.
@@ -104,6 +105,8 @@ impl<'a> ServerHandle<'a> {
     /// rolled back to; in an extended batch ([`TransactionContext::Implicit`]) nothing more can be
     /// done.
     pub async fn query(&mut self, sql: &str) -> Result<QueryResult, Box<ErrorFields>> {
+        // It may be the client's own text: CREATE OR REPLACE TEMP VIEW.
+        self.server.dirty |= Traits::of(sql.as_bytes()).leaves_state;
         self.run(sql, true).await
     }
 

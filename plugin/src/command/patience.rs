@@ -11,6 +11,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Waits on the server, where a cancel request finds the client.
+///
+/// # Errors
+/// 57014 where one does.
+pub(super) async fn sleep(session: &mut impl Session, pause: Duration) -> Result<(), Error> {
+    let sql = format!("SELECT pg_catalog.pg_sleep({})", pause.as_secs_f64());
+    session.query(&sql).await.map(|_| ())
+}
+
 /// Runs `work` in a transaction of its own, again and again while somebody holds a lock it needs. Each
 /// try waits for a lock only briefly, so that other writers never queue up behind us.
 ///
@@ -43,7 +52,7 @@ pub(super) async fn patiently<S: Session, T>(
         if !again || started.elapsed() > PATIENCE {
             return Err(error);
         }
-        tokio::time::sleep(pause).await;
+        sleep(session, pause).await?;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

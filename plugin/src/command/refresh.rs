@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pgcat::plugins::{ErrorFields, TransactionContext};
 
 use super::lookup::{refused, stream_table};
+use super::patience;
 use super::syntax::QualifiedName;
 use crate::conn::Error;
 use crate::engine::{self, How, StreamTableId};
@@ -23,11 +24,17 @@ pub(crate) async fn run(
     full: bool,
 ) -> Result<(), Error> {
     let how = if full { How::Full } else { How::Auto };
-    // Nearly always it can be done at a glance; what is in the way otherwise, the long way finds out.
-    if session.transaction() == TransactionContext::None
-        && let Ok(Some(_)) = engine::refresh_by_name(session, name.sql(), how).await
-    {
-        return Ok(());
+    if session.transaction() == TransactionContext::None {
+        // Nearly always it can be done at a glance; what is in the way otherwise, the long way finds out.
+        match engine::refresh_by_name(session, name.sql(), how).await {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) | Err(Error::Drift(_)) => {}
+            Err(error @ Error::Connection(_)) => return Err(error),
+            Err(error) if error.is_transient() => {}
+            // No stream tables here, or not the current role's.
+            Err(error) if matches!(error.code(), "42P01" | "3F000" | "42501") => {}
+            Err(error) => return Err(error),
+        }
     }
     let (id, relation) = stream_table(session, name).await?;
     relation.require_owner()?;
@@ -62,7 +69,7 @@ pub(crate) async fn run(
             Err(error) if error.is_transient() && !late => {}
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(pause).await;
+        patience::sleep(session, pause).await?;
         pause = (pause * 2).min(Duration::from_millis(250));
     }
 }

@@ -83,7 +83,8 @@ pub async fn refresh_in_transaction<C: Conn>(
     let rows = c
         .query(&format!(
             "SELECT {} = fingerprint, pg_catalog.current_setting('transaction_isolation') <> 'read committed',
-                clock_timestamp() FROM pgtrickle.catalog WHERE id = {id}",
+                pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()), 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'
+             FROM pgtrickle.catalog WHERE id = {id}",
             record.fingerprint_now()
         ))
         .await?;

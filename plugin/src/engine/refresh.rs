@@ -1,6 +1,8 @@
 //! REFRESH: one REPEATABLE READ transaction that reads changes and tables in the same snapshot and moves the frontier to it.
 
 use super::rebuild::rebuild;
+use pgcat::plugins::ErrorFields;
+
 use super::record::{self, Record};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings};
 use crate::conn::{Conn, Error, Row, Statement};
@@ -47,6 +49,17 @@ async fn refresh_record<C: Conn>(
     loop {
         match attempt(c, &record, demand).await {
             Ok(Attempt::Done(outcome)) => return Ok(outcome),
+            Ok(Attempt::Rebuild) if demand.is_some() => {
+                rollback(c).await;
+                let message = format!(
+                    "rows of stream table \"{}\" could not be deleted",
+                    record.name
+                );
+                let error = ErrorFields::error("55000", message);
+                return Err(Error::Refused(Box::new(error.hint(
+                    "It may have a trigger that suppresses the deletion, or row security.",
+                ))));
+            }
             Ok(Attempt::Rebuild) => {
                 rollback(c).await;
                 demand = Some("the table held other rows than the last refresh left");

@@ -67,8 +67,7 @@ impl PreparedClient {
                 (Some(prepared), _) => {
                     steps.push(Step::Prepared(prepared, &statement.parameters));
                 }
-                // BEGIN goes alone: a syntax error later in its Query would undo it, and what comes after would commit.
-                (None, Some(Step::Simple(text, number))) if !text.starts_with("BEGIN") => {
+                (None, Some(Step::Simple(text, number))) => {
                     text.push_str(";\n");
                     text.push_str(&statement.inlined());
                     *number += 1;
@@ -106,6 +105,15 @@ impl Conn for PreparedClient {
 
     async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Error> {
         self.prepare(statements).await?;
+        let mut results = Vec::with_capacity(statements.len());
+        // The pooler may have no connection for a BEGIN and one for what follows, which would then commit by itself.
+        let begins = statements
+            .first()
+            .is_some_and(|statement| statement.sql.starts_with("BEGIN"));
+        let (begin, statements) = statements.split_at(usize::from(begins));
+        for statement in begin {
+            results.push(self.query(&statement.sql).await?);
+        }
         let this = &*self;
         let mut steps: Vec<_> = this
             .steps(statements)
@@ -130,7 +138,6 @@ impl Conn for PreparedClient {
             }
         })
         .await;
-        let mut results = Vec::with_capacity(statements.len());
         for (_, result) in steps {
             // The first error is the cause of those after it.
             results.extend(result.unwrap_or_else(|| Ok(Vec::new()))?);
