@@ -249,6 +249,9 @@ impl Session {
                 Ok(None) => break,
                 Err(_) => return Err(Error::ServerProtocol("bad message length")),
             };
+            if !header.tag.is_ascii_alphanumeric() {
+                return Err(Error::ServerProtocol("no type of message"));
+            }
             let Some(server) = &mut self.server else {
                 break;
             };
