@@ -44,11 +44,11 @@ const QUERIES: &[(&str, &str, &str)] = &[
     ("extremes", "SELECT c.region, min(o.amount), max(o.amount) AS top, sum(o.weight) AS w, count(DISTINCT o.product_id) AS n
         FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region HAVING count(*) > 3", "incremental"),
     ("kinds", "SELECT DISTINCT kind, value % 3 AS rest FROM events", "incremental"),
-    ("spans", "SELECT DISTINCT ON (kind) kind, value, span FROM events ORDER BY kind, value, span::text", "full"),
+    ("spans", "SELECT DISTINCT ON (kind) kind, value, span FROM events ORDER BY kind, value, span::text, span", "incremental"),
     ("total", "SELECT count(*), sum(amount) AS s, max(quantity), sum(quantity) FILTER (WHERE quantity > 4) AS big FROM orders", "incremental"),
     ("counted", "SELECT count(*), count(value) AS v, sum(value) AS s, avg(value) AS a FROM events", "incremental"),
-    ("outer_side", "SELECT c.id, o.id AS order_id FROM customers c LEFT JOIN orders o ON o.customer_id = c.id", "full"),
-    ("windowed", "SELECT id, rank() OVER (PARTITION BY customer_id ORDER BY amount, id) AS r FROM orders", "full"),
+    ("outer_side", "SELECT c.id, o.id AS order_id FROM customers c LEFT JOIN orders o ON o.customer_id = c.id", "incremental"),
+    ("windowed", "SELECT id, rank() OVER (PARTITION BY customer_id ORDER BY amount, id) AS r FROM orders", "incremental"),
     ("nested", "SELECT b.order_id, s.region, s.n FROM big b JOIN (SELECT id, region, tier + 1 AS n FROM customers WHERE tier > 0) s
         ON s.id = b.customer_id", "incremental"),
     ("with_union", "WITH ids AS (SELECT customer_id AS id, amount FROM orders WHERE quantity < 5
@@ -65,6 +65,56 @@ const QUERIES: &[(&str, &str, &str)] = &[
     ("tags", "SELECT t.tag, p.id, p.tags FROM products p, LATERAL unnest(p.tags) t(tag)", "incremental"),
     ("partitioned", "SELECT value, count(*) AS n, sum(bucket) AS b FROM parts GROUP BY value", "incremental"),
     ("chain", "SELECT r.region, r.orders, c.id FROM by_region r JOIN customers c ON c.region IS NOT DISTINCT FROM r.region", "incremental"),
+    ("left_grouped", "SELECT c.region, count(o.id) AS n, sum(o.amount) AS s FROM customers c LEFT JOIN orders o
+        ON o.customer_id = c.id AND o.quantity > 2 GROUP BY c.region", "incremental"),
+    ("left_chain", "SELECT o.id, c.region, p.price, e.kind FROM orders o LEFT JOIN customers c ON c.id = o.customer_id
+        LEFT JOIN products p ON p.id = o.product_id AND c.tier > 0 LEFT JOIN events e ON e.value = p.id", "incremental"),
+    ("right_side", "SELECT o.id, c.id AS customer FROM orders o RIGHT JOIN customers c ON o.customer_id = c.id WHERE c.tier < 2", "incremental"),
+    ("full_side", "SELECT e.kind, e.value, p.id, p.price FROM events e FULL JOIN products p ON p.id = e.value", "incremental"),
+    ("full_using", "SELECT value, a.kind AS l, b.n FROM events a FULL JOIN (SELECT tier::bigint AS value, id AS n FROM customers) b USING (value)", "incremental"),
+    ("left_of_join", "SELECT c.id, x.id AS order_id, x.price FROM customers c LEFT JOIN (SELECT o.id, o.customer_id, p.price FROM orders o
+        JOIN products p ON p.id = o.product_id) x ON x.customer_id = c.id", "incremental"),
+    ("left_of_tree", "SELECT c.id, o.id AS order_id, p.price FROM customers c LEFT JOIN (orders o LEFT JOIN products p ON p.id = o.product_id)
+        ON o.customer_id = c.id", "incremental"),
+    ("semi", "SELECT c.id, c.region FROM customers c WHERE EXISTS (SELECT FROM orders o WHERE o.customer_id = c.id AND o.amount > 50)", "incremental"),
+    ("semi_in", "SELECT c.id FROM customers c WHERE c.id IN (SELECT o.customer_id FROM orders o WHERE o.quantity > 4) AND c.tier = 1", "incremental"),
+    ("anti", "SELECT c.id, c.region FROM customers c WHERE NOT EXISTS (SELECT FROM orders o JOIN products p ON p.id = o.product_id
+        WHERE o.customer_id = c.id AND p.price > 10)", "incremental"),
+    ("not_in", "SELECT p.id FROM products p WHERE p.id NOT IN (SELECT e.value FROM events e)", "incremental"),
+    ("under_or", "SELECT c.id FROM customers c WHERE c.tier = 2 OR c.region IN (SELECT e.kind FROM events e) OR NOT EXISTS (SELECT FROM orders o WHERE o.customer_id = c.id)", "incremental"),
+    ("in_targets", "SELECT c.id, c.id IN (SELECT o.customer_id FROM orders o) AS has, CASE WHEN EXISTS (SELECT FROM events e WHERE e.kind = c.region) THEN 1 ELSE 0 END AS e FROM customers c", "incremental"),
+    ("scalar", "SELECT c.id, (SELECT sum(o.amount) FROM orders o WHERE o.customer_id = c.id) AS s, (SELECT count(*) FROM events) AS n FROM customers c", "incremental"),
+    ("above_average", "SELECT o.id, o.amount FROM orders o WHERE o.amount > (SELECT avg(x.amount) FROM orders x)", "incremental"),
+    ("compared", "SELECT p.id FROM products p WHERE p.price >= ALL (SELECT o.amount FROM orders o WHERE o.product_id = p.id)", "incremental"),
+    ("best", "SELECT c.id, t.id AS order_id, t.amount FROM customers c, LATERAL (SELECT o.id, o.amount FROM orders o WHERE o.customer_id = c.id
+        ORDER BY o.amount DESC NULLS LAST, o.id LIMIT 2) t", "incremental"),
+    ("lateral_sum", "SELECT c.id, t.s FROM customers c LEFT JOIN LATERAL (SELECT sum(o.amount) AS s FROM orders o WHERE o.customer_id = c.id) t ON true", "incremental"),
+    ("of_groups", "SELECT c.region, t.n FROM customers c JOIN (SELECT o.customer_id, count(*) AS n FROM orders o GROUP BY o.customer_id) t ON t.customer_id = c.id", "incremental"),
+    ("groups_of_groups", "SELECT n, count(*) AS customers FROM (SELECT customer_id, count(*) AS n FROM orders GROUP BY customer_id) t GROUP BY n", "incremental"),
+    ("left_groups", "SELECT c.id, t.n FROM customers c LEFT JOIN (SELECT customer_id, count(*) AS n FROM orders GROUP BY 1 HAVING count(*) > 2) t ON t.customer_id = c.id", "incremental"),
+    ("exists_groups", "SELECT c.id FROM customers c WHERE c.id IN (SELECT customer_id FROM orders GROUP BY customer_id HAVING sum(amount) > 100)", "incremental"),
+    ("rolled", "SELECT c.region, c.tier, count(*) AS n, sum(o.quantity) AS q, GROUPING(c.region, c.tier) AS g FROM customers c JOIN orders o ON o.customer_id = c.id
+        GROUP BY ROLLUP (c.region, c.tier)", "incremental"),
+    ("cubed", "SELECT kind, value % 2 AS odd, count(*) AS n FROM events GROUP BY CUBE (kind, (value % 2)) HAVING count(*) > 1", "incremental"),
+    ("sets", "SELECT kind, value, max(free) AS m, count(*) AS n FROM events GROUP BY GROUPING SETS ((kind), (value), ())", "incremental"),
+    ("windows", "SELECT id, customer_id, sum(quantity) OVER (PARTITION BY customer_id ORDER BY id ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS s,
+        lag(id) OVER w AS l, count(*) OVER (PARTITION BY customer_id, product_id) AS n FROM orders WINDOW w AS (PARTITION BY customer_id ORDER BY id)", "incremental"),
+    ("window_all", "SELECT id, row_number() OVER (ORDER BY id) AS n FROM customers", "incremental"),
+    ("window_over_groups", "SELECT region, count(*) AS n, rank() OVER (ORDER BY count(*) DESC, region) AS r FROM customers GROUP BY region", "incremental"),
+    ("top_per_group", "SELECT * FROM (SELECT id, customer_id, row_number() OVER (PARTITION BY customer_id ORDER BY amount DESC, id) AS n FROM orders) t WHERE n <= 2", "incremental"),
+    ("intersect_", "SELECT value FROM events INTERSECT SELECT tier FROM customers", "incremental"),
+    ("except_", "SELECT id FROM customers EXCEPT SELECT customer_id FROM orders", "incremental"),
+    ("except_all_", "SELECT kind FROM events EXCEPT ALL SELECT region FROM customers", "incremental"),
+    ("intersect_all_", "SELECT value FROM events INTERSECT ALL SELECT quantity FROM orders", "incremental"),
+    ("union_", "SELECT kind FROM events UNION SELECT region FROM customers", "incremental"),
+    ("top", "SELECT id, amount FROM orders ORDER BY amount DESC NULLS LAST, id LIMIT 5 OFFSET 2", "incremental"),
+    ("top_groups", "SELECT customer_id, count(*) AS n FROM orders GROUP BY customer_id ORDER BY count(*) DESC, customer_id LIMIT 3", "incremental"),
+    ("with_ties", "SELECT id, quantity FROM orders ORDER BY quantity NULLS LAST FETCH FIRST 3 ROWS WITH TIES", "incremental"),
+    ("distinct_groups", "SELECT DISTINCT count(*) AS n FROM orders GROUP BY customer_id", "incremental"),
+    ("key_and_subselect", "SELECT c.region, (SELECT count(*) FROM events e WHERE e.kind = c.region) AS e, count(*) AS n FROM customers c GROUP BY c.region
+        HAVING count(*) > (SELECT min(tier) FROM customers)", "incremental"),
+    ("cte_twice", "WITH t AS (SELECT customer_id, sum(amount) AS s FROM orders GROUP BY customer_id)
+        SELECT a.customer_id, b.customer_id AS other FROM t a JOIN t b ON a.s = b.s AND a.customer_id < b.customer_id", "incremental"),
     ("days", "SELECT date_trunc('day', at) AS day, count(*) AS n FROM orders GROUP BY 1", "incremental"),
 ];
 

@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::{Cell, hash, net, numbered};
-use crate::plan::{Body, Column, Plan, quote};
+use crate::plan::{Body, Column, quote};
 
 /// The user's table and its columns, by the names they have now.
 #[derive(Debug, Clone)]
@@ -13,20 +13,26 @@ pub(crate) struct Target {
     pub columns: Vec<String>,
 }
 
-/// The columns of the result that find a row of it: the group keys where all are there, else all that can be hashed.
-pub(crate) fn identity(plan: &Plan) -> Vec<usize> {
-    if let Body::Keyed(keyed) = &plan.body
-        && keyed.grouped
-    {
-        let keys: Option<Vec<_>> = numbered("g.k", keyed.keys.len())
+/// The columns of a result that are its keys, where all are there.
+pub(crate) fn keys(body: &Body, columns: &[Column]) -> Option<Vec<usize>> {
+    match body {
+        Body::Keyed(keyed) if keyed.grouped => numbered("g.k", keyed.keys.len())
             .iter()
             .map(|key| keyed.output.iter().position(|o| o == key))
-            .collect();
-        if let Some(keys) = keys {
-            return keys;
+            .collect(),
+        Body::Partition(p) if !p.keys.is_empty() => {
+            Some((columns.len() - p.keys.len()..columns.len()).collect())
         }
+        _ => None,
     }
-    plan.columns
+}
+
+/// The columns of a result that find a row of it: its keys, else all that can be hashed.
+fn identity(body: &Body, columns: &[Column]) -> Vec<usize> {
+    if let Some(keys) = keys(body, columns) {
+        return keys;
+    }
+    columns
         .iter()
         .enumerate()
         .filter(|(_, c)| c.hashable)
@@ -35,9 +41,9 @@ pub(crate) fn identity(plan: &Plan) -> Vec<usize> {
         .collect()
 }
 
-/// The CREATE INDEX on the user's table.
-pub(crate) fn index(plan: &Plan, target: &Target) -> Option<String> {
-    let columns: Vec<_> = identity(plan)
+/// The CREATE INDEX by which rows of a table are found.
+pub(crate) fn index(body: &Body, columns: &[Column], target: &Target) -> Option<String> {
+    let columns: Vec<_> = identity(body, columns)
         .into_iter()
         .map(|i| quote(&target.columns[i]))
         .collect();
@@ -49,13 +55,13 @@ pub(crate) fn index(plan: &Plan, target: &Target) -> Option<String> {
 }
 
 /// The definition of the staging table of the result.
-pub(crate) fn out_table(id: i64, columns: &[Column]) -> String {
+pub(crate) fn out_table(slot: &str, columns: &[Column]) -> String {
     let typed: String = columns
         .iter()
         .enumerate()
         .map(|(i, c)| format!(", o{} {}{}", i + 1, c.type_name, c.collate))
         .collect();
-    format!("CREATE UNLOGGED TABLE pgtrickle.out_{id} (w bigint NOT NULL{typed})")
+    format!("CREATE UNLOGGED TABLE pgtrickle.out_{slot} (w bigint NOT NULL{typed})")
 }
 
 /// Cells `prefix.o1…` of the result.
@@ -69,7 +75,7 @@ pub(crate) fn cells(columns: &[Column], prefix: &str) -> Vec<Cell> {
 
 /// `INSERT INTO out` of the net of weighted rows. `rows` is a query whose columns are those of the result and then the
 /// weight; `with` goes before.
-pub(crate) fn collect(id: i64, columns: &[Column], with: &str, rows: &str) -> String {
+pub(crate) fn collect(slot: &str, columns: &[Column], with: &str, rows: &str) -> String {
     let names = numbered("o", columns.len());
     let mut aliases = names.clone();
     aliases.push("w".to_owned());
@@ -79,7 +85,7 @@ pub(crate) fn collect(id: i64, columns: &[Column], with: &str, rows: &str) -> St
         &format!("({rows}) d({})", aliases.join(", ")),
     );
     format!(
-        "{with} INSERT INTO pgtrickle.out_{id} (w{}) {net}",
+        "{with} INSERT INTO pgtrickle.out_{slot} (w{}) {net}",
         super::comma(&names)
     )
 }
@@ -113,11 +119,11 @@ pub(crate) fn is_about_other_rows(fields: &ErrorFields) -> bool {
 
 /// Removes the staged rows with a negative weight from the user's table; an error if they are not all there
 /// ([`is_about_other_rows`]), so that a COMMIT may follow without a look at the result.
-pub(crate) fn remove(id: i64, plan: &Plan, target: &Target) -> String {
+pub(crate) fn remove(slot: &str, body: &Body, columns: &[Column], target: &Target) -> String {
     let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let t: Vec<_> = quoted.iter().map(|c| format!("t.{c}")).collect();
     let o: Vec<_> = numbered("o.o", quoted.len());
-    let identity = identity(plan);
+    let identity = identity(body, columns);
     let pick = |of: &[String]| identity.iter().map(|&i| of[i].clone()).collect::<Vec<_>>();
     let mut conditions = Vec::new();
     if let (Some(left), Some(right)) = (hash(&pick(&t)), hash(&pick(&o))) {
@@ -136,7 +142,7 @@ pub(crate) fn remove(id: i64, plan: &Plan, target: &Target) -> String {
         conditions.join(" AND ")
     };
     format!(
-        "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{id} o WHERE o.w < 0),
+        "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{slot} o WHERE o.w < 0),
          gone AS (DELETE FROM {table} t USING (
             SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
                 FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
@@ -152,7 +158,18 @@ pub(crate) fn remove(id: i64, plan: &Plan, target: &Target) -> String {
 
 /// Common table expressions that add the staged rows with a positive weight to the user's table, empty the staging table,
 /// and count both kinds: `applied(inserted, deleted)`.
-pub(crate) fn add(id: i64, target: &Target) -> String {
+pub(crate) fn add(slot: &str, target: &Target) -> String {
+    format!(
+        "came AS ({}),
+         emptied AS (DELETE FROM pgtrickle.out_{slot} RETURNING w),
+         applied(inserted, deleted) AS (SELECT coalesce(sum(w) FILTER (WHERE w > 0), 0)::bigint,
+            coalesce(-sum(w) FILTER (WHERE w < 0), 0)::bigint FROM emptied)",
+        insert(slot, target)
+    )
+}
+
+/// Adds the staged rows with a positive weight to a table.
+pub(crate) fn insert(slot: &str, target: &Target) -> String {
     let names: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let into = if names.is_empty() {
         String::new()
@@ -160,10 +177,7 @@ pub(crate) fn add(id: i64, target: &Target) -> String {
         format!(" ({})", names.join(", "))
     };
     format!(
-        "came AS (INSERT INTO {}{into} SELECT {} FROM pgtrickle.out_{id} o, generate_series(1, o.w) WHERE o.w > 0),
-         emptied AS (DELETE FROM pgtrickle.out_{id} RETURNING w),
-         applied(inserted, deleted) AS (SELECT coalesce(sum(w) FILTER (WHERE w > 0), 0)::bigint,
-            coalesce(-sum(w) FILTER (WHERE w < 0), 0)::bigint FROM emptied)",
+        "INSERT INTO {}{into} SELECT {} FROM pgtrickle.out_{slot} o, generate_series(1, o.w) WHERE o.w > 0",
         target.name,
         numbered("o.o", names.len()).join(", ")
     )

@@ -8,11 +8,15 @@ use super::{hash, numbered};
 use crate::plan::{Column, Keyed};
 
 fn same_keys(keyed: &Keyed, left: &str, right: &str) -> String {
-    let (l, r) = (
-        numbered(&format!("{left}.k"), keyed.keys.len()),
-        numbered(&format!("{right}.k"), keyed.keys.len()),
-    );
-    let Some((left_hash, right_hash)) = hash(&l).zip(hash(&r)) else {
+    same(
+        &numbered(&format!("{left}.k"), keyed.keys.len()),
+        &numbered(&format!("{right}.k"), keyed.keys.len()),
+    )
+}
+
+/// Whether two lists of keys are those of one group.
+pub(super) fn same(l: &[String], r: &[String]) -> String {
+    let Some((left_hash, right_hash)) = hash(l).zip(hash(r)) else {
         return "true".to_owned();
     };
     // Not IS NOT DISTINCT FROM: it takes the `=` that the search path has, which for citext is that of text and for hstore
@@ -26,7 +30,7 @@ fn same_keys(keyed: &Keyed, left: &str, right: &str) -> String {
 
 /// The statement that brings a state by weights up to date and collects the change of the result. `delta` is the delta of
 /// the body: its columns and then the weight.
-pub(crate) fn by_weights(id: i64, keyed: &Keyed, columns: &[Column], delta: &str) -> String {
+pub(crate) fn by_weights(slot: &str, keyed: &Keyed, columns: &[Column], delta: &str) -> String {
     let keys = numbered("k", keyed.keys.len());
     let mut aliases = keys.clone();
     aliases.extend(numbered("a", keyed.args.len()));
@@ -84,7 +88,7 @@ pub(crate) fn by_weights(id: i64, keyed: &Keyed, columns: &[Column], delta: &str
             String::new()
         };
         format!(
-            ", again AS (INSERT INTO pgtrickle.keys_{id}{into} SELECT {list} FROM j WHERE j.redo)"
+            ", again AS (INSERT INTO pgtrickle.keys_{slot}{into} SELECT {list} FROM j WHERE j.redo)"
         )
     };
     let set: Vec<_> = names.iter().map(|n| format!("{n} = j.{n}")).collect();
@@ -97,10 +101,10 @@ pub(crate) fn by_weights(id: i64, keyed: &Keyed, columns: &[Column], delta: &str
     let with = format!(
         "WITH d AS MATERIALIZED (SELECT {dk}{sums}{lost} FROM ({delta}) d({aliases}){group}),
          j AS MATERIALIZED (SELECT s.ctid AS tid, {dk}{before}, {after}, {redo} AS redo
-            FROM d LEFT JOIN pgtrickle.state_{id} s ON {same}),
-         gone AS (DELETE FROM pgtrickle.state_{id} s USING j WHERE s.ctid = j.tid AND {gone}),
-         kept AS (UPDATE pgtrickle.state_{id} s SET {set} FROM j WHERE s.ctid = j.tid AND {alive}),
-         came AS (INSERT INTO pgtrickle.state_{id} SELECT {jk}{jn} FROM j WHERE j.tid IS NULL AND {alive}){again}",
+            FROM d LEFT JOIN pgtrickle.state_{slot} s ON {same}),
+         gone AS (DELETE FROM pgtrickle.state_{slot} s USING j WHERE s.ctid = j.tid AND {gone}),
+         kept AS (UPDATE pgtrickle.state_{slot} s SET {set} FROM j WHERE s.ctid = j.tid AND {alive}),
+         came AS (INSERT INTO pgtrickle.state_{slot} SELECT {jk}{jn} FROM j WHERE j.tid IS NULL AND {alive}){again}",
         dk = keys_of("d"),
         jk = keys_of("j"),
         sums = sums.join(", "),
@@ -123,16 +127,19 @@ pub(crate) fn by_weights(id: i64, keyed: &Keyed, columns: &[Column], delta: &str
     let new = output(keyed, &format!("j WHERE {alive}"), "1::int8", |c| {
         format!("j.{c}")
     });
-    super::apply::collect(id, columns, &with, &format!("{old} UNION ALL {new}"))
+    super::apply::collect(slot, columns, &with, &format!("{old} UNION ALL {new}"))
 }
 
 /// Puts the affected keys into `keys_<id>`. Returns their number, whether one has a NULL, and the rows at the last ANALYZE.
-pub(crate) fn affected(id: i64, keyed: &Keyed, delta: &str) -> String {
-    let keys = numbered("k", keyed.keys.len());
+///
+/// `keys` and `args` are the numbers of the body's columns; without keys it matters only whether anything changed.
+pub(crate) fn affected(slot: &str, keys: usize, args: usize, delta: &str) -> String {
+    let grouped = keys > 0;
+    let keys = numbered("k", keys);
     let mut aliases = keys.clone();
-    aliases.extend(numbered("a", keyed.args.len()));
+    aliases.extend(numbered("a", args));
     aliases.push("w".to_owned());
-    let select = if keyed.grouped {
+    let select = if grouped {
         format!(
             "SELECT DISTINCT {} FROM ({delta}) d({})",
             numbered("d.k", keys.len()).join(", "),
@@ -141,25 +148,23 @@ pub(crate) fn affected(id: i64, keyed: &Keyed, delta: &str) -> String {
     } else {
         format!("SELECT FROM ({delta}) d({}) LIMIT 1", aliases.join(", "))
     };
-    let null = if keyed.grouped {
-        format!("num_nulls({}) > 0", keys.join(", "))
-    } else {
-        "false".to_owned()
-    };
-    let (into, returning) = if keyed.grouped {
-        (format!(" ({})", keys.join(", ")), null)
+    let (into, returning) = if grouped {
+        (
+            format!(" ({})", keys.join(", ")),
+            format!("num_nulls({}) > 0", keys.join(", ")),
+        )
     } else {
         (String::new(), "false".to_owned())
     };
     format!(
-        "WITH k AS (INSERT INTO pgtrickle.keys_{id}{into} {select} RETURNING {returning} AS has_null)
+        "WITH k AS (INSERT INTO pgtrickle.keys_{slot}{into} {select} RETURNING {returning} AS has_null)
          SELECT count(*), coalesce(bool_or(has_null), false),
-            (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.keys_{id}'::regclass) FROM k"
+            (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.keys_{slot}'::regclass) FROM k"
     )
 }
 
 /// What [`by_weights`] has left to [`recompute`], as [`affected`] tells it; `None` where it leaves nothing ever.
-pub(crate) fn left_over(id: i64, keyed: &Keyed) -> Option<String> {
+pub(crate) fn left_over(slot: &str, keyed: &Keyed) -> Option<String> {
     let null = if keyed.grouped {
         format!(
             "num_nulls({}) > 0",
@@ -171,13 +176,13 @@ pub(crate) fn left_over(id: i64, keyed: &Keyed) -> Option<String> {
     keyed.has_extremes().then(|| {
         format!(
             "SELECT count(*), coalesce(bool_or({null}), false),
-                (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.keys_{id}'::regclass) FROM pgtrickle.keys_{id}"
+                (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.keys_{slot}'::regclass) FROM pgtrickle.keys_{slot}"
         )
     })
 }
 
 /// Computes the affected groups anew, and collects the change of the result.
-pub(crate) fn recompute(id: i64, keyed: &Keyed, columns: &[Column], nulls: bool) -> Vec<String> {
+pub(crate) fn recompute(slot: &str, keyed: &Keyed, columns: &[Column], nulls: bool) -> Vec<String> {
     let names = state_names(keyed);
     let list = names.join(", ");
     let b = numbered("b.k", keyed.keys.len());
@@ -186,7 +191,7 @@ pub(crate) fn recompute(id: i64, keyed: &Keyed, columns: &[Column], nulls: bool)
     select.extend(sums(keyed, "b", "1"));
     let branch = |on: &str, condition: &str| {
         format!(
-            "SELECT {} FROM ({}) b JOIN pgtrickle.keys_{id} q ON {on}{condition} GROUP BY {}",
+            "SELECT {} FROM ({}) b JOIN pgtrickle.keys_{slot} q ON {on}{condition} GROUP BY {}",
             select.join(", "),
             keyed.body,
             b.join(", ")
@@ -213,16 +218,16 @@ pub(crate) fn recompute(id: i64, keyed: &Keyed, columns: &[Column], nulls: bool)
         branch(&equal, "")
     };
     let with = format!(
-        "WITH o AS MATERIALIZED (SELECT s.ctid AS tid, s.* FROM pgtrickle.keys_{id} q JOIN pgtrickle.state_{id} s ON {same}),
+        "WITH o AS MATERIALIZED (SELECT s.ctid AS tid, s.* FROM pgtrickle.keys_{slot} q JOIN pgtrickle.state_{slot} s ON {same}),
          n({list}) AS MATERIALIZED ({new}),
-         gone AS (DELETE FROM pgtrickle.state_{id} s USING o WHERE s.ctid = o.tid),
-         came AS (INSERT INTO pgtrickle.state_{id} ({list}) SELECT {list} FROM n)",
+         gone AS (DELETE FROM pgtrickle.state_{slot} s USING o WHERE s.ctid = o.tid),
+         came AS (INSERT INTO pgtrickle.state_{slot} ({list}) SELECT {list} FROM n)",
         same = same_keys(keyed, "q", "s"),
     );
     let old = output(keyed, "o", "(-1)::int8", |c| format!("o.{c}"));
     let new = output(keyed, "n", "1::int8", |c| format!("n.{c}"));
     vec![
-        super::apply::collect(id, columns, &with, &format!("{old} UNION ALL {new}")),
-        format!("DELETE FROM pgtrickle.keys_{id}"),
+        super::apply::collect(slot, columns, &with, &format!("{old} UNION ALL {new}")),
+        format!("DELETE FROM pgtrickle.keys_{slot}"),
     ]
 }

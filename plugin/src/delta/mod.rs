@@ -1,7 +1,10 @@
 //! The SQL of a refresh, from a plan.
+//!
+//! The tables it works with are named by a *slot*: `12` for the result of stream table 12, `12_1` for its first stage.
 
 pub(crate) mod apply;
 pub(crate) mod keyed;
+pub(crate) mod partition;
 pub(crate) mod stage;
 pub(crate) mod state;
 

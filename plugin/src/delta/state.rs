@@ -76,18 +76,21 @@ fn parts(weights: &Weights) -> Vec<Part> {
 }
 
 /// The statements that create the state of stream table `id`.
-pub(crate) fn create(id: i64, keyed: &Keyed) -> Vec<String> {
+pub(crate) fn create(slot: &str, keyed: &Keyed) -> Vec<String> {
     let columns: Vec<_> = state_columns(keyed)
         .into_iter()
         .map(|(name, t)| format!("{name} {t}"))
         .collect();
     let mut statements = vec![
-        format!("CREATE TABLE pgtrickle.state_{id} ({})", columns.join(", ")),
-        format!("ALTER TABLE pgtrickle.state_{id} REPLICA IDENTITY FULL"),
+        format!(
+            "CREATE TABLE pgtrickle.state_{slot} ({})",
+            columns.join(", ")
+        ),
+        format!("ALTER TABLE pgtrickle.state_{slot} REPLICA IDENTITY FULL"),
     ];
     let keys = numbered("k", keyed.keys.len());
     if let Some(hash) = hash(&keys) {
-        statements.push(format!("CREATE INDEX ON pgtrickle.state_{id} ({hash})"));
+        statements.push(format!("CREATE INDEX ON pgtrickle.state_{slot} ({hash})"));
     }
     if !keyed.by_weights || keyed.has_extremes() {
         let keys: Vec<_> = keyed
@@ -97,7 +100,7 @@ pub(crate) fn create(id: i64, keyed: &Keyed) -> Vec<String> {
             .map(|(i, c)| format!("k{} {}{}", i + 1, c.type_name, c.collate))
             .collect();
         statements.push(format!(
-            "CREATE UNLOGGED TABLE pgtrickle.keys_{id} ({})",
+            "CREATE UNLOGGED TABLE pgtrickle.keys_{slot} ({})",
             keys.join(", ")
         ));
     }
@@ -105,7 +108,7 @@ pub(crate) fn create(id: i64, keyed: &Keyed) -> Vec<String> {
 }
 
 /// A query for the state of all groups, from the sources as they are. Its columns are those of the state, in order.
-pub(crate) fn full_state(keyed: &Keyed) -> String {
+fn full_state(keyed: &Keyed, body: &str) -> String {
     let keys = numbered("b.k", keyed.keys.len());
     let group = if keyed.grouped {
         format!(" GROUP BY {}", keys.join(", "))
@@ -115,11 +118,7 @@ pub(crate) fn full_state(keyed: &Keyed) -> String {
     let mut columns = keys;
     columns.extend(sums(keyed, "b", "1"));
     // DISTINCT of no columns and the like: PostgreSQL has no empty GROUP BY list.
-    format!(
-        "SELECT {} FROM ({}) b{group}",
-        columns.join(", "),
-        keyed.body
-    )
+    format!("SELECT {} FROM ({body}) b{group}", columns.join(", "))
 }
 
 /// The expressions that make a state after its keys, over rows `row` of the body with weight `w`. An extreme is that of
@@ -278,13 +277,14 @@ pub(crate) fn state_names(keyed: &Keyed) -> Vec<String> {
         .collect()
 }
 
-/// The statement that computes the state anew into an empty state table, with the result's rows in CTE `result`.
-pub(crate) fn rebuild(id: i64, keyed: &Keyed) -> String {
+/// Common table expressions that compute the state anew into an empty state table, and the result's rows: `result_<slot>`.
+/// `body` is the keyed query's, in the form in which it is to be read here.
+pub(crate) fn rebuild(slot: &str, keyed: &Keyed, body: &str) -> String {
     let list = state_names(keyed).join(", ");
-    let values = output(keyed, "state s", "", |c| format!("s.{c}"));
+    let values = output(keyed, &format!("state_{slot} s"), "", |c| format!("s.{c}"));
     format!(
-        "state AS (INSERT INTO pgtrickle.state_{id} ({list}) {} RETURNING {list}), result{} AS ({values})",
-        full_state(keyed),
+        "state_{slot} AS (INSERT INTO pgtrickle.state_{slot} ({list}) {} RETURNING {list}), result_{slot}{} AS ({values})",
+        full_state(keyed, body),
         columns_of(keyed)
     )
 }

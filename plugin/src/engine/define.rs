@@ -3,12 +3,12 @@
 use pg_query::NodeEnum;
 use pgcat::plugins::ErrorFields;
 
-use super::{Definition, Mode, StreamTableId, fingerprint, settings};
+use super::{Definition, Mode, StreamTableId, fingerprint, settings, stages};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta;
-use crate::plan::{Body, Plan, analyse, literal, quote};
+use crate::plan::{Body, Column, Plan, analyse, literal, quote};
 
 /// Checks and analyses the query, makes its view, capture and catalog row (status `creating`), in the caller's transaction.
 ///
@@ -182,13 +182,33 @@ pub(super) fn refuse_full(mode: Mode, plan: &Plan) -> Result<(), Error> {
     }
 }
 
-/// Makes the staging table of the result and the state of its groups.
+/// Makes the staging tables of the result and of the stages, and the states of their groups. The stages' own tables are there.
 pub(super) async fn make_tables<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
-    let mut statements = vec![delta::apply::out_table(id, &plan.columns)];
-    if let Body::Keyed(keyed) = &plan.body {
-        statements.extend(delta::state::create(id, keyed));
+    let mut statements = tables(&id.to_string(), &plan.body, &plan.columns);
+    for (i, stage) in plan.stages.iter().enumerate() {
+        statements.extend(tables(
+            &format!("{id}_{}", i + 1),
+            &stage.body,
+            &stage.columns,
+        ));
+        let target = stages::target(id, i + 1, stage);
+        statements.push(format!("ALTER TABLE {} REPLICA IDENTITY FULL", target.name));
+        statements.extend(delta::apply::index(&stage.body, &stage.columns, &target));
+        statements.extend(stages::index(stage, &target));
     }
     c.batch(&statements).await.map(|_| ())
+}
+
+fn tables(slot: &str, body: &Body, columns: &[Column]) -> Vec<String> {
+    let mut statements = vec![delta::apply::out_table(slot, columns)];
+    match body {
+        Body::Keyed(keyed) => statements.extend(delta::state::create(slot, keyed)),
+        Body::Partition(partition) => {
+            statements.push(delta::partition::create(slot, partition));
+        }
+        Body::Full { .. } | Body::Linear { .. } => {}
+    }
+    statements
 }
 
 /// Writes the plan, its sources and its fingerprint to the catalog.

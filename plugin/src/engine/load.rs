@@ -1,12 +1,11 @@
 //! CREATE STREAM TABLE, second step: the table and its data.
 
 use super::record::{self, Record};
-use super::{Isolation, StreamTableId, settings};
+use super::{Isolation, StreamTableId, settings, stages};
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta::apply::{self, Target};
-use crate::delta::state;
-use crate::plan::{Body, quote};
+use crate::plan::quote;
 
 /// Creates the user's table with its data, index and frontier, in the caller's transaction. Does nothing if that is done.
 ///
@@ -42,7 +41,7 @@ pub async fn load<C: Conn>(
     if record.with_data {
         statements.extend(settings::under_creators_path(
             &record.plan,
-            fill(&record, &target, isolation),
+            fill(&record, &target, isolation)?,
         ));
     }
     let status = if record.with_data {
@@ -54,32 +53,26 @@ pub async fn load<C: Conn>(
         "UPDATE pgtrickle.catalog SET relid = {relid}, status = '{status}',
             last_refresh = CASE WHEN with_data THEN clock_timestamp() END WHERE id = {id}"
     ));
-    statements.extend(apply::index(&record.plan, &target));
+    statements.extend(apply::index(
+        &record.plan.body,
+        &record.plan.columns,
+        &target,
+    ));
     statements.push(format!("ANALYZE {}", target.name));
-    if let Body::Keyed(_) = record.plan.body {
-        statements.push(format!("ANALYZE pgtrickle.state_{id}"));
-    }
+    statements.extend(stages::analyze(id.0, &record.plan));
     c.batch(&statements).await?;
     saved.restore(c).await
 }
 
-/// One statement, so one snapshot also under READ COMMITTED: data, state and frontier.
-fn fill(record: &Record, target: &Target, isolation: Isolation) -> String {
-    let id = record.id;
+/// One statement, so one snapshot also under READ COMMITTED: data, stages, states and frontier.
+fn fill(record: &Record, target: &Target, isolation: Isolation) -> Result<String, Error> {
     let columns: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let into = if columns.is_empty() {
         String::new()
     } else {
         format!(" ({})", columns.join(", "))
     };
-    let mut ctes = Vec::new();
-    let rows = match &record.plan.body {
-        Body::Keyed(keyed) => {
-            ctes.push(state::rebuild(id.0, keyed));
-            "SELECT * FROM result".to_owned()
-        }
-        _ => format!("SELECT * FROM pgtrickle.def_{id}"),
-    };
+    let (mut ctes, rows) = stages::fill(record.id.0, &record.plan)?;
     ctes.push(format!(
         "data AS (INSERT INTO {}{into} {rows})",
         target.name
@@ -87,7 +80,7 @@ fn fill(record: &Record, target: &Target, isolation: Isolation) -> String {
     if isolation == Isolation::ReadCommitted {
         ctes.push(frontier(record));
     }
-    format!("WITH {} SELECT 1", ctes.join(", "))
+    Ok(format!("WITH {} SELECT 1", ctes.join(", ")))
 }
 
 /// The CTE that moves the frontier to the statement's own snapshot.

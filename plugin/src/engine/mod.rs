@@ -22,6 +22,7 @@ mod refresh;
 mod remove;
 mod replan;
 mod settings;
+mod stages;
 
 pub use crate::catalog::bootstrap;
 use crate::conn::Row;

@@ -4,10 +4,9 @@ use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
 use super::refresh::{Attempt, Conclusion, Now, finish};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings, stages};
 use crate::conn::{Conn, Error, Statement};
-use crate::delta::{apply, state};
-use crate::plan::Body;
+use crate::delta::apply;
 
 /// Recomputes the result, and writes what differs.
 pub(super) async fn rebuild<C: Conn>(
@@ -22,37 +21,33 @@ pub(super) async fn rebuild<C: Conn>(
     finish(c, record, now, statements, &emptied, "full", reason).await
 }
 
-fn buffers(record: &Record) -> Vec<i64> {
+fn buffers(record: &Record) -> Vec<String> {
     let tables = record.plan.tables.iter();
-    tables.filter_map(|table| table.buffer).collect()
+    let buffers = tables.filter_map(|table| table.buffer);
+    buffers.map(|b| format!("pgtrickle.delta_{b}")).collect()
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.
 fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
     let id = record.id.0;
     let target = record.target()?;
-    let mut statements = Vec::new();
-    let mut ctes = Vec::new();
-    let new = match &record.plan.body {
-        Body::Keyed(k) => {
-            statements.push(format!("DELETE FROM pgtrickle.state_{id}"));
-            ctes.push(state::rebuild(id, k));
-            "SELECT * FROM result".to_owned()
-        }
-        _ => format!("SELECT * FROM pgtrickle.def_{id}"),
-    };
+    let mut statements = stages::emptied(id, &record.plan);
+    let (mut ctes, new) = stages::fill(id, &record.plan)?;
     ctes.push(load::frontier(record));
     let with = format!("WITH {}", ctes.join(", "));
     statements.extend(settings::under_creators_path(
         &record.plan,
         apply::collect(
-            id,
+            &id.to_string(),
             &record.plan.columns,
             &with,
             &apply::difference(target, &new),
         ),
     ));
     statements.push(format!("ANALYZE pgtrickle.out_{id}"));
+    if !record.plan.stages.is_empty() {
+        statements.extend(stages::analyze(id, &record.plan));
+    }
     Ok(statements.into_iter().map(Statement::from).collect())
 }
 
@@ -97,7 +92,9 @@ pub async fn refresh_in_transaction<C: Conn>(
     c.batch(&record.locks()).await?;
     let target = record.target()?;
     let mut statements = rebuild_statements(&record)?;
-    statements.push(apply::remove(id.0, &record.plan, target).into());
+    let slot = id.to_string();
+    let plan = &record.plan;
+    statements.push(apply::remove(&slot, &plan.body, &plan.columns, target).into());
     let reason = "the refresh ran inside a transaction block";
     let conclusion = Conclusion {
         started_at: row.text(2).unwrap_or_default(),

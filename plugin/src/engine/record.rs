@@ -209,8 +209,8 @@ impl Record {
     /// A statement of a refresh whose plan the server may keep as long as the tables stay about as large: a plan made for
     /// an empty table is ruin for a full one, and nothing else would tell the server before the next ANALYZE.
     pub(super) fn kept(&self, sql: &str, parameters: Vec<String>) -> Statement {
-        // The sizes of partitions are not looked at.
-        let kept = !self.plan.tables.iter().any(|table| table.partitioned);
+        // The sizes of partitions and stages are not looked at.
+        let kept = self.plan.stages.is_empty() && !self.plan.tables.iter().any(|t| t.partitioned);
         Statement {
             sql: format!("/* {} */ {sql}", self.sizes),
             parameters,

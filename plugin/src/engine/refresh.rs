@@ -4,11 +4,13 @@ use super::rebuild::rebuild;
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings};
+use super::{
+    How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings, stages,
+};
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::stage::{Frontier, stage};
-use crate::delta::{apply, is_raised, keyed, raise_unless};
-use crate::plan::{Body, Table, terms};
+use crate::delta::{apply, is_raised, keyed, partition, raise_unless};
+use crate::plan::{Body, Column, Table, terms};
 
 /// Brings a stream table up to date, in transactions of its own.
 ///
@@ -259,60 +261,131 @@ async fn incremental<C: Conn>(
         };
         changed.push(table.relid);
         total += count;
-        emptied.push(buffer);
+        let delta = format!("pgtrickle.delta_{buffer}");
         let analysed = row.text(3).and_then(|n| n.parse().ok());
-        statements.extend(
-            analyze(&format!("pgtrickle.delta_{buffer}"), count, analysed).map(Statement::from),
-        );
+        statements.extend(analyze(&delta, count, analysed).map(Statement::from));
+        emptied.push(delta);
     }
-    let kept = |sql: String| record.kept(&sql, Vec::new());
-    let delta = |body: &str| -> Result<String, Error> {
-        Ok(terms::delta(body, &plan.tables, |t| changed.contains(&t.relid))?.join(" UNION ALL "))
-    };
-    if !changed.is_empty() {
-        match &plan.body {
-            Body::Full { .. } => {
-                return Err(Error::Internal("a full plan has no delta".to_owned()));
+    let mut changed_stages = Vec::new();
+    for (i, stage) in plan.stages.iter().enumerate() {
+        let inputs = plan.inputs(id, |relid| changed.contains(&relid), &changed_stages);
+        let slot = format!("{id}_{}", i + 1);
+        let target = stages::target(id, i + 1, stage);
+        let piece = Piece {
+            slot: &slot,
+            body: &stage.body,
+            columns: &stage.columns,
+            table: &target.name,
+        };
+        let mut count = 0;
+        if piece.change(c, record, &inputs, &mut statements).await? {
+            let look = format!(
+                "SELECT count(*), (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.out_{slot}'::regclass)
+                 FROM pgtrickle.out_{slot}"
+            );
+            statements.push(look.into());
+            let results = c.run(&std::mem::take(&mut statements)).await?;
+            let row = results.last().and_then(|r| r.first()).cloned();
+            let row = row.unwrap_or_default();
+            count = row.int(0).unwrap_or_default();
+            let out = format!("pgtrickle.out_{slot}");
+            if count > 0 {
+                let analysed = row.text(1).and_then(|n| n.parse().ok());
+                statements.extend(analyze(&out, count, analysed).map(Statement::from));
+                statements.push(apply::remove(&slot, &stage.body, &stage.columns, &target).into());
+                statements.push(apply::insert(&slot, &target).into());
             }
-            Body::Linear { sql } => {
-                statements.push(kept(apply::collect(id, &plan.columns, "", &delta(sql)?)));
-            }
-            Body::Keyed(k) => {
-                let delta = delta(&k.body)?;
-                let left = if k.by_weights {
-                    statements.push(kept(keyed::by_weights(id, k, &plan.columns, &delta)));
-                    keyed::left_over(id, k)
-                } else {
-                    Some(keyed::affected(id, k, &delta))
-                };
-                if let Some(left) = left {
-                    statements.push(kept(left));
-                    let results = c.run(&std::mem::take(&mut statements)).await?;
-                    let row = results
-                        .last()
-                        .and_then(|r| r.first())
-                        .cloned()
-                        .unwrap_or_default();
-                    let count = row.int(0).unwrap_or_default();
-                    if count > 0 {
-                        let analysed = row.text(2).and_then(|n| n.parse().ok());
-                        statements.extend(
-                            analyze(&format!("pgtrickle.keys_{id}"), count, analysed)
-                                .map(Statement::from),
-                        );
-                        let recompute = keyed::recompute(id, k, &plan.columns, row.is_true(1));
-                        statements.extend(recompute.into_iter().map(kept));
-                    }
-                }
-            }
+            emptied.push(out);
+            total += count;
         }
+        changed_stages.push(count > 0);
     }
-    if !changed.is_empty() {
+    let inputs = plan.inputs(id, |relid| changed.contains(&relid), &changed_stages);
+    let slot = id.to_string();
+    let target = record.target()?;
+    let piece = Piece {
+        slot: &slot,
+        body: &plan.body,
+        columns: &plan.columns,
+        table: &target.name,
+    };
+    if piece.change(c, record, &inputs, &mut statements).await? {
         statements.extend(
             analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows).map(Statement::from),
         );
     }
     finish(c, record, now, statements, &emptied, "incremental", None).await
+}
+
+/// A stage, or the result.
+struct Piece<'a> {
+    slot: &'a str,
+    body: &'a Body,
+    columns: &'a [Column],
+    /// The table its rows are in.
+    table: &'a str,
+}
+
+impl Piece<'_> {
+    /// Adds the statements that put the change of its rows into its staging table. Returns whether there may be any.
+    async fn change<C: Conn>(
+        &self,
+        c: &mut C,
+        record: &Record,
+        inputs: &[terms::Input<'_>],
+        statements: &mut Vec<Statement>,
+    ) -> Result<bool, Error> {
+        let slot = self.slot;
+        let kept = |sql: String| record.kept(&sql, Vec::new());
+        let body = match self.body {
+            Body::Full { .. } => {
+                return Err(Error::Internal("a full plan has no delta".to_owned()));
+            }
+            Body::Linear { sql } => sql,
+            Body::Keyed(k) => &k.body,
+            Body::Partition(p) => &p.body,
+        };
+        let terms = terms::delta(body, inputs)?;
+        if terms.is_empty() {
+            return Ok(false);
+        }
+        let delta = terms.join(" UNION ALL ");
+        let affected = match self.body {
+            Body::Keyed(k) if k.by_weights => {
+                statements.push(kept(keyed::by_weights(slot, k, self.columns, &delta)));
+                keyed::left_over(slot, k)
+            }
+            Body::Keyed(k) => Some(keyed::affected(slot, k.keys.len(), k.args.len(), &delta)),
+            Body::Partition(p) => Some(keyed::affected(slot, p.keys.len(), p.args, &delta)),
+            Body::Linear { .. } | Body::Full { .. } => {
+                statements.push(kept(apply::collect(slot, self.columns, "", &delta)));
+                None
+            }
+        };
+        let Some(affected) = affected else {
+            return Ok(true);
+        };
+        statements.push(kept(affected));
+        let results = c.run(&std::mem::take(statements)).await?;
+        let row = results.last().and_then(|r| r.first()).cloned();
+        let row = row.unwrap_or_default();
+        let count = row.int(0).unwrap_or_default();
+        if count > 0 {
+            let analysed = row.text(2).and_then(|n| n.parse().ok());
+            statements.extend(
+                analyze(&format!("pgtrickle.keys_{slot}"), count, analysed).map(Statement::from),
+            );
+            let recompute = match self.body {
+                Body::Keyed(k) => keyed::recompute(slot, k, self.columns, row.is_true(1)),
+                Body::Partition(p) => {
+                    partition::recompute(slot, p, self.columns, self.table, row.is_true(1))
+                }
+                Body::Linear { .. } | Body::Full { .. } => Vec::new(),
+            };
+            statements.extend(recompute.into_iter().map(kept));
+        }
+        Ok(true)
+    }
 }
 
 /// The error's value when partitions or functions have changed within our snapshot.
@@ -325,13 +398,18 @@ pub(super) async fn finish<C: Conn>(
     record: &Record,
     now: &Now,
     mut statements: Vec<Statement>,
-    emptied: &[i64],
+    emptied: &[String],
     mode: &'static str,
     reason: Option<String>,
 ) -> Result<Attempt, Error> {
     let target = record.target()?;
     statements.push(record.kept(
-        &apply::remove(record.id.0, &record.plan, target),
+        &apply::remove(
+            &record.id.to_string(),
+            &record.plan.body,
+            &record.plan.columns,
+            target,
+        ),
         Vec::new(),
     ));
     let check = match fingerprint::beyond_snapshot(&record.plan) {
@@ -377,8 +455,8 @@ pub(super) struct Conclusion<'a> {
     pub started_at: &'a str,
     pub mode: &'static str,
     pub reason: Option<&'a str>,
-    /// Buffers whose staging tables have been read.
-    pub emptied: &'a [i64],
+    /// Staging tables that have been read.
+    pub emptied: &'a [String],
     /// Further columns of the catalog's row, after a comma. Parameters from $5 on are the caller's.
     pub set: &'a str,
     /// An expression that fails if the refresh is not to be.
@@ -392,7 +470,8 @@ impl Conclusion<'_> {
         let emptied: String = self
             .emptied
             .iter()
-            .map(|b| format!("used_{b} AS (DELETE FROM pgtrickle.delta_{b}), "))
+            .enumerate()
+            .map(|(i, table)| format!("used_{i} AS (DELETE FROM {table}), "))
             .collect();
         let sql = format!(
             "WITH {emptied}{},
@@ -405,7 +484,7 @@ impl Conclusion<'_> {
                     a.deleted
                 FROM pgtrickle.catalog c, applied a WHERE c.id = $1::bigint)
              SELECT inserted, deleted, {} FROM applied",
-            apply::add(record.id.0, target),
+            apply::add(&record.id.to_string(), target),
             self.set,
             self.check
         );

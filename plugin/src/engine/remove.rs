@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{StreamTableId, drift};
+use super::{StreamTableId, drift, stages};
 use crate::capture;
 use crate::conn::{Conn, Error};
 
@@ -63,7 +63,8 @@ async fn remove<C: Conn>(c: &mut C, record: &Record, cascade: bool) -> Result<()
     }
     statements.push(format!("DROP VIEW IF EXISTS pgtrickle.def_{id}"));
     statements.push(format!(
-        "DROP TABLE IF EXISTS pgtrickle.out_{id}, pgtrickle.state_{id}, pgtrickle.keys_{id}"
+        "DROP TABLE IF EXISTS {}",
+        stages::tables(id.0, &record.plan)
     ));
     statements.push(format!(
         "DELETE FROM pgtrickle.source WHERE stream_table = {id}"

@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{How, Mode, StreamTableId, define, drift, rebuild, settings};
+use super::{How, Mode, StreamTableId, define, drift, rebuild, settings, stages};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
@@ -33,6 +33,16 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
         "incremental" => Mode::Incremental,
         _ => Mode::Auto,
     };
+    if !renamed_only {
+        c.batch(&[
+            format!(
+                "DROP TABLE IF EXISTS {}",
+                stages::tables(id.0, &record.plan)
+            ),
+            format!("UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"),
+        ])
+        .await?;
+    }
     let mut plan = analyse::analyse(
         c,
         id.0,
@@ -44,13 +54,6 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
     define::refuse_full(mode, &plan)?;
     let mut retyped = false;
     if !renamed_only {
-        c.batch(&[
-            format!(
-                "DROP TABLE IF EXISTS pgtrickle.out_{id}, pgtrickle.state_{id}, pgtrickle.keys_{id}"
-            ),
-            format!("UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"),
-        ])
-        .await?;
         define::make_tables(c, id.0, &plan).await?;
         retyped = retype(c, &record).await?;
     }

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use pg_query::protobuf::SelectStmt;
 
 use super::ast::{parse_select, select_text};
+use super::cut::{self, Kind, Parts, Top};
 use super::facts::{self, Relation};
 use super::functions::{self, Function, Tree};
-use super::keyed::{self, Pieces};
-use super::linear::{Names, Reason};
+use super::inline::{Names, Reason};
+use super::keyed::Pieces;
+use super::normalise::normalise;
 use super::{
-    Aggregate, Body, Column, Extreme, Image, Keyed, Plan, Settings, Table, WeightKind, Weights,
-    probe, terms,
+    Aggregate, Body, Column, Extreme, Image, Keyed, Partition, Plan, Settings, Stage, Table,
+    WeightKind, Weights, probe, terms,
 };
 use crate::conn::{Conn, Error};
 
@@ -47,6 +49,7 @@ pub(crate) async fn analyse<C: Conn>(
     let mut plan = Plan {
         canonical,
         columns,
+        stages: Vec::new(),
         body: Body::Full {
             reason: "refresh_mode is full".to_owned(),
         },
@@ -76,7 +79,10 @@ pub(crate) async fn analyse<C: Conn>(
         Some(reason) => Err(reason),
         None => body(c, id, &plan, &relations, &views, &called).await?,
     };
-    plan.body = body.unwrap_or_else(|reason| Body::Full { reason });
+    match body {
+        Ok((stages, body)) => (plan.stages, plan.body) = (stages, body),
+        Err(reason) => plan.body = Body::Full { reason },
+    }
     Ok(plan)
 }
 
@@ -217,7 +223,7 @@ async fn body<C: Conn>(
     relations: &[Relation],
     views: &[(u32, String)],
     called: &[Function],
-) -> Result<Result<Body, Reason>, Error> {
+) -> Result<Result<(Vec<Stage>, Body), Reason>, Error> {
     let mut names = Names::default();
     for r in relations.iter().filter(|r| r.kind == 'v') {
         if let Some((_, text)) = views.iter().find(|v| v.0 == r.relid) {
@@ -245,18 +251,94 @@ async fn body<C: Conn>(
         return Ok(Err(format!("a column is called {}", terms::WEIGHT)));
     }
     let mut select: SelectStmt = parse_select(&plan.canonical)?;
-    if !keyed::is_keyed(&names, &select) {
-        return Ok(match names.linearise(&mut select) {
-            Ok(()) => Ok(Body::Linear {
-                sql: select_text(&select)?,
-            }),
-            Err(reason) => Err(reason),
-        });
+    let columns = plan
+        .tables
+        .iter()
+        .map(|t| ((t.schema.clone(), t.name.clone()), t.all_columns.clone()))
+        .collect();
+    let cut = names
+        .inline(&mut select)
+        .and_then(|()| normalise(&mut select, &columns))
+        .and_then(|()| cut::cut(&names, id, select));
+    let (specs, top) = match cut {
+        Ok(cut) => cut,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let mut stages = Vec::new();
+    for (i, spec) in specs.into_iter().enumerate() {
+        let table = cut::stage_table(id, i + 1);
+        // After mere renames of the sources it is there, with its rows.
+        c.query(&format!(
+            "CREATE TABLE IF NOT EXISTS {table} AS {} WITH NO DATA",
+            spec.sql
+        ))
+        .await?;
+        let relid = crate::catalog::regclass(c, &table).await?;
+        let columns = facts::columns(c, relid).await?;
+        let body = match spec.kind {
+            Kind::Keyed(pieces) => type_pieces(c, id, pieces).await?,
+            Kind::Partition(parts) => type_parts(c, (id, i + 1), parts, spec.sql).await?,
+        };
+        match body {
+            Ok(body) => stages.push(Stage { columns, body }),
+            Err(reason) => return drop_stages(c, id, i + 1, reason).await,
+        }
     }
-    match keyed::split(&names, select) {
-        Ok(pieces) => type_pieces(c, id, pieces).await,
-        Err(reason) => Ok(Err(reason)),
+    let body = match top {
+        Top::Linear(sql) => Ok(Body::Linear { sql }),
+        Top::Keyed(pieces) => type_pieces(c, id, pieces).await?,
+    };
+    match body {
+        Ok(body) => Ok(Ok((stages, body))),
+        Err(reason) => drop_stages(c, id, stages.len(), reason).await,
     }
+}
+
+async fn drop_stages<C: Conn, T>(
+    c: &mut C,
+    id: i64,
+    stages: usize,
+    reason: Reason,
+) -> Result<Result<T, Reason>, Error> {
+    for n in 1..=stages {
+        c.query(&format!("DROP TABLE {}", cut::stage_table(id, n)))
+            .await?;
+    }
+    Ok(Err(reason))
+}
+
+async fn type_parts<C: Conn>(
+    c: &mut C,
+    (id, n): (i64, usize),
+    parts: Parts,
+    query: String,
+) -> Result<Result<Body, Reason>, Error> {
+    let mut keys = Vec::new();
+    if !parts.keys.is_empty() {
+        keys = probe::columns(c, id, &parts.body).await?;
+        keys.truncate(parts.keys.len());
+    }
+    if let Some(key) = keys.iter().find(|k| !k.hashable) {
+        return Ok(Err(format!(
+            "it partitions by type {}, which has no hash function",
+            key.type_name
+        )));
+    }
+    let equalities: Vec<_> = keys.iter().map(|k| k.equality().to_owned()).collect();
+    let (by_key, by_null) = if keys.is_empty() {
+        (query.clone(), String::new())
+    } else {
+        let table = format!("pgtrickle.keys_{id}_{n}");
+        cut::restricted(&query, &parts.keys, &equalities, &table)?
+    };
+    Ok(Ok(Body::Partition(Partition {
+        body: parts.body,
+        args: parts.args,
+        keys,
+        query,
+        by_key,
+        by_null,
+    })))
 }
 
 async fn type_pieces<C: Conn>(

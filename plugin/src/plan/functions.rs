@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::linear::Reason;
+use super::inline::Reason;
 use crate::conn::{Conn, Error};
 
 /// What the stored tree of a view says.

@@ -4,7 +4,7 @@ use pg_query::NodeEnum;
 use pg_query::protobuf::{Node, SelectStmt};
 
 use super::ast::{self, children, column, describe, expr_text, qualified, select_text};
-use super::linear::{Names, Reason};
+use super::inline::{Names, Reason};
 
 /// A keyed query in pieces; types are not known yet.
 #[derive(Debug)]
@@ -31,40 +31,31 @@ pub(crate) struct Call {
     pub filter: Option<usize>,
 }
 
-/// Whether the top of a query is a keyed operator.
-pub(crate) fn is_keyed(names: &Names, select: &SelectStmt) -> bool {
-    let mut targets = select.target_list.clone();
-    !select.distinct_clause.is_empty()
-        || !select.group_clause.is_empty()
+/// Whether a SELECT has GROUP BY, HAVING or aggregates.
+pub(crate) fn is_grouped(names: &Names, select: &SelectStmt) -> bool {
+    let mut select = select.clone();
+    !select.group_clause.is_empty()
         || select.having_clause.is_some()
-        || targets.iter_mut().any(|t| match &mut t.node {
-            Some(NodeEnum::ResTarget(t)) => t
-                .val
-                .as_deref_mut()
-                .is_some_and(|v| has_aggregate(names, v)),
-            _ => false,
-        })
+        || select
+            .target_list
+            .iter_mut()
+            .chain(&mut select.sort_clause)
+            .any(|t| has_aggregate(names, t))
 }
 
-fn has_aggregate(names: &Names, expr: &mut Node) -> bool {
+/// Whether an expression calls an aggregate; those of its sub-selects do not count.
+pub(crate) fn has_aggregate(names: &Names, expr: &mut Node) -> bool {
     names.is_aggregate(expr)
         || children(expr)
             .is_some_and(|children| children.into_iter().any(|c| has_aggregate(names, c)))
 }
 
-/// Takes the query apart.
+/// Takes a query whose input is linear apart.
 ///
 /// # Errors
 /// The reason why it cannot be kept incrementally.
 pub(crate) fn split(names: &Names, mut select: SelectStmt) -> Result<Pieces, Reason> {
-    if select.limit_count.is_some() || select.limit_offset.is_some() {
-        return Err("it has LIMIT or OFFSET".to_owned());
-    }
-    let distinct = std::mem::take(&mut select.distinct_clause);
-    if distinct.iter().any(|d| d.node.is_some()) {
-        return Err("it has DISTINCT ON".to_owned());
-    }
-    let is_distinct = !distinct.is_empty();
+    let is_distinct = !std::mem::take(&mut select.distinct_clause).is_empty();
     let group = std::mem::take(&mut select.group_clause);
     let having = select.having_clause.take();
     let mut targets = Vec::new();
@@ -75,7 +66,6 @@ pub(crate) fn split(names: &Names, mut select: SelectStmt) -> Result<Pieces, Rea
             targets.push(*value);
         }
     }
-    let aggregated = having.is_some() || targets.iter_mut().any(|t| has_aggregate(names, t));
     let mut pieces = Splitter {
         names,
         keys: Vec::new(),
@@ -84,18 +74,12 @@ pub(crate) fn split(names: &Names, mut select: SelectStmt) -> Result<Pieces, Rea
     };
     let grouped = !group.is_empty() || is_distinct;
     if is_distinct {
-        if aggregated || !group.is_empty() {
-            return Err("it has DISTINCT over GROUP BY or aggregates".to_owned());
-        }
         for target in &mut targets {
             pieces.no_set_function(target)?;
             pieces.key(target)?;
         }
     }
     for mut key in group {
-        if matches!(key.node, Some(NodeEnum::GroupingSet(_))) {
-            return Err("it has GROUPING SETS, ROLLUP or CUBE".to_owned());
-        }
         if matches!(key.node, Some(NodeEnum::AConst(_))) {
             return Err("it groups by a constant".to_owned());
         }
@@ -114,8 +98,7 @@ pub(crate) fn split(names: &Names, mut select: SelectStmt) -> Result<Pieces, Rea
         }
         None => None,
     };
-    names.linearise_input(&mut select)?;
-    select.target_list.clear();
+    select.sort_clause.clear();
     for (i, (_, key)) in pieces.keys.iter().enumerate() {
         select
             .target_list

@@ -1,12 +1,17 @@
 //! From a defining query to a plan: what to capture, and which SQL computes a refresh.
 
+mod affected;
 pub(crate) mod analyse;
 pub(crate) mod ast;
+pub(crate) mod cut;
 mod facts;
 mod functions;
+mod inline;
 mod keyed;
-mod linear;
+mod levels;
+mod normalise;
 mod probe;
+mod scope;
 pub(crate) mod terms;
 
 pub(crate) use facts::columns as source_columns;
@@ -20,6 +25,9 @@ pub(crate) struct Plan {
     pub canonical: String,
     /// The columns of the result.
     pub columns: Vec<Column>,
+    /// Hidden tables between the sources and the result, each of which may read those before it.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
     pub body: Body,
     /// Base tables the query reads, directly or through views; those of a full plan too (they are locked).
     pub tables: Vec<Table>,
@@ -39,6 +47,32 @@ pub(crate) enum Body {
     Linear { sql: String },
     /// A linear query under GROUP BY, aggregates or DISTINCT.
     Keyed(Box<Keyed>),
+    /// Computed anew for the partitions that are touched. Only stages are.
+    Partition(Partition),
+}
+
+/// A hidden table with the result of a part of the query.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Stage {
+    /// Its columns, `c1…`.
+    pub columns: Vec<Column>,
+    pub body: Body,
+}
+
+/// An operator whose result for one value of the keys follows from the rows of its input with that value: window functions,
+/// DISTINCT ON, LIMIT.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Partition {
+    /// A linear query of `k1…` and `args` further columns: a change of the result shows in a change of it.
+    pub body: String,
+    pub args: usize,
+    /// Empty: one partition is all.
+    pub keys: Vec<Column>,
+    /// The result of all partitions. Its last columns are the keys.
+    pub query: String,
+    /// The result for keys in the table of keys: those without NULL, and those with.
+    pub by_key: String,
+    pub by_null: String,
 }
 
 /// A keyed operator over a linear body.
@@ -201,6 +235,36 @@ pub(crate) struct Settings {
 }
 
 impl Plan {
+    /// What the linear bodies of the plan read: the sources, and the stages; with where changes are staged, if `changed`.
+    pub(crate) fn inputs(
+        &self,
+        id: i64,
+        changed: impl Fn(u32) -> bool,
+        changed_stages: &[bool],
+    ) -> Vec<terms::Input<'_>> {
+        let tables = self.tables.iter().map(|t| terms::Input {
+            schema: &t.schema,
+            name: t.name.as_str().into(),
+            columns: &t.columns,
+            all_columns: t.all_columns.as_slice().into(),
+            delta: t
+                .buffer
+                .filter(|_| changed(t.relid))
+                .map(|b| (format!("pgtrickle.delta_{b}"), 'c')),
+        });
+        let stages = self.stages.iter().enumerate().map(|(i, s)| terms::Input {
+            schema: "pgtrickle",
+            name: cut::stage_name(id, i + 1).into(),
+            columns: &s.columns,
+            all_columns: s.columns.iter().map(|c| c.name.clone()).collect(),
+            delta: changed_stages
+                .get(i)
+                .is_some_and(|changed| *changed)
+                .then(|| (format!("pgtrickle.out_{id}_{}", i + 1), 'o')),
+        });
+        tables.chain(stages).collect()
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         matches!(self.body, Body::Full { .. })
     }

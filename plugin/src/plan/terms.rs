@@ -1,205 +1,368 @@
-//! The terms of a delta: a linear query with one changed leaf replaced by its delta, and those after it by their old state.
+//! The terms of a delta: a linear query with one changed leaf replaced by its delta, and the others by a state of theirs.
 //!
 //! `Δ(R1 ⋈ … ⋈ Rn) = Σ over changed i of R1_new ⋈ … ⋈ ΔRi ⋈ R(i+1)_old ⋈ … ⋈ Rn_old`, and a UNION ALL of such joins is
 //! linear in its leaves too. Every replaced leaf carries a weight `__pgt_w`; the product is exported through each level.
+//!
+//! The query is not linear in the tables of sub-selects in expressions and of the nullable side of an outer join: the
+//! *captives* of the SELECT (the *unit*) they are in. It is a function of each linear row and of them, and so
+//! `Δ(L × f(C)) = ΔL × f(C_new) + L_old × (f(C_new) - f(C_old))`, where the second part is evaluated for those rows only that
+//! a change of C can affect ([`super::affected`]). A captive's old state is a true multiset, not a weighted one.
+
+use std::borrow::Cow;
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{Node, RangeSubselect, RangeVar, SelectStmt, SetOperation};
+use pg_query::protobuf::{JoinType, Node, RangeVar, SelectStmt, SetOperation, SubLinkType};
 
-use super::ast::{self, parse_expr, parse_select, select_text, sval};
-use super::{Table, quote};
+use super::affected::{self, Reach};
+use super::ast::{self, clauses, each_sublink, inner, parse_expr, parse_select, select_text, sval};
+use super::inline::calls;
+use super::normalise::{is_plain, not};
+use super::{Column, Image, quote};
 use crate::conn::Error;
 
 /// The name of the weight column: the last column of every term.
 pub(crate) const WEIGHT: &str = "__pgt_w";
 
+/// A table a linear query reads: a source or a stage.
+#[derive(Debug, Clone)]
+pub(crate) struct Input<'a> {
+    pub schema: &'a str,
+    pub name: Cow<'a, str>,
+    /// The columns the query uses.
+    pub columns: &'a [Column],
+    /// The names of all its columns, in order: positions of alias lists refer to them.
+    pub all_columns: Cow<'a, [String]>,
+    /// The table its changes are staged in, if there are any; a column's name there is this letter and its number.
+    pub delta: Option<(String, char)>,
+}
+
+impl Input<'_> {
+    fn qualified(&self) -> String {
+        format!("{}.{}", quote(self.schema), quote(&self.name))
+    }
+
+    pub(crate) fn changed(&self) -> bool {
+        self.delta.is_some()
+    }
+}
+
+/// What stands in for a leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leaf {
+pub(crate) enum State {
+    /// The table as it is.
     New,
+    /// Its changes, with their weights.
     Delta,
+    /// The table as it was, as weighted rows.
     Old,
+    /// The table as it was, as plain rows.
+    Past,
 }
 
-/// The tables (indexes into `tables`) a linear query reads, one per mention, in order.
-///
-/// # Errors
-/// [`Error::Internal`] if it reads a table that is not in `tables`.
-pub(crate) fn leaves(body: &SelectStmt, tables: &[Table]) -> Result<Vec<usize>, Error> {
-    let mut found = Vec::new();
-    let mut body = body.clone();
-    visit(&mut body, &mut |relation| {
-        found.push(
-            tables
-                .iter()
-                .position(|t| t.schema == relation.schemaname && t.name == relation.relname),
-        );
-    });
-    found
-        .into_iter()
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| Error::Internal("the plan reads a table it does not know".to_owned()))
+/// A mention of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leaf {
+    /// Which of the inputs.
+    pub input: usize,
+    /// The number of the SELECT whose captive it is.
+    unit: Option<usize>,
 }
 
-/// One SELECT per changed mention of a table; their UNION ALL is the delta. The last column is the weight.
+/// One SELECT per term; their UNION ALL is the delta. The last column is the weight.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
-pub(crate) fn delta(
-    body: &str,
-    tables: &[Table],
-    changed: impl Fn(&Table) -> bool,
-) -> Result<Vec<String>, Error> {
-    let body = parse_select(body)?;
-    let leaves = leaves(&body, tables)?;
+pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Error> {
+    let mut body = parse_select(body)?;
+    let mut survey = Survey {
+        inputs,
+        leaves: Vec::new(),
+        selects: 0,
+        unknown: false,
+    };
+    survey.select(&mut body, None);
+    if survey.unknown {
+        return Err(Error::Internal(
+            "the plan reads a table it does not know".to_owned(),
+        ));
+    }
+    let (leaves, selects) = (survey.leaves, survey.selects);
+    let changed = |leaf: &Leaf| inputs[leaf.input].changed();
     let mut terms = Vec::new();
-    for (i, &table) in leaves.iter().enumerate() {
-        if !changed(&tables[table]) {
-            continue;
-        }
-        let modes = leaves
-            .iter()
-            .enumerate()
-            .map(|(j, &t)| match j.cmp(&i) {
-                std::cmp::Ordering::Less => Leaf::New,
-                std::cmp::Ordering::Equal => Leaf::Delta,
-                std::cmp::Ordering::Greater if changed(&tables[t]) => Leaf::Old,
-                std::cmp::Ordering::Greater => Leaf::New,
-            })
-            .collect();
+    let mut add = |states: Vec<State>, unit: Option<Unit>| -> Result<(), Error> {
         let mut term = body.clone();
         let mut rewriter = Rewriter {
             leaves: &leaves,
-            modes,
-            tables,
+            states,
+            inputs,
+            unit,
             next: 0,
+            selects: 0,
         };
         rewriter.select(&mut term, true)?;
         terms.push(select_text(&term)?);
+        Ok(())
+    };
+    for (i, leaf) in leaves.iter().enumerate() {
+        if leaf.unit.is_some() || !changed(leaf) {
+            continue;
+        }
+        let states = leaves.iter().enumerate().map(|(j, other)| {
+            if j == i {
+                State::Delta
+            } else if j > i && other.unit.is_none() && changed(other) {
+                State::Old
+            } else {
+                State::New
+            }
+        });
+        add(states.collect(), None)?;
+    }
+    for number in 0..selects {
+        let mut before: Vec<Node> = Vec::new();
+        for (i, leaf) in leaves.iter().enumerate() {
+            if leaf.unit != Some(number) || !changed(leaf) {
+                continue;
+            }
+            let reach = affected::reach(&mut body.clone(), i, &leaves, inputs)?;
+            let mut conditions: Vec<_> = before.iter().cloned().map(not).collect();
+            match &reach {
+                Reach::Never => continue,
+                Reach::Everything => {}
+                Reach::Rows(condition) => conditions.push((**condition).clone()),
+            }
+            for sign in [1, -1] {
+                let states = leaves.iter().map(|other| match other.unit {
+                    _ if !changed(other) => State::New,
+                    None => State::Old,
+                    Some(unit) if unit > number || unit == number && sign < 0 => State::Past,
+                    Some(_) => State::New,
+                });
+                let unit = Unit {
+                    number,
+                    sign,
+                    condition: ast::all_of(conditions.clone()),
+                };
+                add(states.collect(), Some(unit))?;
+            }
+            match reach {
+                // Nothing is left for the rest.
+                Reach::Everything => break,
+                Reach::Rows(condition) => before.push(*condition),
+                Reach::Never => {}
+            }
+        }
     }
     Ok(terms)
 }
 
-/// Calls `f` for every table in FROM, depth first.
-fn visit(select: &mut SelectStmt, f: &mut impl FnMut(&mut RangeVar)) {
-    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
-        visit(side, f);
+/// Whether a sub-select in FROM is part of the linear query around it. One that is not has at least an `OFFSET 0`
+/// ([`super::cut`] sees to that).
+pub(super) fn is_linear(select: &SelectStmt) -> bool {
+    is_plain(select)
+        || !select.values_lists.is_empty()
+        || select.op == SetOperation::SetopUnion as i32
+            && select.all
+            && select.limit_count.is_none()
+            && select.limit_offset.is_none()
+}
+
+struct Survey<'a> {
+    inputs: &'a [Input<'a>],
+    leaves: Vec<Leaf>,
+    /// Linear SELECTs met so far.
+    selects: usize,
+    unknown: bool,
+}
+
+impl Survey<'_> {
+    fn select(&mut self, select: &mut SelectStmt, unit: Option<usize>) {
+        for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+            self.select(side, unit);
+        }
+        if select.larg.is_some() && unit.is_none() {
+            return;
+        }
+        let own = self.selects;
+        if unit.is_none() {
+            self.selects += 1;
+        }
+        for item in &mut select.from_clause {
+            self.item(item, unit, own);
+        }
+        let captive = Some(unit.unwrap_or(own));
+        for clause in clauses(select) {
+            self.expr(clause, captive);
+        }
     }
-    for item in &mut select.from_clause {
-        visit_item(item, f);
+
+    fn item(&mut self, item: &mut Node, unit: Option<usize>, own: usize) {
+        match item.node.as_mut() {
+            Some(NodeEnum::RangeVar(relation)) => {
+                let input = self
+                    .inputs
+                    .iter()
+                    .position(|i| i.schema == relation.schemaname && i.name == relation.relname);
+                self.unknown |= input.is_none();
+                let input = input.unwrap_or_default();
+                self.leaves.push(Leaf { input, unit });
+            }
+            Some(NodeEnum::RangeSubselect(sub)) => {
+                if let Some(select) = inner(sub.subquery.as_mut()) {
+                    let unit = match unit {
+                        None if is_linear(select) => None,
+                        _ => Some(unit.unwrap_or(own)),
+                    };
+                    self.select(select, unit);
+                }
+            }
+            Some(NodeEnum::JoinExpr(join)) => {
+                let nullable = match unit {
+                    None if join.jointype == JoinType::JoinInner as i32 => None,
+                    _ => Some(unit.unwrap_or(own)),
+                };
+                if let Some(side) = join.larg.as_deref_mut() {
+                    self.item(side, unit, own);
+                }
+                if let Some(side) = join.rarg.as_deref_mut() {
+                    self.item(side, nullable, own);
+                }
+                if let Some(quals) = join.quals.as_deref_mut() {
+                    self.expr(quals, Some(unit.unwrap_or(own)));
+                }
+            }
+            Some(NodeEnum::RangeFunction(function)) => {
+                for call in calls(function) {
+                    self.expr(call, Some(unit.unwrap_or(own)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn expr(&mut self, expr: &mut Node, unit: Option<usize>) {
+        each_sublink(expr, &mut |sublink| {
+            if let Some(select) = inner(sublink.subselect.as_mut()) {
+                self.select(select, unit);
+            }
+        });
     }
 }
 
-fn visit_item(item: &mut Node, f: &mut impl FnMut(&mut RangeVar)) {
-    match item.node.as_mut() {
-        Some(NodeEnum::RangeVar(relation)) => f(relation),
-        Some(NodeEnum::JoinExpr(join)) => {
-            for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
-                visit_item(side, f);
-            }
-        }
-        Some(NodeEnum::RangeSubselect(sub)) => {
-            if let Some(NodeEnum::SelectStmt(select)) =
-                sub.subquery.as_mut().and_then(|q| q.node.as_mut())
-            {
-                visit(select, f);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn count(select: &mut SelectStmt) -> usize {
-    let mut n = 0;
-    visit(select, &mut |_| n += 1);
-    n
+/// The SELECT whose captives a term is about.
+struct Unit {
+    number: usize,
+    sign: i8,
+    condition: Option<Node>,
 }
 
 struct Rewriter<'a> {
-    leaves: &'a [usize],
-    modes: Vec<Leaf>,
-    tables: &'a [Table],
+    leaves: &'a [Leaf],
+    states: Vec<State>,
+    inputs: &'a [Input<'a>],
+    unit: Option<Unit>,
     next: usize,
+    selects: usize,
 }
 
 impl Rewriter<'_> {
-    /// Replaces the leaves of `select`, and adds the weight to its columns if `export`.
+    /// Replaces the leaves of a linear `select`, and adds the weight to its columns if `export`.
     fn select(&mut self, select: &mut SelectStmt, export: bool) -> Result<(), Error> {
-        if SetOperation::try_from(select.op) == Ok(SetOperation::SetopUnion) {
-            let total = count(select);
-            let driven = self.contains(self.next, total, Leaf::Delta);
+        if select.larg.is_some() {
+            let driven = self.is_driven(select);
             for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
-                let leaves = count(side);
-                if driven && !self.contains(self.next, leaves, Leaf::Delta) {
+                if driven && !self.is_driven(side) {
                     // Kept, as it has a say in the types of the columns, but empty.
-                    let range = self.next..self.next + leaves;
-                    self.modes[range].fill(Leaf::New);
+                    let (leaves, selects) = count(side);
+                    self.states[self.next..self.next + leaves].fill(State::New);
+                    self.next += leaves;
+                    self.selects += selects;
                     empty(side)?;
+                    if export {
+                        export_weight(side, &parse_expr("1::pg_catalog.int8")?);
+                    }
+                } else {
+                    self.select(side, export)?;
                 }
-                self.select(side, export)?;
             }
             return Ok(());
         }
+        let number = self.selects;
+        self.selects += 1;
         let mut weights = Vec::new();
         for item in &mut select.from_clause {
             self.item(item, &mut weights)?;
         }
+        for clause in clauses(select) {
+            self.expr(clause)?;
+        }
+        let unit = self.unit.as_ref().filter(|u| u.number == number);
+        if let Some(condition) = unit.and_then(|u| u.condition.clone()) {
+            ast::restrict(select, condition);
+        }
         if !export {
             return Ok(());
         }
-        let product = if weights.is_empty() {
-            "1::pg_catalog.int8".to_owned()
-        } else {
-            let factors: Vec<_> = weights
-                .iter()
-                .map(|alias| format!("{}.{WEIGHT}", quote(alias)))
-                .collect();
-            factors.join(" * ")
-        };
-        let product = parse_expr(&product)?;
-        for row in &mut select.values_lists {
-            if let Some(NodeEnum::List(list)) = &mut row.node {
-                list.items.push(product.clone());
-            }
+        let sign = unit.map_or(1, |u| u.sign);
+        let mut factors: Vec<_> = weights
+            .iter()
+            .map(|alias| format!("{}.{WEIGHT}", quote(alias)))
+            .collect();
+        if factors.is_empty() || sign < 0 {
+            factors.push(format!("({sign})::pg_catalog.int8"));
         }
-        if select.values_lists.is_empty() {
-            select.target_list.push(ast::target(WEIGHT, product));
-        }
+        export_weight(select, &parse_expr(&factors.join(" * "))?);
         Ok(())
     }
 
     fn item(&mut self, item: &mut Node, weights: &mut Vec<String>) -> Result<(), Error> {
         match item.node.as_mut() {
             Some(NodeEnum::RangeVar(relation)) => {
-                let (table, mode) = (self.leaves[self.next], self.modes[self.next]);
-                self.next += 1;
-                if mode == Leaf::New {
+                let (input, state) = self.take();
+                if state == State::New {
                     return Ok(());
                 }
-                let (sub, alias) = weighted(relation, &self.tables[table], mode)?;
-                weights.push(alias);
-                *item = sub;
+                *item = stand_in(relation, input, state)?;
+                if state != State::Past {
+                    weights.extend(ast::aliases(item));
+                }
             }
             Some(NodeEnum::JoinExpr(join)) => {
-                for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
+                if let Some(side) = join.larg.as_deref_mut() {
                     self.item(side, weights)?;
+                }
+                let past = self.next;
+                if let Some(side) = join.rarg.as_deref_mut() {
+                    if join.jointype == JoinType::JoinInner as i32 {
+                        self.item(side, weights)?;
+                    } else {
+                        self.captive_item(side)?;
+                    }
+                }
+                let past = self.states[past..self.next].contains(&State::Past);
+                if let Some(quals) = join.quals.as_deref_mut() {
+                    self.expr(quals)?;
+                }
+                if past && join.jointype == JoinType::JoinLeft as i32 {
+                    laterally(join)?;
                 }
             }
             Some(NodeEnum::RangeSubselect(sub)) => {
-                let alias = sub
-                    .alias
-                    .as_ref()
-                    .map(|a| a.aliasname.clone())
-                    .unwrap_or_default();
-                if let Some(NodeEnum::SelectStmt(select)) =
-                    sub.subquery.as_mut().and_then(|q| q.node.as_mut())
-                {
-                    let leaves = count(select);
-                    let weighted = self.contains(self.next, leaves, Leaf::Delta)
-                        || self.contains(self.next, leaves, Leaf::Old);
+                let alias = sub.alias.as_ref().map(|a| a.aliasname.clone());
+                if let Some(select) = inner(sub.subquery.as_mut()) {
+                    if !is_linear(select) {
+                        return self.captive(select);
+                    }
+                    let weighted = self.is_weighted(select);
                     if weighted {
-                        weights.push(alias);
+                        weights.extend(alias);
                     }
                     self.select(select, weighted)?;
+                }
+            }
+            Some(NodeEnum::RangeFunction(function)) => {
+                for call in calls(function) {
+                    self.expr(call)?;
                 }
             }
             _ => {}
@@ -207,8 +370,121 @@ impl Rewriter<'_> {
         Ok(())
     }
 
-    fn contains(&self, from: usize, length: usize, mode: Leaf) -> bool {
-        self.modes[from..from + length].contains(&mode)
+    fn expr(&mut self, expr: &mut Node) -> Result<(), Error> {
+        let mut result = Ok(());
+        each_sublink(expr, &mut |sublink| {
+            let first = self.next;
+            if let Some(select) = inner(sublink.subselect.as_mut())
+                && result.is_ok()
+            {
+                result = self.captive(select);
+                let past = self.states[first..self.next].contains(&State::Past);
+                // A past state is worth computing for the rows at hand only: PostgreSQL makes no join of an EXISTS with
+                // an OFFSET.
+                if past
+                    && sublink.sub_link_type == SubLinkType::ExistsSublink as i32
+                    && select.limit_offset.is_none()
+                {
+                    select.limit_offset = parse_expr("0").ok().map(Box::new);
+                    select.limit_option = pg_query::protobuf::LimitOption::Count as i32;
+                }
+            }
+        });
+        result
+    }
+
+    /// Replaces the leaves of what is evaluated as it is.
+    fn captive(&mut self, select: &mut SelectStmt) -> Result<(), Error> {
+        for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+            self.captive(side)?;
+        }
+        for item in &mut select.from_clause {
+            self.captive_item(item)?;
+        }
+        for clause in clauses(select) {
+            self.expr(clause)?;
+        }
+        Ok(())
+    }
+
+    fn captive_item(&mut self, item: &mut Node) -> Result<(), Error> {
+        match item.node.as_mut() {
+            Some(NodeEnum::RangeVar(relation)) => {
+                let (input, state) = self.take();
+                if state == State::Past {
+                    *item = stand_in(relation, input, state)?;
+                }
+            }
+            Some(NodeEnum::JoinExpr(join)) => {
+                for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
+                    self.captive_item(side)?;
+                }
+                if let Some(quals) = join.quals.as_deref_mut() {
+                    self.expr(quals)?;
+                }
+            }
+            Some(NodeEnum::RangeSubselect(sub)) => {
+                if let Some(select) = inner(sub.subquery.as_mut()) {
+                    self.captive(select)?;
+                }
+            }
+            Some(NodeEnum::RangeFunction(function)) => {
+                for call in calls(function) {
+                    self.expr(call)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) -> (&Input<'_>, State) {
+        let found = (
+            &self.inputs[self.leaves[self.next].input],
+            self.states[self.next],
+        );
+        self.next += 1;
+        found
+    }
+
+    /// Whether a query that comes next has the changed leaf or the unit in it.
+    fn is_driven(&self, select: &SelectStmt) -> bool {
+        let (leaves, selects) = count(select);
+        let unit = self.unit.as_ref().map(|u| u.number);
+        self.states[self.next..self.next + leaves].contains(&State::Delta)
+            || unit.is_some_and(|u| (self.selects..self.selects + selects).contains(&u))
+    }
+
+    /// Whether its rows have weights of their own.
+    fn is_weighted(&self, select: &SelectStmt) -> bool {
+        let (leaves, _) = count(select);
+        self.is_driven(select) || self.states[self.next..self.next + leaves].contains(&State::Old)
+    }
+}
+
+/// How many leaves and linear SELECTs a linear query has.
+fn count(select: &SelectStmt) -> (usize, usize) {
+    let mut survey = Survey {
+        inputs: &[],
+        leaves: Vec::new(),
+        selects: 0,
+        unknown: false,
+    };
+    survey.select(&mut select.clone(), None);
+    (survey.leaves.len(), survey.selects)
+}
+
+fn export_weight(select: &mut SelectStmt, weight: &Node) {
+    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+        export_weight(side, weight);
+    }
+    for row in &mut select.values_lists {
+        if let Some(NodeEnum::List(list)) = &mut row.node {
+            list.items.push(weight.clone());
+        }
+    }
+    if select.larg.is_none() && select.values_lists.is_empty() {
+        select.target_list.push(ast::target(WEIGHT, weight.clone()));
     }
 }
 
@@ -232,62 +508,135 @@ fn empty(select: &mut SelectStmt) -> Result<(), Error> {
     Ok(())
 }
 
+/// A LEFT JOIN with a past state, evaluated for each row of the left side: PostgreSQL reaches no index through the grouping
+/// of a past state from a join, but does so from a sub-select of its own.
+fn laterally(join: &mut pg_query::protobuf::JoinExpr) -> Result<(), Error> {
+    let Some(side) = join.rarg.as_deref_mut() else {
+        return Ok(());
+    };
+    if matches!(side.node, Some(NodeEnum::JoinExpr(_))) {
+        return Ok(());
+    }
+    let [alias] = ast::aliases(side).try_into().unwrap_or_default();
+    if alias.is_empty() {
+        return Ok(());
+    }
+    let mut select = parse_select("SELECT * FROM x OFFSET 0")?;
+    select.where_clause = join.quals.take();
+    select.from_clause = vec![std::mem::take(side)];
+    *side = ast::range(select, &alias, &[]);
+    if let Some(NodeEnum::RangeSubselect(sub)) = side.node.as_mut() {
+        sub.lateral = true;
+    }
+    join.quals = Some(Box::new(parse_expr("true")?));
+    Ok(())
+}
+
 /// The sub-select that stands for a changed table. The two branches of the old state have the same types and no WHERE,
 /// and the delta is a real table: only then PostgreSQL reaches the table's indexes through the UNION ALL.
-fn weighted(relation: &RangeVar, table: &Table, mode: Leaf) -> Result<(Node, String), Error> {
+fn stand_in(relation: &RangeVar, input: &Input<'_>, state: State) -> Result<Node, Error> {
+    let (delta, letter) = input
+        .delta
+        .as_ref()
+        .ok_or_else(|| Error::Internal("a changed table has no staging table".to_owned()))?;
+    let sign = if state == State::Delta { "" } else { "-" };
+    let shown = shown(relation, input);
+    let changes = format!(
+        "SELECT {}{sign}w AS {WEIGHT} FROM {delta}",
+        input
+            .columns
+            .iter()
+            .zip(&shown)
+            .map(|(c, shown)| format!("{letter}{} AS {shown}, ", c.attnum))
+            .collect::<String>()
+    );
+    let rows = format!(
+        "SELECT {}1::pg_catalog.int8 AS {WEIGHT} FROM {} UNION ALL {changes}",
+        input
+            .columns
+            .iter()
+            .zip(&shown)
+            .map(|(c, shown)| format!("{} AS {shown}, ", quote(&c.name)))
+            .collect::<String>(),
+        input.qualified()
+    );
+    let sql = match state {
+        State::Delta => changes,
+        State::Past => past(input.columns, &shown, &rows),
+        _ => rows,
+    };
+    Ok(ast::range(parse_select(&sql)?, &alias(relation), &[]))
+}
+
+pub(super) fn alias(relation: &RangeVar) -> String {
+    relation
+        .alias
+        .as_ref()
+        .map_or(&relation.relname, |a| &a.aliasname)
+        .clone()
+}
+
+/// The names of an input's columns where it is mentioned, quoted.
+fn shown(relation: &RangeVar, input: &Input<'_>) -> Vec<String> {
     let renamed = relation
         .alias
         .as_ref()
         .map(|a| a.colnames.as_slice())
         .unwrap_or_default();
     let shown = |name: &str| {
-        let position = table.all_columns.iter().position(|c| c == name);
+        let position = input.all_columns.iter().position(|c| c == name);
         let alias = position
             .and_then(|p| renamed.get(p))
             .and_then(sval)
             .unwrap_or(name);
         quote(alias)
     };
-    let buffer = table
-        .buffer
-        .ok_or_else(|| Error::Internal("a changed table has no buffer".to_owned()))?;
-    let mut delta: Vec<_> = table
-        .columns
-        .iter()
-        .map(|c| format!("c{} AS {}", c.attnum, shown(&c.name)))
-        .collect();
-    let sign = if mode == Leaf::Delta { "" } else { "-" };
-    delta.push(format!("{sign}w AS {WEIGHT}"));
-    let delta = format!("SELECT {} FROM pgtrickle.delta_{buffer}", delta.join(", "));
-    let sql = if mode == Leaf::Delta {
-        delta
+    input.columns.iter().map(|c| shown(&c.name)).collect()
+}
+
+/// Both states at once, to tell what a change may affect: rows of a changed table are in one of them, or in both.
+pub(super) fn either(relation: &RangeVar, input: &Input<'_>) -> Result<Node, Error> {
+    if input.changed() {
+        stand_in(relation, input, State::Old)
     } else {
-        let mut new: Vec<_> = table
-            .columns
-            .iter()
-            .map(|c| format!("{} AS {}", quote(&c.name), shown(&c.name)))
-            .collect();
-        new.push(format!("1::pg_catalog.int8 AS {WEIGHT}"));
-        format!(
-            "SELECT {} FROM {} UNION ALL {delta}",
-            new.join(", "),
-            table.qualified()
-        )
+        Ok(ast::node(NodeEnum::RangeVar(relation.clone())))
+    }
+}
+
+/// The changes as rows.
+pub(super) fn changes(relation: &RangeVar, input: &Input<'_>) -> Result<Node, Error> {
+    stand_in(relation, input, State::Delta)
+}
+
+/// The rows of `rows` (weighted) as often as their weights add up to. Values are grouped by themselves as well as by their
+/// image where that can be, so that conditions on them reach the table.
+fn past(columns: &[Column], shown: &[String], rows: &str) -> String {
+    let mut group = Vec::new();
+    let mut values = String::new();
+    for (column, shown) in columns.iter().zip(shown) {
+        let name = format!("pgt_u.{shown}");
+        if column.hashable || column.image == Image::Plain {
+            group.push(name.clone());
+        }
+        if column.image != Image::Plain {
+            group.push(format!("pg_catalog.format('%L', {name})"));
+        }
+        let value = if column.hashable || column.image == Image::Plain {
+            name
+        } else {
+            format!("(pg_catalog.array_agg({name}))[1]")
+        };
+        values.push_str(&format!("{value} AS {shown}, "));
+    }
+    let group = if group.is_empty() {
+        String::new()
+    } else {
+        format!(" GROUP BY {}", group.join(", "))
     };
-    let alias = relation
-        .alias
-        .as_ref()
-        .map_or(&relation.relname, |a| &a.aliasname)
-        .clone();
-    let sub = RangeSubselect {
-        lateral: false,
-        subquery: Some(Box::new(ast::node(NodeEnum::SelectStmt(Box::new(
-            parse_select(&sql)?,
-        ))))),
-        alias: Some(pg_query::protobuf::Alias {
-            aliasname: alias.clone(),
-            colnames: Vec::new(),
-        }),
-    };
-    Ok((ast::node(NodeEnum::RangeSubselect(sub.into())), alias))
+    let list: Vec<_> = shown.iter().map(|n| format!("pgt_x.{n}")).collect();
+    format!(
+        "SELECT {} FROM (SELECT {values}pg_catalog.sum(pgt_u.{WEIGHT}) AS {WEIGHT} FROM ({rows}) pgt_u{group}
+            HAVING pg_catalog.sum(pgt_u.{WEIGHT}) OPERATOR(pg_catalog.>) 0) pgt_x, pg_catalog.generate_series(1, pgt_x.{WEIGHT}::pg_catalog.int8)",
+        list.join(", ")
+    )
 }

@@ -1,0 +1,535 @@
+//! Which rows of a SELECT a change of one of its captives can affect: a condition on the row. It may hold for more rows than
+//! are affected, as those cancel out, but for none less. What it is not sure of it leaves out.
+
+use std::collections::BTreeSet;
+
+use pg_query::NodeEnum;
+use pg_query::protobuf::{
+    BoolTestType, BooleanTest, JoinType, Node, SelectStmt, SetOperation, SubLink, SubLinkType,
+};
+
+use super::ast::{
+    self, aliases, clauses, conjuncts, each_sublink, each_table, each_table_of_expr,
+    each_table_of_item, inner, output_names, reference, sval, walk,
+};
+use super::normalise::{comparison, is_plain, targets};
+use super::terms::{Input, Leaf, changes, either, is_linear};
+use crate::conn::Error;
+
+/// Which rows.
+#[derive(Debug)]
+pub(crate) enum Reach {
+    Never,
+    Rows(Box<Node>),
+    /// Any row may be affected.
+    Everything,
+}
+
+/// The rows that a change of captive `leaf` can affect, of the linear SELECT of `body` it is a captive of.
+///
+/// # Errors
+/// [`Error::Internal`] for a plan that cannot be read.
+pub(crate) fn reach(
+    body: &mut SelectStmt,
+    leaf: usize,
+    leaves: &[Leaf],
+    inputs: &[Input<'_>],
+) -> Result<Reach, Error> {
+    let mut finder = Finder {
+        leaves,
+        inputs,
+        leaf,
+        next: 0,
+    };
+    let found = finder.linear(body)?;
+    Ok(match found {
+        None | Some(Found::Anything) => Reach::Everything,
+        Some(Found::Nothing) => Reach::Never,
+        Some(Found::Where(condition)) => Reach::Rows(Box::new(condition)),
+    })
+}
+
+enum Found {
+    Nothing,
+    Where(Node),
+    Anything,
+}
+
+/// Conditions on the columns of a sub-select, by its name and theirs.
+struct Above<'a> {
+    alias: &'a str,
+    columns: Vec<String>,
+    conditions: Vec<Node>,
+}
+
+struct Finder<'a> {
+    leaves: &'a [Leaf],
+    inputs: &'a [Input<'a>],
+    leaf: usize,
+    /// The number of the next leaf in order.
+    next: usize,
+}
+
+impl Finder<'_> {
+    /// Whether the leaf is among the next `count`; else they are passed.
+    fn is_here(&mut self, count: usize) -> bool {
+        let here = (self.next..self.next + count).contains(&self.leaf);
+        if !here {
+            self.next += count;
+        }
+        here
+    }
+
+    /// Looks through the linear part of a query; `None` if the leaf is not in it.
+    fn linear(&mut self, select: &mut SelectStmt) -> Result<Option<Found>, Error> {
+        for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+            if self.is_here(tables(side)) {
+                return self.linear(side);
+            }
+        }
+        for item in &mut select.from_clause {
+            if self.is_here(tables_of_item(item)) {
+                return self.linear_item(item).map(Some);
+            }
+        }
+        let filtered = select.where_clause.is_some();
+        for (i, clause) in clauses(select).into_iter().enumerate() {
+            if self.is_here(tables_of_expr(clause)) {
+                return self.expr(clause, filtered && i == 0).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn linear_item(&mut self, item: &mut Node) -> Result<Found, Error> {
+        match item.node.as_mut() {
+            Some(NodeEnum::JoinExpr(join)) => {
+                if let Some(side) = join.larg.as_deref_mut()
+                    && self.is_here(tables_of_item(side))
+                {
+                    return self.linear_item(side);
+                }
+                let is_inner = join.jointype == JoinType::JoinInner as i32;
+                if let Some(side) = join.rarg.as_deref_mut()
+                    && self.is_here(tables_of_item(side))
+                {
+                    if is_inner {
+                        return self.linear_item(side);
+                    }
+                    if join.jointype != JoinType::JoinLeft as i32 {
+                        return Ok(Found::Anything);
+                    }
+                    let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
+                    let conditions = quals.into_iter().cloned().collect();
+                    return self.exists(std::slice::from_mut(side), conditions, None);
+                }
+                match join.quals.as_deref_mut() {
+                    Some(quals) if is_inner => self.expr(quals, true),
+                    _ => Ok(Found::Anything),
+                }
+            }
+            Some(NodeEnum::RangeSubselect(sub)) => match inner(sub.subquery.as_mut()) {
+                Some(select) if is_linear(select) => {
+                    Ok(self.linear(select)?.unwrap_or(Found::Anything))
+                }
+                Some(select) => self.select(select, None),
+                None => Ok(Found::Anything),
+            },
+            _ => Ok(Found::Anything),
+        }
+    }
+
+    /// The leaf is in a sub-select of this expression, whose value counts only if it is true where `filter`.
+    fn expr(&mut self, expr: &mut Node, filter: bool) -> Result<Found, Error> {
+        if let Some(NodeEnum::BoolExpr(and)) = &mut expr.node
+            && and.boolop == pg_query::protobuf::BoolExprType::AndExpr as i32
+            && filter
+        {
+            for arg in &mut and.args {
+                if self.is_here(tables_of_expr(arg)) {
+                    return self.expr(arg, filter);
+                }
+            }
+            return Ok(Found::Anything);
+        }
+        let alone = filter && matches!(expr.node, Some(NodeEnum::SubLink(_)));
+        let mut found = None;
+        each_sublink(expr, &mut |sublink| {
+            if found.is_some() {
+                return;
+            }
+            let count = inner(sublink.subselect.as_mut()).map_or(0, tables);
+            if self.is_here(count) {
+                // Where it is an operand of another sub-select, it is not alone.
+                found = Some(self.sublink(sublink, alone));
+            }
+        });
+        found.unwrap_or(Ok(Found::Anything))
+    }
+
+    fn sublink(&mut self, sublink: &mut SubLink, filter: bool) -> Result<Found, Error> {
+        const ALIAS: &str = "__pgt_any";
+        let mut conditions = Vec::new();
+        let mut columns = Vec::new();
+        let kind = SubLinkType::try_from(sublink.sub_link_type);
+        if let Ok(kind @ (SubLinkType::AnySublink | SubLinkType::AllSublink)) = kind {
+            if let Some(NodeEnum::SelectStmt(select)) =
+                sublink.subselect.as_ref().and_then(|s| s.node.as_ref())
+            {
+                columns = (1..=output_names(select).len())
+                    .map(|i| format!("c{i}"))
+                    .collect();
+            }
+            let fields: Vec<_> = columns.iter().map(|c| ast::column(ALIAS, c)).collect();
+            if let Some(condition) = comparison(sublink, &fields) {
+                // A row counts where it decides: for ANY where the comparison is true, or unknown if that may show; for ALL
+                // where it is not true.
+                conditions.push(match kind {
+                    SubLinkType::AllSublink => test(condition, BoolTestType::IsNotTrue),
+                    _ if filter => condition,
+                    _ => test(condition, BoolTestType::IsNotFalse),
+                });
+            }
+        }
+        let Some(select) = inner(sublink.subselect.as_mut()) else {
+            return Ok(Found::Anything);
+        };
+        self.select(
+            select,
+            Some(Above {
+                alias: ALIAS,
+                columns,
+                conditions,
+            }),
+        )
+    }
+
+    /// The leaf is in this sub-select, which is evaluated as it is.
+    fn select(
+        &mut self,
+        select: &mut SelectStmt,
+        above: Option<Above<'_>>,
+    ) -> Result<Found, Error> {
+        if select.larg.is_some() {
+            let mut above = above;
+            // What one arm of a UNION gives passes; that of an EXCEPT may make another row appear.
+            let passes = select.op == SetOperation::SetopUnion as i32
+                && select.limit_count.is_none()
+                && select.limit_offset.is_none();
+            for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+                if self.is_here(tables(side)) {
+                    return self.select(side, above.take().filter(|_| passes));
+                }
+            }
+            return Ok(Found::Anything);
+        }
+        let mut conditions: Vec<_> = select
+            .where_clause
+            .as_deref()
+            .map(conjuncts)
+            .unwrap_or_default()
+            .into_iter()
+            .cloned()
+            .collect();
+        // DISTINCT passes what it is given, a group or a LIMIT does not.
+        let has_calls = targets(select).iter_mut().any(|t| {
+            let mut call = false;
+            walk(t, &mut |e| {
+                call |= matches!(e.node, Some(NodeEnum::FuncCall(_)));
+                true
+            });
+            call
+        });
+        let passes = !has_calls
+            && is_plain(&SelectStmt {
+                distinct_clause: Vec::new(),
+                ..select.clone()
+            });
+        if let Some(above) = above.filter(|_| passes) {
+            let targets = targets(select);
+            conditions.extend(
+                above
+                    .conditions
+                    .iter()
+                    .filter_map(|c| through(c, above.alias, &above.columns, &targets)),
+            );
+        }
+        let in_from: usize = select.from_clause.iter_mut().map(tables_of_item).sum();
+        if (self.next..self.next + in_from).contains(&self.leaf) {
+            return self.exists(&mut select.from_clause, conditions, None);
+        }
+        // In a sub-select of this one.
+        let first = self.next;
+        self.next += in_from;
+        let mut nested = Found::Anything;
+        for clause in clauses(select) {
+            if self.is_here(tables_of_expr(clause)) {
+                nested = self.expr(clause, false)?;
+                break;
+            }
+        }
+        self.next = first;
+        let nested = match nested {
+            Found::Nothing => return Ok(Found::Nothing),
+            Found::Where(condition) => Some(condition),
+            Found::Anything => None,
+        };
+        self.exists(&mut select.from_clause, conditions, nested)
+    }
+
+    /// EXISTS over a FROM list with the leaf in it, or in `nested`.
+    fn exists(
+        &mut self,
+        from: &mut [Node],
+        conditions: Vec<Node>,
+        nested: Option<Node>,
+    ) -> Result<Found, Error> {
+        let mut scene = Scene {
+            conditions,
+            ..Scene::default()
+        };
+        scene.nested.extend(nested);
+        for item in from {
+            if self.is_here(tables_of_item(item)) {
+                self.flatten(item, &mut scene)?;
+                // The rest is numbered after what was passed within.
+                self.next = usize::MAX / 2;
+            } else {
+                self.either(item, &mut scene)?;
+            }
+        }
+        Ok(scene.finish())
+    }
+
+    /// The item with the leaf in it.
+    fn flatten(&mut self, item: &mut Node, scene: &mut Scene) -> Result<(), Error> {
+        let names = aliases(item);
+        match item.node.as_mut() {
+            Some(NodeEnum::RangeVar(relation)) => {
+                let input = &self.inputs[self.leaves[self.leaf].input];
+                scene.from.push(changes(relation, input)?);
+            }
+            Some(NodeEnum::JoinExpr(join)) => {
+                let kind = join.jointype;
+                let in_left = join
+                    .larg
+                    .as_deref_mut()
+                    .is_some_and(|side| self.is_here(tables_of_item(side)));
+                let in_right = !in_left
+                    && join
+                        .rarg
+                        .as_deref_mut()
+                        .is_some_and(|side| self.is_here(tables_of_item(side)));
+                let (with, other) = if in_left {
+                    (&mut join.larg, &mut join.rarg)
+                } else {
+                    (&mut join.rarg, &mut join.larg)
+                };
+                let (Some(with), Some(other)) = (with.as_deref_mut(), other.as_deref_mut()) else {
+                    return Ok(());
+                };
+                if !in_left && !in_right {
+                    // In a sub-select of its condition: nothing is known.
+                    scene.hidden.extend(names);
+                    return Ok(());
+                }
+                let is_inner = kind == JoinType::JoinInner as i32;
+                let is_left = kind == JoinType::JoinLeft as i32;
+                // What is null-extended, or null-extends by way of the leaf, says nothing about other rows.
+                if is_inner || is_left && in_right {
+                    let own: BTreeSet<_> = aliases(with).into_iter().collect();
+                    self.flatten(with, scene)?;
+                    self.next = usize::MAX / 2;
+                    self.either(other, scene)?;
+                    let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
+                    let quals = quals.into_iter().filter(|q| !mentions(q, &scene.nulled));
+                    let quals: Vec<_> = quals.cloned().collect();
+                    if is_left {
+                        // Conditions above see NULLs where the row has no match any more.
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                        scene.nulled.extend(own);
+                    }
+                    scene.conditions.extend(quals);
+                } else {
+                    scene.hidden.extend(aliases(other));
+                    self.flatten(with, scene)?;
+                }
+            }
+            Some(NodeEnum::RangeSubselect(sub)) => {
+                let alias = names.first().cloned().unwrap_or_default();
+                let renamed: Vec<_> = sub
+                    .alias
+                    .iter()
+                    .flat_map(|a| &a.colnames)
+                    .filter_map(sval)
+                    .map(str::to_owned)
+                    .collect();
+                if let Some(select) = inner(sub.subquery.as_mut()) {
+                    let mut columns = output_names(select);
+                    for (column, renamed) in columns.iter_mut().zip(renamed) {
+                        *column = renamed;
+                    }
+                    let above = Above {
+                        alias: &alias,
+                        columns,
+                        conditions: scene.conditions.clone(),
+                    };
+                    match self.select(select, Some(above))? {
+                        Found::Nothing => scene.never = true,
+                        Found::Where(condition) => scene.nested.push(condition),
+                        Found::Anything => {}
+                    }
+                }
+                scene.hidden.insert(alias);
+            }
+            _ => scene.hidden.extend(names),
+        }
+        Ok(())
+    }
+
+    /// An item without the leaf: its rows of either state, where that can be said.
+    fn either(&mut self, item: &mut Node, scene: &mut Scene) -> Result<(), Error> {
+        let names = aliases(item);
+        match item.node.as_mut() {
+            Some(NodeEnum::RangeVar(relation)) => {
+                let input = self
+                    .inputs
+                    .iter()
+                    .find(|i| i.schema == relation.schemaname && i.name == relation.relname);
+                match input {
+                    Some(input) => scene.from.push(either(relation, input)?),
+                    None => scene.hidden.extend(names),
+                }
+            }
+            Some(NodeEnum::JoinExpr(join)) => {
+                let kind = join.jointype;
+                let (Some(left), Some(right)) =
+                    (join.larg.as_deref_mut(), join.rarg.as_deref_mut())
+                else {
+                    return Ok(());
+                };
+                if kind == JoinType::JoinInner as i32 {
+                    self.either(left, scene)?;
+                    self.either(right, scene)?;
+                    let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
+                    scene.conditions.extend(quals.into_iter().cloned());
+                } else if kind == JoinType::JoinLeft as i32 {
+                    scene.hidden.extend(aliases(right));
+                    self.either(left, scene)?;
+                } else {
+                    scene.hidden.extend(names);
+                }
+            }
+            _ => scene.hidden.extend(names),
+        }
+        Ok(())
+    }
+}
+
+/// What an EXISTS is made of.
+#[derive(Default)]
+struct Scene {
+    from: Vec<Node>,
+    conditions: Vec<Node>,
+    nested: Vec<Node>,
+    /// Names whose columns may be NULL in the rows that are affected: conditions from outside on them are left out.
+    nulled: BTreeSet<String>,
+    /// Names whose rows are not at hand: conditions on them are left out.
+    hidden: BTreeSet<String>,
+    never: bool,
+}
+
+impl Scene {
+    fn finish(self) -> Found {
+        let is_false = |c: &Node| {
+            matches!(&c.node, Some(NodeEnum::AConst(c)) if matches!(&c.val,
+                Some(pg_query::protobuf::a_const::Val::Boolval(b)) if !b.boolval))
+        };
+        if self.never || self.conditions.iter().any(is_false) {
+            return Found::Nothing;
+        }
+        let mut conditions: Vec<_> = self
+            .conditions
+            .into_iter()
+            .filter(|c| is_certain(c) && !mentions(c, &self.hidden))
+            .collect();
+        conditions.extend(self.nested);
+        if self.from.is_empty() && conditions.is_empty() {
+            return Found::Anything;
+        }
+        Found::Where(ast::exists(self.from, conditions))
+    }
+}
+
+fn mentions(condition: &Node, names: &BTreeSet<String>) -> bool {
+    let mut found = false;
+    walk(&mut condition.clone(), &mut |e| {
+        found |= reference(e).is_some_and(|(alias, _)| names.contains(alias));
+        true
+    });
+    found
+}
+
+/// Whether a condition depends on nothing but qualified columns.
+fn is_certain(condition: &Node) -> bool {
+    let mut certain = true;
+    walk(&mut condition.clone(), &mut |e| {
+        certain &= match &e.node {
+            Some(NodeEnum::SubLink(_)) => false,
+            Some(NodeEnum::ColumnRef(_)) => reference(e).is_some(),
+            _ => true,
+        };
+        true
+    });
+    certain
+}
+
+/// A condition on the columns of a sub-select as one on what they are made of.
+fn through(condition: &Node, alias: &str, columns: &[String], targets: &[Node]) -> Option<Node> {
+    let mut condition = condition.clone();
+    let mut known = true;
+    walk(&mut condition, &mut |e| {
+        let place = match reference(e) {
+            Some((a, column)) if a == alias => Some(columns.iter().position(|c| c == column)),
+            _ => None,
+        };
+        match place {
+            Some(place) => {
+                match place.and_then(|p| targets.get(p)) {
+                    Some(target) => *e = target.clone(),
+                    None => known = false,
+                }
+                false
+            }
+            None => true,
+        }
+    });
+    known.then_some(condition)
+}
+
+fn test(condition: Node, kind: BoolTestType) -> Node {
+    ast::node(NodeEnum::BooleanTest(Box::new(BooleanTest {
+        xpr: None,
+        arg: Some(Box::new(condition)),
+        booltesttype: kind as i32,
+        location: 0,
+    })))
+}
+
+fn tables(select: &mut SelectStmt) -> usize {
+    let mut n = 0;
+    each_table(select, &mut |_| n += 1);
+    n
+}
+
+fn tables_of_item(item: &mut Node) -> usize {
+    let mut n = 0;
+    each_table_of_item(item, &mut |_| n += 1);
+    n
+}
+
+fn tables_of_expr(expr: &mut Node) -> usize {
+    let mut n = 0;
+    each_table_of_expr(expr, &mut |_| n += 1);
+    n
+}

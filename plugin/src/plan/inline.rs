@@ -1,0 +1,188 @@
+//! Views and WITH queries, written out where they are used; and the check that nothing in a query is of a kind this code
+//! does not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pg_query::NodeEnum;
+use pg_query::protobuf::{Alias, Node, RangeSubselect, RangeVar, SelectStmt};
+
+use super::ast::{self, children, clauses, describe, inner, parse_select, qualified, sval};
+
+/// Why a query can only be recomputed as a whole. Shown to the user.
+pub(crate) type Reason = String;
+
+/// What must be known of the database to read a query.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Canonical text of each view, by (schema, name).
+    pub views: BTreeMap<(String, String), String>,
+    /// Aggregates the query uses, by (schema, name); those of pg_catalog have an empty schema.
+    pub aggregates: BTreeSet<(String, String)>,
+}
+
+/// Names of WITH queries in scope, the innermost last.
+type Scope = Vec<(String, Node)>;
+
+impl Names {
+    /// Whether this node calls an aggregate (not as a window function).
+    pub(crate) fn is_aggregate(&self, expr: &Node) -> bool {
+        let Some(NodeEnum::FuncCall(f)) = &expr.node else {
+            return false;
+        };
+        if f.over.is_some() {
+            return false;
+        }
+        let (schema, name) = qualified(&f.funcname);
+        let schema = if schema == "pg_catalog" { "" } else { schema };
+        f.agg_star
+            || self
+                .aggregates
+                .contains(&(schema.to_owned(), name.to_owned()))
+    }
+
+    /// Inlines views and WITH queries in place, at any depth.
+    ///
+    /// # Errors
+    /// The reason why the query can only be recomputed as a whole.
+    pub(crate) fn inline(&self, select: &mut SelectStmt) -> Result<(), Reason> {
+        self.select(select, &mut Scope::new())
+    }
+
+    fn select(&self, select: &mut SelectStmt, scope: &mut Scope) -> Result<(), Reason> {
+        let depth = scope.len();
+        if let Some(with) = select.with_clause.take() {
+            if with.recursive {
+                return Err("it is recursive".to_owned());
+            }
+            for cte in with.ctes {
+                let Some(NodeEnum::CommonTableExpr(cte)) = cte.node else {
+                    continue;
+                };
+                let subselect = RangeSubselect {
+                    lateral: false,
+                    subquery: cte.ctequery,
+                    alias: Some(Alias {
+                        aliasname: cte.ctename.clone(),
+                        colnames: cte.aliascolnames,
+                    }),
+                };
+                // Inlined where it is used; there it sees those before it, as here.
+                let mut node = ast::node(NodeEnum::RangeSubselect(subselect.into()));
+                self.item(&mut node, scope)?;
+                scope.push((cte.ctename, node));
+            }
+        }
+        for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+            self.select(side, scope)?;
+        }
+        for item in &mut select.from_clause {
+            self.item(item, scope)?;
+        }
+        for clause in clauses(select) {
+            self.expr(clause, scope)?;
+        }
+        scope.truncate(depth);
+        Ok(())
+    }
+
+    fn item(&self, item: &mut Node, scope: &mut Scope) -> Result<(), Reason> {
+        match item.node.as_mut() {
+            Some(NodeEnum::RangeVar(relation)) => {
+                if let Some(mut inlined) = self.named(relation, scope)? {
+                    // A WITH query is inlined where it is written, a view here, in a scope of its own.
+                    if !relation.schemaname.is_empty() {
+                        self.item(&mut inlined, &mut Scope::new())?;
+                    }
+                    *item = inlined;
+                }
+                Ok(())
+            }
+            Some(NodeEnum::RangeSubselect(sub)) => match inner(sub.subquery.as_mut()) {
+                Some(select) => self.select(select, scope),
+                None => Err("it has a sub-select of an unknown kind".to_owned()),
+            },
+            Some(NodeEnum::JoinExpr(join)) => {
+                if join.alias.is_some() || join.join_using_alias.is_some() {
+                    return Err("it has an alias on a JOIN".to_owned());
+                }
+                for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
+                    self.item(side, scope)?;
+                }
+                join.quals
+                    .as_deref_mut()
+                    .map_or(Ok(()), |quals| self.expr(quals, scope))
+            }
+            Some(NodeEnum::RangeFunction(function)) => {
+                for call in calls(function) {
+                    self.expr(call, scope)?;
+                }
+                Ok(())
+            }
+            _ => Err("it has a FROM item of a kind that is only recomputed as a whole".to_owned()),
+        }
+    }
+
+    /// The sub-select a name in FROM stands for; `None` for a table.
+    fn named(&self, relation: &RangeVar, scope: &Scope) -> Result<Option<Node>, Reason> {
+        let mut node = if relation.schemaname.is_empty() {
+            match scope
+                .iter()
+                .rev()
+                .find(|(name, _)| *name == relation.relname)
+            {
+                Some((_, query)) => query.clone(),
+                None => return Err("it reads a system catalog".to_owned()),
+            }
+        } else {
+            let Some(text) = self
+                .views
+                .get(&(relation.schemaname.clone(), relation.relname.clone()))
+            else {
+                return Ok(None);
+            };
+            let select = parse_select(text).map_err(|e| e.to_string())?;
+            ast::range(select, &relation.relname, &[])
+        };
+        if let (Some(NodeEnum::RangeSubselect(sub)), Some(alias)) =
+            (&mut node.node, &relation.alias)
+        {
+            let inner = sub.alias.get_or_insert_default();
+            inner.aliasname.clone_from(&alias.aliasname);
+            if !alias.colnames.is_empty() {
+                inner.colnames.clone_from(&alias.colnames);
+            }
+        }
+        Ok(Some(node))
+    }
+
+    fn expr(&self, expr: &mut Node, scope: &mut Scope) -> Result<(), Reason> {
+        if let Some(NodeEnum::ColumnRef(c)) = &expr.node
+            && c.fields.last().is_some_and(|f| sval(f).is_none())
+        {
+            return Err("it refers to a whole row".to_owned());
+        }
+        if let Some(NodeEnum::SubLink(sublink)) = &mut expr.node {
+            match inner(sublink.subselect.as_mut()) {
+                Some(select) => self.select(select, scope)?,
+                None => return Err("it has a sub-select of an unknown kind".to_owned()),
+            }
+        }
+        let reason = describe(expr);
+        for child in children(expr).ok_or_else(|| format!("it has {reason}"))? {
+            self.expr(child, scope)?;
+        }
+        Ok(())
+    }
+}
+
+/// The calls of a function in FROM.
+pub(crate) fn calls(function: &mut pg_query::protobuf::RangeFunction) -> Vec<&mut Node> {
+    let mut out = Vec::new();
+    for list in &mut function.functions {
+        if let Some(NodeEnum::List(list)) = &mut list.node {
+            // The second item is the column definition list.
+            out.extend(list.items.first_mut());
+        }
+    }
+    out
+}
