@@ -41,18 +41,7 @@ pub(crate) fn reach(
         leaf,
         next: 0,
     };
-    let found = finder.linear(body)?;
-    Ok(match found {
-        None | Some(Found::Anything) => Reach::Everything,
-        Some(Found::Nothing) => Reach::Never,
-        Some(Found::Where(condition)) => Reach::Rows(Box::new(condition)),
-    })
-}
-
-enum Found {
-    Nothing,
-    Where(Node),
-    Anything,
+    Ok(finder.linear(body)?.unwrap_or(Reach::Everything))
 }
 
 /// Conditions on the columns of a sub-select, by its name and theirs.
@@ -81,7 +70,7 @@ impl Finder<'_> {
     }
 
     /// Looks through the linear part of a query; `None` if the leaf is not in it.
-    fn linear(&mut self, select: &mut SelectStmt) -> Result<Option<Found>, Error> {
+    fn linear(&mut self, select: &mut SelectStmt) -> Result<Option<Reach>, Error> {
         for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
             if self.is_here(tables(side)) {
                 return self.linear(side);
@@ -101,7 +90,7 @@ impl Finder<'_> {
         Ok(None)
     }
 
-    fn linear_item(&mut self, item: &mut Node) -> Result<Found, Error> {
+    fn linear_item(&mut self, item: &mut Node) -> Result<Reach, Error> {
         match item.node.as_mut() {
             Some(NodeEnum::JoinExpr(join)) => {
                 if let Some(side) = join.larg.as_deref_mut()
@@ -117,7 +106,7 @@ impl Finder<'_> {
                         return self.linear_item(side);
                     }
                     if join.jointype != JoinType::JoinLeft as i32 {
-                        return Ok(Found::Anything);
+                        return Ok(Reach::Everything);
                     }
                     let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
                     let conditions = quals.into_iter().cloned().collect();
@@ -125,22 +114,22 @@ impl Finder<'_> {
                 }
                 match join.quals.as_deref_mut() {
                     Some(quals) if is_inner => self.expr(quals, true),
-                    _ => Ok(Found::Anything),
+                    _ => Ok(Reach::Everything),
                 }
             }
             Some(NodeEnum::RangeSubselect(sub)) => match inner(sub.subquery.as_mut()) {
                 Some(select) if is_linear(select) => {
-                    Ok(self.linear(select)?.unwrap_or(Found::Anything))
+                    Ok(self.linear(select)?.unwrap_or(Reach::Everything))
                 }
                 Some(select) => self.select(select, None),
-                None => Ok(Found::Anything),
+                None => Ok(Reach::Everything),
             },
-            _ => Ok(Found::Anything),
+            _ => Ok(Reach::Everything),
         }
     }
 
     /// The leaf is in a sub-select of this expression, whose value counts only if it is true where `filter`.
-    fn expr(&mut self, expr: &mut Node, filter: bool) -> Result<Found, Error> {
+    fn expr(&mut self, expr: &mut Node, filter: bool) -> Result<Reach, Error> {
         if let Some(NodeEnum::BoolExpr(and)) = &mut expr.node
             && and.boolop == pg_query::protobuf::BoolExprType::AndExpr as i32
             && filter
@@ -150,7 +139,7 @@ impl Finder<'_> {
                     return self.expr(arg, filter);
                 }
             }
-            return Ok(Found::Anything);
+            return Ok(Reach::Everything);
         }
         let alone = filter && matches!(expr.node, Some(NodeEnum::SubLink(_)));
         let mut found = None;
@@ -164,10 +153,10 @@ impl Finder<'_> {
                 found = Some(self.sublink(sublink, alone));
             }
         });
-        found.unwrap_or(Ok(Found::Anything))
+        found.unwrap_or(Ok(Reach::Everything))
     }
 
-    fn sublink(&mut self, sublink: &mut SubLink, filter: bool) -> Result<Found, Error> {
+    fn sublink(&mut self, sublink: &mut SubLink, filter: bool) -> Result<Reach, Error> {
         const ALIAS: &str = "__pgt_any";
         let mut conditions = Vec::new();
         let mut columns = Vec::new();
@@ -192,7 +181,7 @@ impl Finder<'_> {
             }
         }
         let Some(select) = inner(sublink.subselect.as_mut()) else {
-            return Ok(Found::Anything);
+            return Ok(Reach::Everything);
         };
         self.select(
             select,
@@ -209,7 +198,7 @@ impl Finder<'_> {
         &mut self,
         select: &mut SelectStmt,
         above: Option<Above<'_>>,
-    ) -> Result<Found, Error> {
+    ) -> Result<Reach, Error> {
         if select.larg.is_some() {
             let mut above = above;
             // What one arm of a UNION gives passes; that of an EXCEPT may make another row appear.
@@ -221,7 +210,7 @@ impl Finder<'_> {
                     return self.select(side, above.take().filter(|_| passes));
                 }
             }
-            return Ok(Found::Anything);
+            return Ok(Reach::Everything);
         }
         let mut conditions: Vec<_> = select
             .where_clause
@@ -261,7 +250,7 @@ impl Finder<'_> {
         // In a sub-select of this one.
         let first = self.next;
         self.next += in_from;
-        let mut nested = Found::Anything;
+        let mut nested = Reach::Everything;
         for clause in clauses(select) {
             if self.is_here(tables_of_expr(clause)) {
                 nested = self.expr(clause, false)?;
@@ -270,9 +259,9 @@ impl Finder<'_> {
         }
         self.next = first;
         let nested = match nested {
-            Found::Nothing => return Ok(Found::Nothing),
-            Found::Where(condition) => Some(condition),
-            Found::Anything => None,
+            Reach::Never => return Ok(Reach::Never),
+            Reach::Rows(condition) => Some(*condition),
+            Reach::Everything => None,
         };
         self.exists(&mut select.from_clause, conditions, nested)
     }
@@ -283,7 +272,7 @@ impl Finder<'_> {
         from: &mut [Node],
         conditions: Vec<Node>,
         nested: Option<Node>,
-    ) -> Result<Found, Error> {
+    ) -> Result<Reach, Error> {
         let mut scene = Scene {
             conditions,
             ..Scene::default()
@@ -375,9 +364,9 @@ impl Finder<'_> {
                         conditions: scene.conditions.clone(),
                     };
                     match self.select(select, Some(above))? {
-                        Found::Nothing => scene.never = true,
-                        Found::Where(condition) => scene.nested.push(condition),
-                        Found::Anything => {}
+                        Reach::Never => scene.never = true,
+                        Reach::Rows(condition) => scene.nested.push(*condition),
+                        Reach::Everything => {}
                     }
                 }
                 scene.hidden.insert(alias);
@@ -440,13 +429,13 @@ struct Scene {
 }
 
 impl Scene {
-    fn finish(self) -> Found {
+    fn finish(self) -> Reach {
         let is_false = |c: &Node| {
             matches!(&c.node, Some(NodeEnum::AConst(c)) if matches!(&c.val,
                 Some(pg_query::protobuf::a_const::Val::Boolval(b)) if !b.boolval))
         };
         if self.never || self.conditions.iter().any(is_false) {
-            return Found::Nothing;
+            return Reach::Never;
         }
         let mut conditions: Vec<_> = self
             .conditions
@@ -455,9 +444,9 @@ impl Scene {
             .collect();
         conditions.extend(self.nested);
         if self.from.is_empty() && conditions.is_empty() {
-            return Found::Anything;
+            return Reach::Everything;
         }
-        Found::Where(ast::exists(self.from, conditions))
+        Reach::Rows(Box::new(ast::exists(self.from, conditions)))
     }
 }
 

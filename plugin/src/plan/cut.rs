@@ -302,7 +302,7 @@ impl Cut<'_> {
                 let select = self.levels(select)?;
                 self.reduce(select)?
             }
-            Shape::Windowed => self.partition(select, |s| common_keys(s))?,
+            Shape::Windowed => self.partition(select, common_keys)?,
             Shape::Distinct | Shape::Grouped => {
                 name_columns(&mut select);
                 let whole = select.clone();
