@@ -158,8 +158,8 @@ pub(crate) fn affected(slot: &str, keys: usize, args: usize, delta: &str) -> Str
     };
     format!(
         "WITH k AS (INSERT INTO pgtrickle.keys_{slot}{into} {select} RETURNING {returning} AS has_null)
-         SELECT count(*), coalesce(bool_or(has_null), false),
-            (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.keys_{slot}'::regclass) FROM k"
+         SELECT count(*), coalesce(bool_or(has_null), false), {} FROM k",
+        super::estimated_rows(&format!("pgtrickle.keys_{slot}"))
     )
 }
 
@@ -175,8 +175,8 @@ pub(crate) fn left_over(slot: &str, keyed: &Keyed) -> Option<String> {
     };
     keyed.has_extremes().then(|| {
         format!(
-            "SELECT count(*), coalesce(bool_or({null}), false),
-                (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.keys_{slot}'::regclass) FROM pgtrickle.keys_{slot}"
+            "SELECT count(*), coalesce(bool_or({null}), false), {} FROM pgtrickle.keys_{slot}",
+            super::estimated_rows(&format!("pgtrickle.keys_{slot}"))
         )
     })
 }

@@ -100,3 +100,12 @@ pub(crate) fn is_raised(fields: &ErrorFields, reason: &str) -> bool {
     // invalid_text_representation; the message may be in any language, but quotes the value.
     fields.code == "22P02" && fields.message.contains(reason)
 }
+
+/// How many rows the planner takes a table to have, as an SQL expression; negative if it was never analysed. It goes by the
+/// table's size now: rows that are dead since the last ANALYZE count.
+pub(crate) fn estimated_rows(table: &str) -> String {
+    format!(
+        "(SELECT CASE WHEN relpages > 0 THEN reltuples * (pg_relation_size(oid) / 8192) / relpages ELSE reltuples END
+          FROM pg_class WHERE oid = '{table}'::regclass)"
+    )
+}

@@ -46,7 +46,7 @@ fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> String {
 }
 
 /// Puts the net change of a table into its staging table. Returns one row: how many rows were staged, whether changes
-/// were lost, how many changes there were before netting, and the staging table's rows by its last ANALYZE.
+/// were lost, how many changes there were before netting, and the staging table's rows as the planner takes them.
 pub(crate) fn stage(buffer: i64, frontier: &Frontier, columns: &[Column]) -> (String, Vec<String>) {
     let names: Vec<_> = columns.iter().map(|c| format!("c{}", c.attnum)).collect();
     let list = super::comma(&names);
@@ -59,9 +59,10 @@ pub(crate) fn stage(buffer: i64, frontier: &Frontier, columns: &[Column]) -> (St
         "WITH due AS MATERIALIZED (SELECT w{list} FROM pgtrickle.changes_{buffer} WHERE {}),
          staged AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)
          SELECT (SELECT count(*) FROM staged), EXISTS (SELECT FROM due WHERE w = 0), (SELECT count(*) FROM due),
-            (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.delta_{buffer}'::regclass)",
+            {}",
         condition("$1", "$2", "$3", "$4"),
-        net("w", &cells, "due WHERE w <> 0")
+        net("w", &cells, "due WHERE w <> 0"),
+        super::estimated_rows(&format!("pgtrickle.delta_{buffer}"))
     );
     (sql, frontier.parameters())
 }

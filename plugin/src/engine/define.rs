@@ -218,6 +218,7 @@ pub(super) async fn save_plan<C: Conn>(
     view: u32,
     plan: &Plan,
 ) -> Result<(), Error> {
+    c.batch(&plan.lookups(id.0)?).await?;
     let json = serde_json::to_string(plan)
         .map_err(|e| Error::Internal(format!("cannot write a plan: {e}")))?;
     let mut statements = vec![

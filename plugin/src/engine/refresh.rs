@@ -9,7 +9,7 @@ use super::{
 };
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::stage::{Frontier, stage};
-use crate::delta::{apply, is_raised, keyed, partition, raise_unless};
+use crate::delta::{apply, estimated_rows, is_raised, keyed, partition, raise_unless};
 use crate::plan::{Body, Column, Table, terms};
 
 /// Brings a stream table up to date, in transactions of its own.
@@ -237,7 +237,7 @@ pub(super) fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<S
     let (rows, analysed) = (rows as f64, analysed.unwrap_or(-1.0));
     let known = analysed > 0.0
         && rows <= 4.0 * analysed.max(25.0)
-        && (analysed <= 100.0 || rows * 20.0 >= analysed);
+        && (analysed <= 100.0 || rows * 4.0 >= analysed);
     (rows > 0.0 && !known).then(|| format!("ANALYZE {table}"))
 }
 
@@ -279,16 +279,13 @@ async fn incremental<C: Conn>(
         };
         let mut count = 0;
         if piece.change(c, record, &inputs, &mut statements).await? {
-            let look = format!(
-                "SELECT count(*), (SELECT reltuples FROM pg_class WHERE oid = 'pgtrickle.out_{slot}'::regclass)
-                 FROM pgtrickle.out_{slot}"
-            );
+            let out = format!("pgtrickle.out_{slot}");
+            let look = format!("SELECT count(*), {} FROM {out}", estimated_rows(&out));
             statements.push(look.into());
             let results = c.run(&std::mem::take(&mut statements)).await?;
             let row = results.last().and_then(|r| r.first()).cloned();
             let row = row.unwrap_or_default();
             count = row.int(0).unwrap_or_default();
-            let out = format!("pgtrickle.out_{slot}");
             if count > 0 {
                 let analysed = row.text(1).and_then(|n| n.parse().ok());
                 statements.extend(analyze(&out, count, analysed).map(Statement::from));
@@ -337,14 +334,8 @@ impl Piece<'_> {
     ) -> Result<bool, Error> {
         let slot = self.slot;
         let kept = |sql: String| record.kept(&sql, Vec::new());
-        let body = match self.body {
-            Body::Full { .. } => {
-                return Err(Error::Internal("a full plan has no delta".to_owned()));
-            }
-            Body::Linear { sql } => sql,
-            Body::Keyed(k) => &k.body,
-            Body::Partition(p) => &p.body,
-        };
+        let body = self.body.linear();
+        let body = body.ok_or_else(|| Error::Internal("a full plan has no delta".to_owned()))?;
         let terms = terms::delta(body, inputs)?;
         if terms.is_empty() {
             return Ok(false);

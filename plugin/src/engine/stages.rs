@@ -4,7 +4,7 @@ use crate::conn::Error;
 use crate::delta::apply::{self, Target};
 use crate::delta::state;
 use crate::plan::cut::{from_ctes, stage_name, stage_table};
-use crate::plan::{Body, Image, Plan, Stage, quote};
+use crate::plan::{Body, Plan, Stage, quote};
 
 /// The table of stage `n` (from 1).
 pub(super) fn target(id: i64, n: usize, stage: &Stage) -> Target {
@@ -17,15 +17,7 @@ pub(super) fn target(id: i64, n: usize, stage: &Stage) -> Target {
 /// An index by which the queries above reach a stage: they mostly ask for its keys.
 pub(super) fn index(stage: &Stage, target: &Target) -> Option<String> {
     let keys = apply::keys(&stage.body, &stage.columns)?;
-    // A text may be too long for an entry of a b-tree.
-    let short = |i: &usize| {
-        let column = &stage.columns[*i];
-        column.image == Image::Plain
-            && !matches!(
-                column.type_name.as_str(),
-                "text" | "character varying" | "bytea"
-            )
-    };
+    let short = |i: &usize| stage.columns[*i].is_short();
     let names = || -> Vec<_> { keys.iter().map(|&i| quote(&target.columns[i])).collect() };
     if keys.iter().all(short) {
         return Some(format!(

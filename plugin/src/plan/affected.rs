@@ -5,24 +5,43 @@ use std::collections::BTreeSet;
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    BoolTestType, BooleanTest, JoinType, Node, SelectStmt, SetOperation, SubLink, SubLinkType,
+    AExprKind, BoolTestType, BooleanTest, JoinType, Node, SelectStmt, SetOperation, SubLink,
+    SubLinkType,
 };
 
 use super::ast::{
     self, aliases, clauses, conjuncts, each_sublink, each_table, each_table_of_expr,
-    each_table_of_item, inner, output_names, reference, sval, walk,
+    each_table_of_item, empty_select, inner, output_names, reference, sval, target, walk,
 };
 use super::normalise::{comparison, is_plain, targets};
-use super::terms::{Input, Leaf, changes, either, is_linear};
+use super::scope::free;
+use super::terms::{Input, Leaf, captives, changes, either, is_linear};
 use crate::conn::Error;
 
 /// Which rows.
 #[derive(Debug)]
 pub(crate) enum Reach {
     Never,
-    Rows(Box<Node>),
+    Rows(Box<Rows>),
     /// Any row may be affected.
     Everything,
+}
+
+/// A condition on rows.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// As an EXISTS.
+    pub condition: Node,
+    pub driver: Option<Driver>,
+}
+
+/// The same as a join (or a weaker condition), so that the rows are found first and what is costly is done for them only.
+#[derive(Debug, Clone)]
+pub(crate) struct Driver {
+    /// A query without duplicates.
+    pub values: SelectStmt,
+    /// Expressions over the row, equal to the columns of `values`.
+    pub keys: Vec<Node>,
 }
 
 /// The rows that a change of captive `leaf` can affect, of the linear SELECT of `body` it is a captive of.
@@ -260,7 +279,7 @@ impl Finder<'_> {
         self.next = first;
         let nested = match nested {
             Reach::Never => return Ok(Reach::Never),
-            Reach::Rows(condition) => Some(*condition),
+            Reach::Rows(rows) => Some(rows.condition),
             Reach::Everything => None,
         };
         self.exists(&mut select.from_clause, conditions, nested)
@@ -365,7 +384,7 @@ impl Finder<'_> {
                     };
                     match self.select(select, Some(above))? {
                         Reach::Never => scene.never = true,
-                        Reach::Rows(condition) => scene.nested.push(*condition),
+                        Reach::Rows(rows) => scene.nested.push(rows.condition),
                         Reach::Everything => {}
                     }
                 }
@@ -442,12 +461,150 @@ impl Scene {
             .into_iter()
             .filter(|c| is_certain(c) && !mentions(c, &self.hidden))
             .collect();
+        let driver = driver(&self.from, &conditions, &self.nested);
         conditions.extend(self.nested);
         if self.from.is_empty() && conditions.is_empty() {
             return Reach::Everything;
         }
-        Reach::Rows(Box::new(ast::exists(self.from, conditions)))
+        Reach::Rows(Box::new(Rows {
+            condition: ast::exists(self.from, conditions),
+            driver,
+        }))
     }
+}
+
+/// Turns the EXISTS into a join, if it compares with something by equality.
+fn driver(from: &[Node], conditions: &[Node], nested: &[Node]) -> Option<Driver> {
+    let own: BTreeSet<_> = from.iter().flat_map(aliases).collect();
+    let mut values = SelectStmt {
+        from_clause: from.to_vec(),
+        // DISTINCT without ON is a list of one empty node.
+        distinct_clause: vec![Node { node: None }],
+        ..empty_select()
+    };
+    let mut keys = Vec::new();
+    let mut within = Vec::new();
+    for condition in conditions {
+        if !mentions_other(condition, &own) {
+            within.push(condition.clone());
+        } else if let Some((inner, outer)) = equality(condition, &own) {
+            let name = format!("q{}", keys.len() + 1);
+            values.target_list.push(target(&name, inner));
+            keys.push(outer);
+        }
+    }
+    for condition in nested {
+        let outer = free(&SelectStmt {
+            where_clause: Some(Box::new(condition.clone())),
+            from_clause: from.to_vec(),
+            ..empty_select()
+        });
+        if !outer.is_empty() {
+            return None;
+        }
+        within.push(condition.clone());
+    }
+    values.where_clause = ast::all_of(within).map(Box::new);
+    (!keys.is_empty()).then_some(Driver { values, keys })
+}
+
+/// The sides of an equation between these names and others: theirs first.
+fn equality(condition: &Node, own: &BTreeSet<String>) -> Option<(Node, Node)> {
+    let Some(NodeEnum::AExpr(e)) = &condition.node else {
+        return None;
+    };
+    let is_equality = e.kind == AExprKind::AexprOp as i32
+        && matches!(e.name.as_slice(), [name] if sval(name) == Some("="));
+    let (left, right) = (e.lexpr.as_deref()?, e.rexpr.as_deref()?);
+    let inner = |e: &Node| mentions(e, own) && !mentions_other(e, own);
+    let outer = |e: &Node| !mentions(e, own) && mentions_other(e, own);
+    match is_equality {
+        true if inner(left) && outer(right) => Some((left.clone(), right.clone())),
+        true if inner(right) && outer(left) => Some((right.clone(), left.clone())),
+        _ => None,
+    }
+}
+
+fn mentions_other(condition: &Node, names: &BTreeSet<String>) -> bool {
+    let mut found = false;
+    walk(&mut condition.clone(), &mut |e| {
+        found |= reference(e).is_some_and(|(alias, _)| !names.contains(alias));
+        true
+    });
+    found
+}
+
+/// The columns of a query's captives (inputs by their place, columns by name) that are looked up by equality: their staging
+/// tables need an index there, or each look would scan all changes.
+///
+/// # Errors
+/// [`Error::Internal`] for a plan that cannot be read.
+pub(crate) fn lookups(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, String)>, Error> {
+    let mut body = ast::parse_select(body)?;
+    let mut names = Vec::new();
+    for (leaf, relation) in captives(&mut body, inputs)? {
+        names.push((relation, leaf));
+    }
+    let mut found = Vec::new();
+    each_expr(&mut body, &mut |e| {
+        if let Some(NodeEnum::AExpr(e)) = &e.node
+            && matches!(e.name.as_slice(), [name] if sval(name) == Some("="))
+        {
+            for side in [&e.lexpr, &e.rexpr].into_iter().flatten() {
+                if let Some((alias, column)) = reference(side)
+                    && let Some((_, input)) = names.iter().find(|(name, _)| name == alias)
+                    && !found.contains(&(*input, column.to_owned()))
+                {
+                    found.push((*input, column.to_owned()));
+                }
+            }
+        }
+    });
+    Ok(found)
+}
+
+/// Calls `f` for every expression of a query, at any depth.
+fn each_expr(select: &mut SelectStmt, f: &mut impl FnMut(&Node)) {
+    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+        each_expr(side, f);
+    }
+    for item in &mut select.from_clause {
+        each_expr_of_item(item, f);
+    }
+    for clause in clauses(select) {
+        each_expr_below(clause, f);
+    }
+}
+
+fn each_expr_of_item(item: &mut Node, f: &mut impl FnMut(&Node)) {
+    match item.node.as_mut() {
+        Some(NodeEnum::RangeSubselect(sub)) => {
+            if let Some(select) = inner(sub.subquery.as_mut()) {
+                each_expr(select, f);
+            }
+        }
+        Some(NodeEnum::JoinExpr(join)) => {
+            for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
+                each_expr_of_item(side, f);
+            }
+            if let Some(quals) = join.quals.as_deref_mut() {
+                each_expr_below(quals, f);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn each_expr_below(expr: &mut Node, f: &mut impl FnMut(&Node)) {
+    walk(expr, &mut |e| {
+        f(e);
+        if let Some(NodeEnum::SubLink(sublink)) = &mut e.node
+            && let Some(select) = inner(sublink.subselect.as_mut())
+        {
+            each_expr(select, f);
+        }
+        true
+    });
 }
 
 fn mentions(condition: &Node, names: &BTreeSet<String>) -> bool {

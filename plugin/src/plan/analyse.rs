@@ -347,8 +347,13 @@ async fn type_pieces<C: Conn>(
     pieces: Pieces,
 ) -> Result<Result<Body, Reason>, Error> {
     let mut columns = probe::columns(c, id, &pieces.body).await?;
-    let args = columns.split_off(pieces.keys);
-    let keys = columns;
+    let args = columns.split_off(pieces.keys.len());
+    let mut keys = columns;
+    for (key, has_one_image) in keys.iter_mut().zip(&pieces.keys) {
+        if *has_one_image {
+            key.image = Image::Plain;
+        }
+    }
     if let Some(key) = keys.iter().find(|k| !k.hashable) {
         return Ok(Err(format!(
             "it groups by type {}, which has no hash function",

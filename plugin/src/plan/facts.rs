@@ -89,6 +89,9 @@ pub(crate) async fn columns<C: Conn>(c: &mut C, relid: u32) -> Result<Vec<Column
                     THEN ' COLLATE ' || quote_ident(cn.nspname) || '.' || quote_ident(co.collname) ELSE '' END,
                 b.typtype = 'e' OR b.oid IN ({PLAIN})
                     OR b.oid IN (25, 1043) AND coalesce(co.collisdeterministic, true)
+                    -- Padded to its length, which is part of the type.
+                    OR b.oid = 1042 AND coalesce(co.collisdeterministic, true)
+                        AND (CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END) >= 0
                     OR b.oid = 1700 AND (CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END) >= 0,
                 b.typcategory = 'A',
                 b.typtype = 'e' OR b.oid = 1043 OR b.typtype = 'b' AND EXISTS (

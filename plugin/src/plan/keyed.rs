@@ -11,7 +11,8 @@ use super::inline::{Names, Reason};
 pub(crate) struct Pieces {
     /// A linear SELECT of `k1…` and `a1…`.
     pub body: String,
-    pub keys: usize,
+    /// Per key, whether equal values of it have one image, whatever its type says.
+    pub keys: Vec<bool>,
     pub args: usize,
     pub calls: Vec<Call>,
     pub grouped: bool,
@@ -111,13 +112,60 @@ pub(crate) fn split(names: &Names, mut select: SelectStmt) -> Result<Pieces, Rea
     }
     Ok(Pieces {
         body: select_text(&select).map_err(|e| e.to_string())?,
-        keys: pieces.keys.len(),
+        keys: pieces
+            .keys
+            .iter()
+            .map(|(_, key)| has_one_image(key, &select))
+            .collect(),
         args: pieces.args.len(),
         calls: pieces.calls.into_iter().map(|(_, call)| call).collect(),
         grouped,
         output,
         having,
     })
+}
+
+/// `extract(year FROM …)` and its kin: a numeric, but always without a fraction.
+fn has_one_image(key: &Node, select: &SelectStmt) -> bool {
+    if let Some((alias, name)) = ast::reference(key) {
+        return select.from_clause.iter().any(|item| {
+            let Some(NodeEnum::RangeSubselect(sub)) = &item.node else {
+                return false;
+            };
+            let Some(NodeEnum::SelectStmt(inner)) =
+                sub.subquery.as_ref().and_then(|q| q.node.as_ref())
+            else {
+                return false;
+            };
+            let named = sub
+                .alias
+                .as_ref()
+                .filter(|a| a.aliasname == alias && a.colnames.is_empty());
+            let place = ast::output_names(inner).iter().position(|n| n == name);
+            match (
+                named,
+                place.and_then(|p| super::normalise::targets(inner).get(p).cloned()),
+            ) {
+                (Some(_), Some(target)) => has_one_image(&target, inner),
+                _ => false,
+            }
+        });
+    }
+    const WHOLE: [&str; 13] = [
+        "year", "month", "day", "hour", "minute", "quarter", "week", "dow", "doy", "isodow",
+        "isoyear", "decade", "century",
+    ];
+    let Some(NodeEnum::FuncCall(f)) = &key.node else {
+        return false;
+    };
+    let field = match f.args.first().and_then(|a| a.node.as_ref()) {
+        Some(NodeEnum::AConst(c)) => match &c.val {
+            Some(pg_query::protobuf::a_const::Val::Sval(s)) => s.sval.as_str(),
+            _ => return false,
+        },
+        _ => return false,
+    };
+    matches!(qualified(&f.funcname), ("pg_catalog", "extract")) && WHOLE.contains(&field)
 }
 
 struct Splitter<'a> {

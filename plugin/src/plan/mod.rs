@@ -155,6 +155,18 @@ impl WeightKind {
     }
 }
 
+impl Body {
+    /// The linear query below.
+    pub(crate) fn linear(&self) -> Option<&str> {
+        match self {
+            Self::Full { .. } => None,
+            Self::Linear { sql } => Some(sql),
+            Self::Keyed(keyed) => Some(&keyed.body),
+            Self::Partition(partition) => Some(&partition.body),
+        }
+    }
+}
+
 impl Keyed {
     /// Whether a deleted extreme may make groups need a look at the sources.
     pub(crate) fn has_extremes(&self) -> bool {
@@ -188,6 +200,14 @@ impl Column {
         } else {
             &self.own_equality
         }
+    }
+}
+
+impl Column {
+    /// Whether its values fit an entry of a b-tree for certain.
+    pub(crate) fn is_short(&self) -> bool {
+        const LONG: [&str; 4] = ["text", "character varying", "character", "bytea"];
+        self.image == Image::Plain && !LONG.contains(&self.type_name.as_str())
     }
 }
 
@@ -235,6 +255,37 @@ pub(crate) struct Settings {
 }
 
 impl Plan {
+    /// CREATE INDEX statements for the staging tables in which changes are looked up by equality.
+    ///
+    /// # Errors
+    /// [`crate::conn::Error::Internal`] for a plan that cannot be read.
+    pub(crate) fn lookups(&self, id: i64) -> Result<Vec<String>, crate::conn::Error> {
+        let inputs = self.inputs(id, |_| true, &vec![true; self.stages.len()]);
+        let bodies = self.stages.iter().map(|s| &s.body).chain([&self.body]);
+        let mut statements = Vec::new();
+        for body in bodies.filter_map(Body::linear) {
+            for (input, name) in affected::lookups(body, &inputs)? {
+                let input = &inputs[input];
+                let column = input.columns.iter().find(|c| c.name == name);
+                if let (Some(column), Some((table, letter))) = (column, &input.delta)
+                    && column.hashable
+                {
+                    let kind = if column.is_short() { "btree" } else { "hash" };
+                    let index = format!(
+                        "{}_{letter}{}",
+                        table.replace("pgtrickle.", ""),
+                        column.attnum
+                    );
+                    statements.push(format!(
+                        "CREATE INDEX IF NOT EXISTS {index} ON {table} USING {kind} ({letter}{})",
+                        column.attnum
+                    ));
+                }
+            }
+        }
+        Ok(statements)
+    }
+
     /// What the linear bodies of the plan read: the sources, and the stages; with where changes are staged, if `changed`.
     pub(crate) fn inputs(
         &self,

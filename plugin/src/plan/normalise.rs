@@ -113,7 +113,7 @@ fn using(join: &mut JoinExpr, tables: &Tables) -> Result<(), Reason> {
 }
 
 /// `left = right`
-fn equal(left: Node, right: Node) -> Node {
+pub(super) fn equal(left: Node, right: Node) -> Node {
     operator(vec![ast::string("=")], left, right)
 }
 

@@ -11,9 +11,11 @@
 use std::borrow::Cow;
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{JoinType, Node, RangeVar, SelectStmt, SetOperation, SubLinkType};
+use pg_query::protobuf::{
+    BoolExprType, JoinType, Node, RangeVar, SelectStmt, SetOperation, SubLinkType,
+};
 
-use super::affected::{self, Reach};
+use super::affected::{self, Driver, Reach};
 use super::ast::{self, clauses, each_sublink, inner, parse_expr, parse_select, select_text, sval};
 use super::inline::calls;
 use super::normalise::{is_plain, not};
@@ -96,6 +98,7 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
             states,
             inputs,
             unit,
+            at_unit: false,
             next: 0,
             selects: 0,
         };
@@ -126,10 +129,14 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
             }
             let reach = affected::reach(&mut body.clone(), i, &leaves, inputs)?;
             let mut conditions: Vec<_> = before.iter().cloned().map(not).collect();
+            let mut driver = None;
             match &reach {
                 Reach::Never => continue,
                 Reach::Everything => {}
-                Reach::Rows(condition) => conditions.push((**condition).clone()),
+                Reach::Rows(rows) => match &rows.driver {
+                    Some(found) => driver = Some(found.clone()),
+                    None => conditions.push(rows.condition.clone()),
+                },
             }
             for sign in [1, -1] {
                 let states = leaves.iter().map(|other| match other.unit {
@@ -142,13 +149,14 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
                     number,
                     sign,
                     condition: ast::all_of(conditions.clone()),
+                    driver: driver.clone(),
                 };
                 add(states.collect(), Some(unit))?;
             }
             match reach {
                 // Nothing is left for the rest.
                 Reach::Everything => break,
-                Reach::Rows(condition) => before.push(*condition),
+                Reach::Rows(rows) => before.push(rows.condition),
                 Reach::Never => {}
             }
         }
@@ -254,6 +262,7 @@ struct Unit {
     number: usize,
     sign: i8,
     condition: Option<Node>,
+    driver: Option<Driver>,
 }
 
 struct Rewriter<'a> {
@@ -261,6 +270,8 @@ struct Rewriter<'a> {
     states: Vec<State>,
     inputs: &'a [Input<'a>],
     unit: Option<Unit>,
+    /// Whether what is rewritten is WHERE or the targets of the unit.
+    at_unit: bool,
     next: usize,
     selects: usize,
 }
@@ -293,10 +304,15 @@ impl Rewriter<'_> {
         for item in &mut select.from_clause {
             self.item(item, &mut weights)?;
         }
+        self.at_unit = self.unit.as_ref().is_some_and(|u| u.number == number);
         for clause in clauses(select) {
             self.expr(clause)?;
         }
+        self.at_unit = false;
         let unit = self.unit.as_ref().filter(|u| u.number == number);
+        if let Some(driver) = unit.and_then(|u| u.driver.clone()) {
+            drive(select, driver)?;
+        }
         if let Some(condition) = unit.and_then(|u| u.condition.clone()) {
             ast::restrict(select, condition);
         }
@@ -379,9 +395,8 @@ impl Rewriter<'_> {
             {
                 result = self.captive(select);
                 let past = self.states[first..self.next].contains(&State::Past);
-                // A past state is worth computing for the rows at hand only: PostgreSQL makes no join of an EXISTS with
-                // an OFFSET.
-                if past
+                // To be evaluated for the few rows at hand only: PostgreSQL makes no join of an EXISTS with an OFFSET.
+                if (past || self.at_unit)
                     && sublink.sub_link_type == SubLinkType::ExistsSublink as i32
                     && select.limit_offset.is_none()
                 {
@@ -472,6 +487,65 @@ fn count(select: &SelectStmt) -> (usize, usize) {
     };
     survey.select(&mut select.clone(), None);
     (survey.leaves.len(), survey.selects)
+}
+
+/// Joins a SELECT with the values that say which of its rows count. What has a sub-select in it is evaluated after that join,
+/// as it has a column of it.
+fn drive(select: &mut SelectStmt, driver: Driver) -> Result<(), Error> {
+    const ALIAS: &str = "__pgt_q";
+    let after = parse_expr(&format!("pg_catalog.num_nulls({ALIAS}.q1) < 0"))?;
+    let mut conditions = Vec::new();
+    if let Some(condition) = select.where_clause.take() {
+        for condition in ast::conjuncts(&condition) {
+            let mut condition = condition.clone();
+            let mut has_sublink = false;
+            each_sublink(&mut condition, &mut |_| has_sublink = true);
+            if has_sublink {
+                condition = ast::boolean(BoolExprType::OrExpr, vec![condition, after.clone()]);
+            }
+            conditions.push(condition);
+        }
+    }
+    for (i, key) in driver.keys.into_iter().enumerate() {
+        let value = ast::column(ALIAS, &format!("q{}", i + 1));
+        conditions.push(super::normalise::equal(key, value));
+    }
+    select.where_clause = ast::all_of(conditions).map(Box::new);
+    select
+        .from_clause
+        .push(ast::range(driver.values, ALIAS, &[]));
+    Ok(())
+}
+
+/// The captives of a query: which input, and the name it goes by.
+///
+/// # Errors
+/// [`Error::Internal`] if it reads a table that is not among the inputs.
+pub(super) fn captives(
+    body: &mut SelectStmt,
+    inputs: &[Input<'_>],
+) -> Result<Vec<(usize, String)>, Error> {
+    let mut survey = Survey {
+        inputs,
+        leaves: Vec::new(),
+        selects: 0,
+        unknown: false,
+    };
+    survey.select(body, None);
+    if survey.unknown {
+        return Err(Error::Internal(
+            "the plan reads a table it does not know".to_owned(),
+        ));
+    }
+    let mut names = Vec::new();
+    ast::each_table(body, &mut |relation| names.push(alias(relation)));
+    Ok(survey
+        .leaves
+        .iter()
+        .zip(names)
+        .filter(|(leaf, _)| leaf.unit.is_some())
+        .map(|(leaf, name)| (leaf.input, name))
+        .collect())
 }
 
 fn export_weight(select: &mut SelectStmt, weight: &Node) {
