@@ -54,12 +54,7 @@ impl Plugin for StreamTables {
             Some(Err(error)) => return Action::Deny(error),
             Some(Ok(Command::Unsupported(name))) => return Action::Deny(unsupported(name)),
             Some(Ok(command)) => {
-                let shows = matches!(command, Command::Show);
-                let columns = if shows {
-                    command::show::columns()
-                } else {
-                    Vec::new()
-                };
+                let columns = command::columns(&command);
                 (Work::Command(command), columns)
             }
             None => match ddl::parse(sql) {

@@ -241,3 +241,113 @@ async fn source_ddl_is_taken_in() {
     s.ok("DROP TABLE x").await;
     s.ok("DROP TABLE s.u CASCADE").await;
 }
+
+impl Direct {
+    /// The first column of each row a statement of ours returns, or all of them joined.
+    async fn rows(&mut self, sql: &str) -> Vec<String> {
+        let command = command::parse(sql).expect("ours").expect(sql);
+        let outcome = command::run(self, &command, "live").await;
+        let rows = outcome.unwrap_or_else(|e| panic!("{sql}: {e}")).rows;
+        let text = |row: Vec<Option<String>>| {
+            let cells: Vec<_> = row.into_iter().map(Option::unwrap_or_default).collect();
+            cells.join("|")
+        };
+        rows.into_iter().map(text).collect()
+    }
+}
+
+#[tokio::test]
+async fn verify_shows_what_differs_both_ways() {
+    let postgres = Postgres::start(15);
+    let mut s = session(&postgres).await;
+    s.ok(SOURCE).await;
+    s.ok("INSERT INTO t SELECT i, i % 3, 'x' FROM generate_series(1, 9) i")
+        .await;
+    s.ok("CREATE STREAM TABLE n AS SELECT v, count(*) AS n FROM t GROUP BY v")
+        .await;
+    // What waits to be taken in is no difference.
+    s.ok("INSERT INTO t VALUES (10, 7, 'y')").await;
+    assert_eq!(s.rows("VERIFY STREAM TABLE n").await, [""; 0]);
+    s.ok("UPDATE n SET n = 99 WHERE v = 7").await;
+    s.ok("INSERT INTO n SELECT * FROM n WHERE v = 1").await;
+    assert_eq!(
+        s.rows("VERIFY STREAM TABLE n").await,
+        [
+            "unexpected|1|(1,3)",
+            "missing|1|(7,1)",
+            "unexpected|1|(7,99)"
+        ]
+    );
+    s.ok("REFRESH STREAM TABLE n FULL").await;
+    assert_eq!(s.rows("VERIFY STREAM TABLE n").await, [""; 0]);
+    assert_eq!(s.refused("VERIFY STREAM TABLE t").await.code, "42809");
+}
+
+#[tokio::test]
+async fn explain_tells_how_and_leaves_nothing() {
+    let postgres = Postgres::start(15);
+    let mut s = session(&postgres).await;
+    s.ok(SOURCE).await;
+    s.ok("CREATE TABLE big (t int, x int); INSERT INTO big SELECT i, i FROM generate_series(1, 20000) i; ANALYZE big")
+        .await;
+    s.ok("CREATE STREAM TABLE first AS SELECT id FROM t").await;
+    s.ok("DROP STREAM TABLE first").await;
+    let before = s.value(EVERYTHING).await;
+    let create =
+        "CREATE STREAM TABLE x AS SELECT t.id, g.n, row_number() OVER (ORDER BY t.id) AS r FROM t
+        LEFT JOIN (SELECT t, count(*) AS n FROM big GROUP BY t) g ON g.t = t.id
+        JOIN big b ON b.t = t.v";
+    let planned = s.rows(&format!("EXPLAIN {create}")).await;
+    assert_eq!(s.value(EVERYTHING).await, before);
+    s.block = true;
+    s.ok("BEGIN").await;
+    assert_eq!(
+        s.rows(&format!("EXPLAIN {create}")).await.len(),
+        planned.len()
+    );
+    s.ok("COMMIT").await;
+    s.block = false;
+    assert_eq!(s.value(EVERYTHING).await, before);
+
+    s.ok(create).await;
+    let missing = "CREATE INDEX ON \"public\".\"big\" (\"t\");";
+    assert_eq!(
+        s.notices,
+        ["refreshes of stream table \"x\" will have to scan table \"big\""]
+    );
+    for lines in [planned, s.rows("EXPLAIN STREAM TABLE x").await] {
+        let text = lines.join("\n");
+        for part in [
+            "Mode: incremental",
+            "groups, kept from the weights of changed rows",
+            "computed anew on any change of its input",
+            "row by row",
+            "nullable side of a join",
+            missing,
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+    s.ok("CREATE INDEX ON big (t)").await;
+    s.ok("INSERT INTO t VALUES (1, 1, 'x')").await;
+    let text = s
+        .rows("EXPLAIN (ANALYZE, VERBOSE) STREAM TABLE x")
+        .await
+        .join("\n");
+    assert!(!text.contains("Missing index"), "{text}");
+    for part in [
+        "Refresh: incremental, 1 rows inserted, 0 deleted",
+        "Execution Time: ",
+        "Delta of \"public\".\"t\": SELECT",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert_eq!(s.refused("EXPLAIN STREAM TABLE t").await.code, "42809");
+    s.ok("CREATE STREAM TABLE f AS SELECT current_date AS d, id FROM t")
+        .await;
+    let text = s.rows("EXPLAIN STREAM TABLE f").await.join("\n");
+    assert!(
+        text.contains("Mode: full") && text.contains("current date"),
+        "{text}"
+    );
+}

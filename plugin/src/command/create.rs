@@ -21,7 +21,36 @@ pub(crate) async fn run(
     create: &Create,
     default_schedule: &str,
 ) -> Result<(), Error> {
-    let definition = |schema: String| Definition {
+    let Some(schema) = target(session, create).await? else {
+        return Ok(());
+    };
+    let definition = definition(create, schema, default_schedule);
+    if session.transaction() != TransactionContext::None {
+        let id = engine::define(session, &definition).await?;
+        let isolation = isolation(session).await?;
+        engine::load(session, id, isolation).await?;
+        return warn(session, id, &definition.name).await;
+    }
+    let id = define_patiently(session, &definition).await?;
+    let loaded = async {
+        session.begin().await?;
+        if claim(session, id, "").await? {
+            engine::load(session, id, Isolation::ReadCommitted).await?;
+        }
+        session.commit().await
+    };
+    match loaded.await {
+        Ok(()) => warn(session, id, &definition.name).await,
+        Err(error) => {
+            undo(session, id).await;
+            Err(error)
+        }
+    }
+}
+
+/// What the engine is to make.
+pub(super) fn definition(create: &Create, schema: String, default_schedule: &str) -> Definition {
+    Definition {
         schema: Some(schema),
         name: create.name.name.clone(),
         columns: create.columns.clone(),
@@ -38,31 +67,20 @@ pub(crate) async fn run(
             Some(RefreshMode::Full) => Mode::Full,
         },
         with_data: create.with_data,
-    };
-    let Some(schema) = target(session, create).await? else {
-        return Ok(());
-    };
-    let definition = definition(schema);
-    if session.transaction() != TransactionContext::None {
-        let id = engine::define(session, &definition).await?;
-        let isolation = isolation(session).await?;
-        return engine::load(session, id, isolation).await;
     }
-    let id = define_patiently(session, &definition).await?;
-    let loaded = async {
-        session.begin().await?;
-        if claim(session, id, "").await? {
-            engine::load(session, id, Isolation::ReadCommitted).await?;
-        }
-        session.commit().await
-    };
-    match loaded.await {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            undo(session, id).await;
-            Err(error)
-        }
+}
+
+/// Tells of sources that every refresh would have to scan.
+async fn warn(session: &mut impl Session, id: StreamTableId, name: &str) -> Result<(), Error> {
+    for missing in engine::missing_indexes(session, id).await? {
+        let message = format!(
+            "refreshes of stream table \"{name}\" will have to scan table \"{}\"",
+            missing.table
+        );
+        let warning = ErrorFields::new(Severity::Warning, "01000", message);
+        session.notice(warning.hint(format!("An index would avoid that: {};", missing.statement)));
     }
+    Ok(())
 }
 
 /// Locks a definition that waits for its data, so that only one session loads it: the client's, or a
@@ -78,7 +96,10 @@ pub(crate) async fn claim(
 
 /// The schema to create in, as CREATE TABLE chooses it; `None` if the relation exists and
 /// `IF NOT EXISTS` was given.
-async fn target(session: &mut impl Session, create: &Create) -> Result<Option<String>, Error> {
+pub(super) async fn target(
+    session: &mut impl Session,
+    create: &Create,
+) -> Result<Option<String>, Error> {
     let QualifiedName { schema, name } = &create.name;
     let schema_sql = match schema {
         Some(schema) => literal(schema),

@@ -2,6 +2,7 @@
 
 pub(crate) mod create;
 pub(crate) mod drop;
+pub(crate) mod explain;
 pub(crate) mod lookup;
 mod options;
 mod parse;
@@ -10,6 +11,7 @@ pub(crate) mod refresh;
 mod run;
 pub(crate) mod show;
 pub(crate) mod syntax;
+pub(crate) mod verify;
 mod wants;
 
 pub use options::{Options, RefreshMode, Schedule};
@@ -18,3 +20,15 @@ pub use parse::{Command, Create, Drop, parse};
 pub use run::{Outcome, run};
 pub use syntax::{QualifiedName, identifier, literal};
 pub use wants::wants;
+
+use pgcat::plugins::Column;
+
+/// The columns of a command's result, all text; none where it returns no rows.
+pub(crate) fn columns(command: &Command) -> Vec<Column> {
+    match command {
+        Command::Show => show::columns(),
+        Command::Verify(_) => verify::columns(),
+        Command::Explain { .. } | Command::ExplainCreate(_) => explain::columns(),
+        _ => Vec::new(),
+    }
+}

@@ -17,6 +17,15 @@ pub enum Command {
         full: bool,
     },
     Show,
+    Verify(QualifiedName),
+    Explain {
+        name: QualifiedName,
+        /// Refresh, and tell what that did.
+        analyze: bool,
+        /// With the SQL of the deltas.
+        verbose: bool,
+    },
+    ExplainCreate(Create),
     /// Part of the grammar, not done yet: the statement's name, for the error.
     Unsupported(&'static str),
 }
@@ -61,6 +70,13 @@ pub fn parse(sql: &str) -> Option<Result<Command, Box<ErrorFields>>> {
             None => Ok(Command::Show),
             Some(next) => Err(Borrowed::new(sql, 0..0, "").near(next.start)),
         }
+    } else if words.starts_with(&["verify", "stream", "table"]) {
+        named(sql, &words, 2).map(Command::Verify)
+    } else if words.starts_with(&["explain"])
+        && words.contain("stream", "table")
+        && explains(&words)
+    {
+        explain(sql, &words)
     } else {
         Ok(Command::Unsupported(unsupported(&words)?))
     };
@@ -72,11 +88,6 @@ fn unsupported(words: &Words<'_>) -> Option<&'static str> {
         Some("CREATE OR REPLACE STREAM TABLE")
     } else if words.starts_with(&["alter", "stream", "table"]) {
         Some("ALTER STREAM TABLE")
-    } else if words.starts_with(&["verify", "stream", "table"]) {
-        Some("VERIFY STREAM TABLE")
-    } else if words.starts_with(&["explain"]) && words.contain("stream", "table") && explains(words)
-    {
-        Some("EXPLAIN STREAM TABLE")
     } else {
         None
     }
@@ -93,6 +104,89 @@ fn explains(words: &Words<'_>) -> bool {
             .iter()
             .all(|word| words.outside_parentheses(word).is_none_or(|at| at > stream))
     })
+}
+
+/// The only operand of a statement whose first words, up to number `last`, are key words.
+fn named(sql: &str, words: &Words<'_>, last: isize) -> Result<QualifiedName, Box<ErrorFields>> {
+    let (Some(first), Some(end)) = (words.span(0), words.span(last)) else {
+        return Err(Borrowed::new(sql, 0..0, "").near(0));
+    };
+    let borrowed = Borrowed::new(sql, first.start..end.end, "REFRESH MATERIALIZED VIEW");
+    let NodeEnum::RefreshMatViewStmt(statement) = borrowed.parse()? else {
+        return Err(borrowed.near(0));
+    };
+    // What the borrowed grammar takes and ours does not.
+    let next = words.span(last + 1).map_or(0, |word| word.start);
+    let own = Words::new(sql);
+    if statement.concurrent || own.ends_with(&["data"]) && own.contain("with", "data") {
+        return Err(Borrowed::new(sql, 0..0, "").near(next));
+    }
+    if statement.skip_data {
+        return Err(Borrowed::new(sql, 0..0, "").near(sql.len()));
+    }
+    relation(statement.relation.as_ref())
+}
+
+/// `EXPLAIN [options] STREAM TABLE name` and `EXPLAIN CREATE STREAM TABLE …`.
+fn explain(sql: &str, words: &Words<'_>) -> Result<Command, Box<ErrorFields>> {
+    let wrong = || Borrowed::new(sql, 0..0, "").near(0);
+    let stream = words
+        .outside_parentheses("stream")
+        .ok_or_else(wrong)?
+        .cast_signed();
+    let creates = words
+        .outside_parentheses("create")
+        .filter(|at| at.cast_signed() < stream);
+    let first = creates.map_or(stream, usize::cast_signed);
+    let start = words.span(first).ok_or_else(wrong)?.start;
+    // PostgreSQL reads the options.
+    let head = Borrowed::new(sql, start..sql.len(), "SELECT 1");
+    let NodeEnum::ExplainStmt(statement) = head.parse()? else {
+        return Err(wrong());
+    };
+    let (mut analyze, mut verbose) = (false, false);
+    for option in &statement.options {
+        let Some(NodeEnum::DefElem(option)) = &option.node else {
+            continue;
+        };
+        let on = match option.arg.as_ref().and_then(|a| a.node.as_ref()) {
+            None => true,
+            Some(NodeEnum::String(s)) => !matches!(s.sval.as_str(), "false" | "off"),
+            Some(NodeEnum::Integer(i)) => i.ival != 0,
+            Some(NodeEnum::Boolean(b)) => b.boolval,
+            _ => true,
+        };
+        match option.defname.as_str() {
+            "analyze" => analyze = on,
+            "verbose" => verbose = on,
+            other => {
+                let message = format!("unrecognized EXPLAIN option \"{other}\"");
+                let error = ErrorFields::error("42601", message);
+                return Err(Box::new(
+                    error.hint("Valid options are ANALYZE and VERBOSE."),
+                ));
+            }
+        }
+    }
+    if creates.is_none() {
+        let name = named(sql, words, stream + 1)?;
+        return Ok(Command::Explain {
+            name,
+            analyze,
+            verbose,
+        });
+    }
+    if analyze {
+        let message = "EXPLAIN ANALYZE CREATE STREAM TABLE is not supported";
+        let error = ErrorFields::error("0A000", message);
+        return Err(Box::new(error.hint(
+            "Create the stream table, then use EXPLAIN (ANALYZE) STREAM TABLE.",
+        )));
+    }
+    // Blanks keep the positions.
+    let blanks = " ".repeat(characters(&sql[..start]) as usize);
+    let text = blanks + &sql[start..];
+    create(&text, &Words::new(&text)).map(Command::ExplainCreate)
 }
 
 fn create(sql: &str, words: &Words<'_>) -> Result<Create, Box<ErrorFields>> {
@@ -426,16 +520,46 @@ mod tests {
                 "CREATE OR REPLACE STREAM TABLE",
             ),
             ("alter stream table t suspend", "ALTER STREAM TABLE"),
-            ("verify stream table t", "VERIFY STREAM TABLE"),
-            ("explain stream table t", "EXPLAIN STREAM TABLE"),
-            ("explain (analyze) stream table t", "EXPLAIN STREAM TABLE"),
-            (
-                "explain create stream table t as select 1",
-                "EXPLAIN STREAM TABLE",
-            ),
         ] {
             assert_eq!(parse(sql), Some(Ok(Command::Unsupported(name))), "{sql}");
         }
+        let t = || QualifiedName {
+            schema: Some("s".to_owned()),
+            name: "t".to_owned(),
+        };
+        assert_eq!(
+            parse("verify stream table s.t"),
+            Some(Ok(Command::Verify(t())))
+        );
+        for (sql, analyze, verbose) in [
+            ("explain stream table s.T", false, false),
+            (
+                "explain (analyze, verbose off) stream table s.t",
+                true,
+                false,
+            ),
+            ("Explain verbose Stream table s.t", false, true),
+        ] {
+            let name = t();
+            let command = Command::Explain {
+                name,
+                analyze,
+                verbose,
+            };
+            assert_eq!(parse(sql), Some(Ok(command)), "{sql}");
+        }
+        match parse("explain /* é */ create stream table t as select 1") {
+            Some(Ok(Command::ExplainCreate(create))) => {
+                assert_eq!(
+                    (create.query.as_str(), create.query_offset),
+                    ("select 1\n", 41)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(error("explain (costs) stream table t").0, "42601");
+        assert_eq!(error("verify stream table t full").0, "42601");
+        assert_eq!(error("verify stream table t with data").0, "42601");
         for sql in [
             "select 1",
             "drop table t",

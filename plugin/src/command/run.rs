@@ -1,7 +1,7 @@
 //! Running a [`Command`].
 
 use super::parse::Command;
-use super::{create, drop, refresh, show};
+use super::{create, drop, explain, refresh, show, verify};
 use crate::conn::Error;
 use crate::session::Session;
 
@@ -52,6 +52,25 @@ pub async fn run(
                 changed: false,
             })
         }
+        Command::Verify(name) => Ok(Outcome {
+            rows: verify::run(session, name).await?,
+            tag: "VERIFY STREAM TABLE",
+            changed: false,
+        }),
+        Command::Explain {
+            name,
+            analyze,
+            verbose,
+        } => Ok(Outcome {
+            rows: explain::run(session, name, *analyze, *verbose).await?,
+            tag: "EXPLAIN",
+            changed: *analyze,
+        }),
+        Command::ExplainCreate(create) => Ok(Outcome {
+            rows: explain::run_create(session, create, default_schedule).await?,
+            tag: "EXPLAIN",
+            changed: false,
+        }),
         Command::Unsupported(name) => Err(Error::refused(
             "0A000",
             format!("{name} is not supported yet"),

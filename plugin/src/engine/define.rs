@@ -17,14 +17,13 @@ use crate::plan::{Body, Column, Plan, analyse, literal, quote};
 /// that cannot be a stream table; [`Error::LockNotAvailable`] where a source's lock was not to be had in `lock_timeout`.
 pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<StreamTableId, Error> {
     catalog::bootstrap(c).await?;
-    check_statement(&definition.query)?;
-    let (schema, role) = free_name(c, definition).await?;
-    let id = catalog::next_id(c).await?;
-    let view = create_view(c, id, definition, &role).await?;
-    let (saved, settings) = settings::pin(c, None).await?;
-    let full = definition.refresh_mode == Mode::Full;
-    let mut plan = analyse::analyse(c, id, view, settings, full).await?;
-    refuse_full(definition.refresh_mode, &plan)?;
+    let Planned {
+        schema,
+        id,
+        view,
+        saved,
+        mut plan,
+    } = plan(c, definition).await?;
     make_tables(c, id, &plan).await?;
     c.query(&format!(
         "INSERT INTO pgtrickle.catalog (id, owner, target_schema, target_name, def_view, schedule, refresh_mode,
@@ -42,6 +41,38 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
     save_plan(c, StreamTableId(id), view, &plan).await?;
     saved.restore(c).await?;
     Ok(StreamTableId(id))
+}
+
+/// What is known of a stream table before anything but its view is made.
+pub(super) struct Planned {
+    schema: String,
+    pub id: i64,
+    view: u32,
+    /// The caller's settings: ours are in force.
+    pub saved: settings::Saved,
+    pub plan: Plan,
+}
+
+/// Makes the definition view and the plan.
+///
+/// # Errors
+/// As [`define`].
+pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<Planned, Error> {
+    check_statement(&definition.query)?;
+    let (schema, role) = free_name(c, definition).await?;
+    let id = catalog::next_id(c).await?;
+    let view = create_view(c, id, definition, &role).await?;
+    let (saved, settings) = settings::pin(c, None).await?;
+    let full = definition.refresh_mode == Mode::Full;
+    let plan = analyse::analyse(c, id, view, settings, full).await?;
+    refuse_full(definition.refresh_mode, &plan)?;
+    Ok(Planned {
+        schema,
+        id,
+        view,
+        saved,
+        plan,
+    })
 }
 
 /// One SELECT, and nothing that is no query. What pg_query does not understand PostgreSQL itself shall judge.

@@ -14,6 +14,7 @@
 mod cleanup;
 mod define;
 mod drift;
+mod explain;
 mod fingerprint;
 mod load;
 mod rebuild;
@@ -31,6 +32,10 @@ use crate::conn::{Conn, Error};
 pub use cleanup::{cleanup_buffers, pending};
 pub use define::define;
 pub use drift::{check, dependents, is_owner};
+pub use explain::{
+    Differences, MissingIndex, differences, explain, explain_definition, last_refreshes,
+    missing_indexes,
+};
 pub use load::load;
 pub use rebuild::refresh_in_transaction;
 pub use record::{Summary, by_name};

@@ -563,6 +563,44 @@ pub(crate) fn lookups(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, St
     Ok(found)
 }
 
+/// Per mention of a table, the columns by which it is joined with others by equality.
+///
+/// # Errors
+/// [`Error::Internal`] for a plan that cannot be read.
+pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec<String>)>, Error> {
+    let mut body = ast::parse_select(body)?;
+    let mut tables: Vec<(String, usize, Vec<String>)> = Vec::new();
+    each_table(&mut body, &mut |relation| {
+        let input = inputs
+            .iter()
+            .position(|i| i.schema == relation.schemaname && i.name == relation.relname);
+        if let Some(input) = input {
+            tables.push((super::terms::alias(relation), input, Vec::new()));
+        }
+    });
+    each_expr(&mut body, &mut |e| {
+        if let Some(NodeEnum::AExpr(e)) = &e.node
+            && matches!(e.name.as_slice(), [name] if sval(name) == Some("="))
+            && let (Some(left), Some(right)) = (e.lexpr.as_deref(), e.rexpr.as_deref())
+        {
+            for (side, other) in [(left, right), (right, left)] {
+                if let Some((alias, column)) = reference(side)
+                    && mentions_other(other, &BTreeSet::from([alias.to_owned()]))
+                    && let Some((_, _, columns)) =
+                        tables.iter_mut().find(|(name, ..)| name == alias)
+                    && !columns.iter().any(|c| c == column)
+                {
+                    columns.push(column.to_owned());
+                }
+            }
+        }
+    });
+    Ok(tables
+        .into_iter()
+        .map(|(_, input, columns)| (input, columns))
+        .collect())
+}
+
 /// Calls `f` for every expression of a query, at any depth.
 fn each_expr(select: &mut SelectStmt, f: &mut impl FnMut(&Node)) {
     for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {

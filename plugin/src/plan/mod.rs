@@ -6,6 +6,7 @@ pub(crate) mod ast;
 pub(crate) mod cut;
 mod facts;
 mod functions;
+pub(crate) mod indexes;
 mod inline;
 mod keyed;
 mod levels;

@@ -39,7 +39,7 @@ pub(crate) struct Input<'a> {
 }
 
 impl Input<'_> {
-    fn qualified(&self) -> String {
+    pub(crate) fn qualified(&self) -> String {
         format!("{}.{}", quote(self.schema), quote(&self.name))
     }
 
@@ -76,19 +76,7 @@ pub(crate) struct Leaf {
 /// [`Error::Internal`] for a plan that cannot be read.
 pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Error> {
     let mut body = parse_select(body)?;
-    let mut survey = Survey {
-        inputs,
-        leaves: Vec::new(),
-        selects: 0,
-        unknown: false,
-    };
-    survey.select(&mut body, None);
-    if survey.unknown {
-        return Err(Error::Internal(
-            "the plan reads a table it does not know".to_owned(),
-        ));
-    }
-    let (leaves, selects) = (survey.leaves, survey.selects);
+    let (leaves, selects) = survey(&mut body, inputs)?;
     let changed = |leaf: &Leaf| inputs[leaf.input].changed();
     let mut terms = Vec::new();
     let mut add = |states: Vec<State>, unit: Option<Unit>| -> Result<(), Error> {
@@ -517,14 +505,17 @@ fn drive(select: &mut SelectStmt, driver: Driver) -> Result<(), Error> {
     Ok(())
 }
 
-/// The captives of a query: which input, and the name it goes by.
+/// The inputs a query reads, one per mention, and whether it is a captive.
 ///
 /// # Errors
 /// [`Error::Internal`] if it reads a table that is not among the inputs.
-pub(super) fn captives(
-    body: &mut SelectStmt,
-    inputs: &[Input<'_>],
-) -> Result<Vec<(usize, String)>, Error> {
+pub(crate) fn read(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, bool)>, Error> {
+    let (leaves, _) = survey(&mut parse_select(body)?, inputs)?;
+    Ok(leaves.iter().map(|l| (l.input, l.unit.is_some())).collect())
+}
+
+/// The leaves of a query in order, and how many linear SELECTs it has.
+fn survey(body: &mut SelectStmt, inputs: &[Input<'_>]) -> Result<(Vec<Leaf>, usize), Error> {
     let mut survey = Survey {
         inputs,
         leaves: Vec::new(),
@@ -537,10 +528,21 @@ pub(super) fn captives(
             "the plan reads a table it does not know".to_owned(),
         ));
     }
+    Ok((survey.leaves, survey.selects))
+}
+
+/// The captives of a query: which input, and the name it goes by.
+///
+/// # Errors
+/// [`Error::Internal`] if it reads a table that is not among the inputs.
+pub(super) fn captives(
+    body: &mut SelectStmt,
+    inputs: &[Input<'_>],
+) -> Result<Vec<(usize, String)>, Error> {
+    let (leaves, _) = survey(body, inputs)?;
     let mut names = Vec::new();
     ast::each_table(body, &mut |relation| names.push(alias(relation)));
-    Ok(survey
-        .leaves
+    Ok(leaves
         .iter()
         .zip(names)
         .filter(|(leaf, _)| leaf.unit.is_some())
