@@ -1,7 +1,7 @@
 //! `make bench`: what stream tables and the pooler cost, measured in one run.
 //!
 //! `BENCH_QUICK=1` takes about a minute instead of five, with fewer repetitions and no 4M-row source.
-//! `bench latency pooler` runs only the parts named.
+//! `bench latency pooler` runs only the parts named (latency, refresh, capture, tpch, pooler).
 
 mod capture;
 mod latency;
@@ -10,6 +10,7 @@ mod pooler;
 mod refresh;
 mod report;
 mod stage;
+mod tpch;
 
 use plan::Plan;
 
@@ -33,6 +34,9 @@ async fn main() {
     }
     if wanted("capture") {
         capture::run(&plan).await;
+    }
+    if wanted("tpch") {
+        tpch::run(&plan).await;
     }
     if wanted("pooler") {
         pooler::run(&plan);
