@@ -323,6 +323,9 @@ impl Cut<'_> {
     }
 
     fn keyed(&mut self, mut select: SelectStmt) -> Result<Pieces, Reason> {
+        if is_ordered(&select) && collects(&select) {
+            return Err("it aggregates in the order of a sub-select".to_owned());
+        }
         self.input(&mut select)?;
         let mut pieces = keyed::split(self.names, select)?;
         let linear = parse_select(&pieces.body).map_err(|e| e.to_string())?;
@@ -490,6 +493,46 @@ impl Cut<'_> {
         outer.from_clause = vec![ast::range(united, levels::GROUPS, &levels.columns)];
         Ok(outer)
     }
+}
+
+/// Whether a sub-select in FROM has an ORDER BY.
+fn is_ordered(select: &SelectStmt) -> bool {
+    select.from_clause.iter().any(|item| {
+        let Some(NodeEnum::RangeSubselect(sub)) = &item.node else {
+            return false;
+        };
+        match sub.subquery.as_ref().and_then(|q| q.node.as_ref()) {
+            Some(NodeEnum::SelectStmt(inner)) => !inner.sort_clause.is_empty() || is_ordered(inner),
+            _ => false,
+        }
+    })
+}
+
+/// Whether an aggregate's result depends on the order of its input.
+fn collects(select: &SelectStmt) -> bool {
+    const BY_ORDER: [&str; 10] = [
+        "array_agg",
+        "string_agg",
+        "json_agg",
+        "jsonb_agg",
+        "json_object_agg",
+        "jsonb_object_agg",
+        "xmlagg",
+        "json_agg_strict",
+        "jsonb_agg_strict",
+        "range_agg",
+    ];
+    let mut found = false;
+    for t in &mut select.target_list.clone() {
+        walk(t, &mut |e| {
+            if let Some(NodeEnum::FuncCall(f)) = &e.node {
+                let (_, name) = ast::qualified(&f.funcname);
+                found |= f.agg_order.is_empty() && BY_ORDER.contains(&name);
+            }
+            true
+        });
+    }
+    found
 }
 
 fn without_limit(select: &SelectStmt) -> SelectStmt {
