@@ -109,6 +109,8 @@ const QUERIES: &[(&str, &str, &str)] = &[
     ("union_", "SELECT kind FROM events UNION SELECT region FROM customers", "incremental"),
     ("top", "SELECT id, amount FROM orders ORDER BY amount DESC NULLS LAST, id LIMIT 5 OFFSET 2", "incremental"),
     ("top_groups", "SELECT customer_id, count(*) AS n FROM orders GROUP BY customer_id ORDER BY count(*) DESC, customer_id LIMIT 3", "incremental"),
+    ("top_joined", "SELECT o.id, c.region, (SELECT count(*) FROM events e WHERE e.value = o.quantity) AS n FROM orders o LEFT JOIN customers c
+        ON c.id = o.customer_id ORDER BY c.tier DESC NULLS LAST, o.id LIMIT 7", "incremental"),
     ("with_ties", "SELECT id, quantity FROM orders ORDER BY quantity NULLS LAST FETCH FIRST 3 ROWS WITH TIES", "incremental"),
     ("distinct_groups", "SELECT DISTINCT count(*) AS n FROM orders GROUP BY customer_id", "incremental"),
     ("key_and_subselect", "SELECT c.region, (SELECT count(*) FROM events e WHERE e.kind = c.region) AS e, count(*) AS n FROM customers c GROUP BY c.region

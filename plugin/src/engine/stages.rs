@@ -87,8 +87,9 @@ pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error>
                 format!("SELECT * FROM result_{slot}")
             }
             Body::Partition(partition) => from_ctes(&partition.query, &names)?,
-            Body::Linear { .. } | Body::Full { .. } => {
-                return Err(Error::Internal("a stage has no keys".to_owned()));
+            Body::Linear { sql } => from_ctes(sql, &names)?,
+            Body::Full { .. } => {
+                return Err(Error::Internal("a stage cannot be full".to_owned()));
             }
         };
         ctes.push(format!(

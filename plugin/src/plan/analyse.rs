@@ -276,6 +276,7 @@ async fn body<C: Conn>(
         let relid = crate::catalog::regclass(c, &table).await?;
         let columns = facts::columns(c, relid).await?;
         let body = match spec.kind {
+            Kind::Linear(sql) => Ok(Body::Linear { sql }),
             Kind::Keyed(pieces) => type_pieces(c, id, pieces).await?,
             Kind::Partition(parts) => type_parts(c, (id, i + 1), parts, spec.sql).await?,
         };

@@ -30,6 +30,8 @@ pub(crate) struct Spec {
 
 #[derive(Debug)]
 pub(crate) enum Kind {
+    /// The rows themselves, where what is above reads all of them again and again.
+    Linear(String),
     Keyed(Pieces),
     Partition(Parts),
 }
@@ -289,7 +291,8 @@ impl Cut<'_> {
                 self.layer(select)?
             }
             Shape::DistinctOn if windowed || grouped => self.layer(select)?,
-            Shape::Limited => self.partition(select, |_| Vec::new())?,
+            Shape::Limited if is_of_one(&select) => self.partition(select, |_| Vec::new())?,
+            Shape::Limited => self.layer(select)?,
             Shape::DistinctOn => self.partition(select, |s| s.distinct_clause.clone())?,
             Shape::SetOperation => {
                 let select = set_operation(select, names.len())?;
@@ -468,6 +471,16 @@ impl Cut<'_> {
             .iter()
             .map(|c| target(c, ast::column("__pgt_l", c)))
             .collect();
+        if limited
+            && is_plain(&select)
+            && !keyed::is_grouped(self.names, &select)
+            && windows(&select).is_empty()
+        {
+            self.linear(&mut select)?;
+            name_columns(&mut select);
+            let kind = Kind::Linear(body(select.clone())?);
+            select = self.stage(select, kind)?;
+        }
         outer.from_clause = vec![ast::range(select, "__pgt_l", &all)];
         self.reduce(outer)
     }
@@ -493,6 +506,16 @@ impl Cut<'_> {
         outer.from_clause = vec![ast::range(united, levels::GROUPS, &levels.columns)];
         Ok(outer)
     }
+}
+
+/// Whether a SELECT reads one table or sub-select, and nothing else.
+fn is_of_one(select: &SelectStmt) -> bool {
+    let mut sublinks = false;
+    for clause in clauses(&mut select.clone()) {
+        each_sublink(clause, &mut |_| sublinks = true);
+    }
+    let joined = |item: &Node| matches!(item.node, Some(NodeEnum::JoinExpr(_)));
+    !sublinks && select.from_clause.len() < 2 && !select.from_clause.iter().any(joined)
 }
 
 /// Whether a sub-select in FROM has an ORDER BY.
