@@ -6,7 +6,7 @@ use super::{Cell, hash, net, numbered};
 use crate::plan::{Body, Column, Plan, quote};
 
 /// The user's table and its columns, by the names they have now.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     /// Qualified.
     pub name: String,
@@ -106,14 +106,16 @@ pub(crate) fn difference(target: &Target, new: &str) -> String {
 /// The error's value when the user's table does not hold the rows that are to go.
 const OTHER_ROWS: &str = "pgtrickle: other rows";
 
-/// Whether an error of the server is [`remove`]'s: the table holds other rows than the last refresh left.
+/// Whether an error of the server is [`apply`]'s: the table holds other rows than the last refresh left.
 pub(crate) fn is_about_other_rows(fields: &ErrorFields) -> bool {
     super::is_raised(fields, OTHER_ROWS)
 }
 
-/// Removes the staged rows with a negative weight from the user's table; an error if they are not all there
-/// ([`is_about_other_rows`]), so that a COMMIT may follow without a look at the result.
-pub(crate) fn remove(id: i64, plan: &Plan, target: &Target) -> String {
+/// Common table expressions that apply what is staged: the rows with a negative weight go from the user's table, those with
+/// a positive one come, and the staging table is emptied. `applied(inserted, deleted)` counts both kinds. An error if the
+/// rows that are to go are not all there ([`is_about_other_rows`]), so that a COMMIT may follow without a look at the
+/// result; for that the statement must read `checked(ok)`.
+pub(crate) fn apply(id: i64, plan: &Plan, target: &Target) -> String {
     let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let t: Vec<_> = quoted.iter().map(|c| format!("t.{c}")).collect();
     let o: Vec<_> = numbered("o.o", quoted.len());
@@ -135,36 +137,29 @@ pub(crate) fn remove(id: i64, plan: &Plan, target: &Target) -> String {
     } else {
         conditions.join(" AND ")
     };
+    let into = if quoted.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", quoted.join(", "))
+    };
     format!(
-        "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{id} o WHERE o.w < 0),
+        "due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{id} o WHERE o.w < 0),
          gone AS (DELETE FROM {table} t USING (
             SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
                 FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
-            WHERE t.ctid = d.tid RETURNING 1)
-         SELECT {}",
-        super::raise_unless(
-            "(SELECT count(*) FROM gone) = (SELECT coalesce(sum(-w), 0) FROM due)",
-            OTHER_ROWS
-        ),
-        table = target.name
-    )
-}
-
-/// Common table expressions that add the staged rows with a positive weight to the user's table, empty the staging table,
-/// and count both kinds: `applied(inserted, deleted)`.
-pub(crate) fn add(id: i64, target: &Target) -> String {
-    let names: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
-    let into = if names.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", names.join(", "))
-    };
-    format!(
-        "came AS (INSERT INTO {}{into} SELECT {} FROM pgtrickle.out_{id} o, generate_series(1, o.w) WHERE o.w > 0),
+            WHERE t.ctid = d.tid RETURNING 1),
+         checked(ok) AS MATERIALIZED (SELECT {check}),
+         came AS (INSERT INTO {table}{into} SELECT {o} FROM pgtrickle.out_{id} o, generate_series(1, o.w)
+            WHERE o.w > 0 AND (SELECT ok FROM checked) = 0),
          emptied AS (DELETE FROM pgtrickle.out_{id} RETURNING w),
          applied(inserted, deleted) AS (SELECT coalesce(sum(w) FILTER (WHERE w > 0), 0)::bigint,
             coalesce(-sum(w) FILTER (WHERE w < 0), 0)::bigint FROM emptied)",
-        target.name,
-        numbered("o.o", names.len()).join(", ")
+        table = target.name,
+        o = o.join(", "),
+        // Read before any row comes: those that go may have the same key.
+        check = super::raise_unless(
+            "(SELECT count(*) FROM gone) = (SELECT coalesce(sum(-w), 0) FROM due)",
+            OTHER_ROWS
+        ),
     )
 }

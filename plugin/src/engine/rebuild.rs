@@ -2,12 +2,14 @@
 
 use pgcat::plugins::ErrorFields;
 
+use super::conclude::{Conclusion, finish};
+use super::look::Now;
 use super::record::{self, Record};
-use super::refresh::{Attempt, Conclusion, Now, finish};
+use super::refresh::Attempt;
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::{apply, state};
-use crate::plan::Body;
+use crate::plan::{Body, literal};
 
 /// Recomputes the result, and writes what differs.
 pub(super) async fn rebuild<C: Conn>(
@@ -17,14 +19,9 @@ pub(super) async fn rebuild<C: Conn>(
     reason: &str,
 ) -> Result<Attempt, Error> {
     let statements = rebuild_statements(record)?;
-    let emptied = buffers(record);
+    let emptied: Vec<_> = record.buffers().map(|(_, buffer)| buffer).collect();
     let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
     finish(c, record, now, statements, &emptied, "full", reason).await
-}
-
-fn buffers(record: &Record) -> Vec<i64> {
-    let tables = record.plan.tables.iter();
-    tables.filter_map(|table| table.buffer).collect()
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.
@@ -97,13 +94,13 @@ pub async fn refresh_in_transaction<C: Conn>(
     c.batch(&record.locks()).await?;
     let target = record.target()?;
     let mut statements = rebuild_statements(&record)?;
-    statements.push(apply::remove(id.0, &record.plan, target).into());
     let reason = "the refresh ran inside a transaction block";
+    let emptied: Vec<_> = record.buffers().map(|(_, buffer)| buffer).collect();
     let conclusion = Conclusion {
-        started_at: row.text(2).unwrap_or_default(),
+        started_at: &literal(row.text(2).unwrap_or_default()),
         mode: "full",
         reason: Some(reason),
-        emptied: &buffers(&record),
+        emptied: &emptied,
         // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
         set: if row.is_true(1) {
             ", frontier_snapshot = NULL"

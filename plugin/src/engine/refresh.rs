@@ -1,14 +1,18 @@
 //! REFRESH: one REPEATABLE READ transaction that reads changes and tables in the same snapshot and moves the frontier to it.
 
-use super::rebuild::rebuild;
 use pgcat::plugins::ErrorFields;
 
+use super::at_once;
+use super::conclude::finish;
+use super::look::{Changes, Now, look, opening};
+use super::memory::Memory;
+use super::rebuild::rebuild;
 use super::record::{self, Record};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings};
-use crate::conn::{Conn, Error, Row, Statement};
-use crate::delta::stage::{Frontier, stage};
-use crate::delta::{apply, is_raised, keyed, raise_unless};
-use crate::plan::{Body, Table, terms};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings};
+use crate::conn::{Conn, Error, Statement};
+use crate::delta::stage::stage;
+use crate::delta::{apply, keyed};
+use crate::plan::Body;
 
 /// Brings a stream table up to date, in transactions of its own.
 ///
@@ -17,38 +21,106 @@ use crate::plan::{Body, Table, terms};
 /// those of the query itself.
 pub async fn refresh<C: Conn>(
     c: &mut C,
+    memory: &Memory,
     id: StreamTableId,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
+    if let Some(record) = memory.take(id).filter(|_| how == How::Auto)
+        && let Some(outcome) = by_memory(c, memory, record, None).await?
+    {
+        return Ok(outcome);
+    }
     let record = record::read(c, id).await?;
-    refresh_record(c, record, how).await
+    refresh_record(c, memory, record, None, how).await
 }
 
-/// The same for the stream table that a name stands for, found in one look. `None`: it stands for none of the current role's.
+/// The same for the stream table that a name stands for, found in one look at most. `None`: it stands for none of the
+/// current role's.
 ///
 /// # Errors
 /// As [`refresh`]; and 42P01 in a database without stream tables.
 pub async fn refresh_by_name<C: Conn>(
     c: &mut C,
+    memory: &Memory,
     name: String,
     how: How,
 ) -> Result<Option<RefreshOutcome>, Error> {
-    let Some(record) = record::find(c, name).await? else {
+    if let Some(record) = memory.take_named(&name).filter(|_| how == How::Auto)
+        && let Some(outcome) = by_memory(c, memory, record, Some(&name)).await?
+    {
+        return Ok(Some(outcome));
+    }
+    let Some(record) = record::find(c, name.clone()).await? else {
         return Ok(None);
     };
-    refresh_record(c, record, how).await.map(Some)
+    refresh_record(c, memory, record, Some(name), how)
+        .await
+        .map(Some)
+}
+
+/// Refreshes without reading the stream table's row first. `None`: it is not as remembered, or something is in the way that
+/// the long way finds out.
+async fn by_memory<C: Conn>(
+    c: &mut C,
+    memory: &Memory,
+    mut record: Record,
+    name: Option<&str>,
+) -> Result<Option<RefreshOutcome>, Error> {
+    if let Some(batch) = at_once::batch(&mut record, name)? {
+        match batch.run(c, &mut record).await {
+            Ok(outcome) => {
+                remember(memory, record, name.map(str::to_owned), &outcome);
+                return Ok(Some(outcome));
+            }
+            Err(error @ Error::Connection(_)) => return Err(error),
+            Err(error) => {
+                rollback(c).await;
+                if matches!(error, Error::LockNotAvailable(_) | Error::Conflict(_)) {
+                    return Err(error);
+                }
+                record.habit.surprised();
+            }
+        }
+    }
+    match attempt(c, &mut record, name, None).await {
+        Ok(Attempt::Done(outcome)) => {
+            remember(memory, record, name.map(str::to_owned), &outcome);
+            Ok(Some(outcome))
+        }
+        Err(error @ Error::Connection(_)) => Err(error),
+        Err(error @ (Error::LockNotAvailable(_) | Error::Conflict(_))) => {
+            rollback(c).await;
+            Err(error)
+        }
+        Ok(Attempt::Rebuild) | Err(_) => {
+            rollback(c).await;
+            Ok(None)
+        }
+    }
+}
+
+fn remember(memory: &Memory, record: Record, name: Option<String>, outcome: &RefreshOutcome) {
+    // A full one was for a reason, or there is no other way.
+    if matches!(outcome.mode, "incremental" | "none") {
+        memory.keep(record, name);
+    }
 }
 
 async fn refresh_record<C: Conn>(
     c: &mut C,
+    memory: &Memory,
     mut record: Record,
+    name: Option<String>,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
     let mut demand = (how == How::Full).then_some("a full refresh was asked for");
     let mut attempts = 0;
     loop {
-        match attempt(c, &record, demand).await {
-            Ok(Attempt::Done(outcome)) => return Ok(outcome),
+        match attempt(c, &mut record, None, demand).await {
+            Ok(Attempt::Done(outcome)) => {
+                remember(memory, record, name, &outcome);
+                return Ok(outcome);
+            }
             Ok(Attempt::Rebuild) if demand.is_some() => {
                 rollback(c).await;
                 let message = format!(
@@ -105,12 +177,15 @@ async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<
     result
 }
 
+/// One transaction by this record. It must be that of the stream table that `name` stands for, if one is given.
 async fn attempt<C: Conn>(
     c: &mut C,
-    record: &Record,
+    record: &mut Record,
+    name: Option<&str>,
     demand: Option<&str>,
 ) -> Result<Attempt, Error> {
     let id = record.id;
+    record.batch = None;
     if record.relid.is_none() {
         c.query("BEGIN").await?;
         load::load(c, id, Isolation::ReadCommitted).await?;
@@ -122,51 +197,41 @@ async fn attempt<C: Conn>(
         }));
     }
     record.target()?;
-    let buffers = match (&record.frontier, demand) {
-        (Some(frontier), None) if !record.plan.is_full() => Some(frontier),
-        _ => None,
-    };
-    let mut statements: Vec<Statement> = settings::begin(&record.plan.settings)
-        .into_iter()
-        .chain(record.locks())
-        .map(Statement::from)
-        .collect();
-    let look = format!(
-        "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_xact_id()::text,
-            pg_catalog.nextval('pgtrickle.change_seq'), frontier_snapshot::text, frontier_seq, {}, {} = fingerprint,
-            clock_timestamp()::text, {}
-         FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED",
-        record::cluster(&record.plan),
-        record.fingerprint_now(),
-        beyond(record)
-    );
+    let stages = demand.is_none()
+        && record.frontier.is_some()
+        && !record.plan.is_full()
+        && record.buffers().next().is_some();
+    let named = name.map(|_| "pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8");
+    let mut statements = opening(record, named, name, stages);
+    let same = format!("{} = c.fingerprint", record.fingerprint_now());
+    let look = look(record, &same, &record.undigested_now());
     statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
-    let mut staged: Vec<&Table> = Vec::new();
-    if let Some(frontier) = buffers {
-        for table in &record.plan.tables {
-            if let Some(buffer) = table.buffer {
-                let (sql, parameters) = stage(buffer, frontier, &table.columns);
-                statements.push(record.kept(&sql, parameters));
-                staged.push(table);
-            }
-        }
+    if let Some(frontier) = record.frontier.as_ref().filter(|_| stages) {
+        let (sql, parameters) = stage(&record.captured(), frontier, &settings::planned());
+        statements.push(record.kept(&sql, parameters));
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
-    let now = Now::read(results.get(head - 1))?;
-    if !now.same_fingerprint {
-        return Err(Error::Drift("the fingerprint differs".to_owned()));
+    if let Some(row) = name.and_then(|_| results.get(head - 2)?.first())
+        && row.int(0) != record.relid.map(i64::from)
+    {
+        return Err(Error::Busy);
     }
-    let Some(frontier) = buffers.filter(|f| f.cluster == now.frontier.cluster) else {
-        let reason = demand.unwrap_or("the changes since the last refresh are not known");
-        return rebuild(c, record, &now, reason).await;
-    };
-    if now.stored != Some((frontier.snapshot.clone(), frontier.seq)) {
+    let now = Now::read(results.get(head - 1))?;
+    if !now.confirms(record) || name.is_some() && !now.owned {
         // Somebody was faster between our read and our lock.
         return Err(Error::Busy);
     }
-    let rows: Vec<&Row> = results[head..].iter().filter_map(|r| r.first()).collect();
-    if rows.iter().any(|r| r.is_true(1)) {
+    if !now.same_fingerprint {
+        return Err(Error::Drift("the fingerprint differs".to_owned()));
+    }
+    let known = (record.frontier.as_ref()).is_some_and(|f| f.cluster == now.frontier.cluster);
+    let Some(found) = results.get(head).and_then(|r| r.first()).filter(|_| known) else {
+        let reason = demand.unwrap_or("the changes since the last refresh are not known");
+        return rebuild(c, record, &now, reason).await;
+    };
+    let changes = Changes::of_all(record, found);
+    if changes.iter().any(|changes| changes.lost) {
         return rebuild(
             c,
             record,
@@ -175,19 +240,21 @@ async fn attempt<C: Conn>(
         )
         .await;
     }
-    if rows.iter().all(|r| r.int(2) == Some(0)) {
+    if changes.iter().all(|changes| changes.due == 0) {
         c.query("ROLLBACK").await?;
+        record.habit.saw(Vec::new());
         return Ok(Attempt::Done(RefreshOutcome {
             mode: "none",
             ..RefreshOutcome::default()
         }));
     }
-    incremental(c, record, &now, &staged, &rows).await
-}
-
-/// Partitions and function bodies change in mid-snapshot.
-fn beyond(record: &Record) -> String {
-    fingerprint::beyond_snapshot(&record.plan).unwrap_or_else(|| "NULL::text".to_owned())
+    let done = incremental(c, record, &now, &changes).await?;
+    if let Attempt::Done(_) = done {
+        let changed = changes.iter().filter(|c| c.net > 0);
+        record.habit.saw(changed.map(|c| c.relid).collect());
+        record.saw(now);
+    }
+    Ok(done)
 }
 
 /// A table that vanished under its name was renamed or dropped.
@@ -197,35 +264,6 @@ fn gone_is_drift(error: Error) -> Error {
             Error::Drift(fields.message.clone())
         }
         _ => error,
-    }
-}
-
-/// What the locking statement of a refresh found.
-pub(super) struct Now {
-    frontier: Frontier,
-    stored: Option<(String, i64)>,
-    same_fingerprint: bool,
-    started_at: String,
-    /// What a snapshot does not hold still.
-    beyond: Option<String>,
-}
-
-impl Now {
-    fn read(rows: Option<&Vec<Row>>) -> Result<Self, Error> {
-        let row = rows.and_then(|r| r.first()).ok_or(Error::Busy)?;
-        let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
-        Ok(Self {
-            frontier: Frontier {
-                snapshot: text(0),
-                xid: text(1).parse().unwrap_or_default(),
-                seq: row.int(2).unwrap_or_default(),
-                cluster: text(5),
-            },
-            stored: row.text(3).map(str::to_owned).zip(row.int(4)),
-            same_fingerprint: row.is_true(6),
-            started_at: text(7),
-            beyond: row.text(8).map(str::to_owned),
-        })
     }
 }
 
@@ -241,46 +279,35 @@ pub(super) fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<S
 
 async fn incremental<C: Conn>(
     c: &mut C,
-    record: &Record,
+    record: &mut Record,
     now: &Now,
-    staged: &[&Table],
-    rows: &[&Row],
+    changes: &[Changes],
 ) -> Result<Attempt, Error> {
     let id = record.id.0;
-    let plan = &record.plan;
-    let mut changed = Vec::new();
-    let mut emptied = Vec::new();
-    let mut total = 0;
+    record
+        .resize(c, changes.iter().map(|c| c.due).sum())
+        .await?;
+    let changes: Vec<_> = changes.iter().filter(|c| c.net > 0).collect();
+    let changed: Vec<_> = changes.iter().map(|c| c.relid).collect();
+    let emptied: Vec<_> = changes.iter().map(|c| c.buffer).collect();
     let mut statements: Vec<Statement> = Vec::new();
-    for (table, row) in staged.iter().zip(rows) {
-        let count = row.int(0).unwrap_or_default();
-        let Some(buffer) = table.buffer.filter(|_| count > 0) else {
-            continue;
-        };
-        changed.push(table.relid);
-        total += count;
-        emptied.push(buffer);
-        let analysed = row.text(3).and_then(|n| n.parse().ok());
-        statements.extend(
-            analyze(&format!("pgtrickle.delta_{buffer}"), count, analysed).map(Statement::from),
-        );
+    for changes in &changes {
+        let table = format!("pgtrickle.delta_{}", changes.buffer);
+        let analyze = analyze(&table, changes.net, changes.analysed);
+        statements.extend(analyze.map(Statement::from));
     }
-    let kept = |sql: String| record.kept(&sql, Vec::new());
-    let delta = |body: &str| -> Result<String, Error> {
-        Ok(terms::delta(body, &plan.tables, |t| changed.contains(&t.relid))?.join(" UNION ALL "))
-    };
     if !changed.is_empty() {
-        match &plan.body {
-            Body::Full { .. } => {
-                return Err(Error::Internal("a full plan has no delta".to_owned()));
-            }
-            Body::Linear { sql } => {
-                statements.push(kept(apply::collect(id, &plan.columns, "", &delta(sql)?)));
+        let delta = record.delta(&changed)?;
+        let record = &*record;
+        let columns = &record.plan.columns;
+        let kept = |sql: String| record.kept(&sql, Vec::new());
+        match &record.plan.body {
+            Body::Full { .. } | Body::Linear { .. } => {
+                statements.push(kept(apply::collect(id, columns, "", &delta)));
             }
             Body::Keyed(k) => {
-                let delta = delta(&k.body)?;
                 let left = if k.by_weights {
-                    statements.push(kept(keyed::by_weights(id, k, &plan.columns, &delta)));
+                    statements.push(kept(keyed::by_weights(id, k, columns, &delta)));
                     keyed::left_over(id, k)
                 } else {
                     Some(keyed::affected(id, k, &delta))
@@ -300,123 +327,15 @@ async fn incremental<C: Conn>(
                             analyze(&format!("pgtrickle.keys_{id}"), count, analysed)
                                 .map(Statement::from),
                         );
-                        let recompute = keyed::recompute(id, k, &plan.columns, row.is_true(1));
+                        let recompute = keyed::recompute(id, k, columns, row.is_true(1));
                         statements.extend(recompute.into_iter().map(kept));
                     }
                 }
             }
         }
-    }
-    if !changed.is_empty() {
-        statements.extend(
-            analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows).map(Statement::from),
-        );
+        let total = changes.iter().map(|c| c.net).sum();
+        let analyze = analyze(&format!("pgtrickle.out_{id}"), total, now.out_rows());
+        statements.extend(analyze.map(Statement::from));
     }
     finish(c, record, now, statements, &emptied, "incremental", None).await
-}
-
-/// The error's value when partitions or functions have changed within our snapshot.
-const CHANGED: &str = "pgtrickle: other sources";
-
-/// Applies what is staged, empties the staging tables of these buffers, writes frontier and history, checks the fingerprint
-/// a last time, and commits: in one go, as a check that fails fails the transaction.
-pub(super) async fn finish<C: Conn>(
-    c: &mut C,
-    record: &Record,
-    now: &Now,
-    mut statements: Vec<Statement>,
-    emptied: &[i64],
-    mode: &'static str,
-    reason: Option<String>,
-) -> Result<Attempt, Error> {
-    let target = record.target()?;
-    statements.push(record.kept(
-        &apply::remove(record.id.0, &record.plan, target),
-        Vec::new(),
-    ));
-    let check = match fingerprint::beyond_snapshot(&record.plan) {
-        Some(now) => raise_unless(&format!("{now} IS NOT DISTINCT FROM $9"), CHANGED),
-        None => "$9".to_owned(),
-    };
-    let mut conclusion = Conclusion {
-        started_at: &now.started_at,
-        mode,
-        reason: reason.as_deref(),
-        emptied,
-        set: ", frontier_snapshot = $5::pg_snapshot, frontier_xid = $6::xid8, frontier_seq = $7::bigint, frontier_cluster = $8",
-        check: &check,
-    }
-    .statement(record, target);
-    conclusion.parameters.extend([
-        now.frontier.snapshot.clone(),
-        now.frontier.xid.to_string(),
-        now.frontier.seq.to_string(),
-        now.frontier.cluster.clone(),
-        now.beyond.clone().unwrap_or_default(),
-    ]);
-    statements.push(conclusion);
-    statements.push("COMMIT".to_owned().into());
-    let results = match c.run(&statements).await {
-        Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
-            return Ok(Attempt::Rebuild);
-        }
-        Err(Error::Server(fields)) if is_raised(&fields, CHANGED) => {
-            return Err(Error::Drift(
-                "the sources changed during the refresh".to_owned(),
-            ));
-        }
-        results => results?,
-    };
-    let counts = results.iter().rev().nth(1).and_then(|rows| rows.first());
-    Ok(Attempt::Done(RefreshOutcome::new(mode, reason, counts)))
-}
-
-/// What the last statement of a refresh writes besides the rows themselves.
-pub(super) struct Conclusion<'a> {
-    /// By the server's clock.
-    pub started_at: &'a str,
-    pub mode: &'static str,
-    pub reason: Option<&'a str>,
-    /// Buffers whose staging tables have been read.
-    pub emptied: &'a [i64],
-    /// Further columns of the catalog's row, after a comma. Parameters from $5 on are the caller's.
-    pub set: &'a str,
-    /// An expression that fails if the refresh is not to be.
-    pub check: &'a str,
-}
-
-impl Conclusion<'_> {
-    /// Adds the staged rows to the user's table, empties the staging tables, and notes the refresh in the catalog and the
-    /// history. Returns the rows inserted and deleted.
-    pub(super) fn statement(&self, record: &Record, target: &apply::Target) -> Statement {
-        let emptied: String = self
-            .emptied
-            .iter()
-            .map(|b| format!("used_{b} AS (DELETE FROM pgtrickle.delta_{b}), "))
-            .collect();
-        let sql = format!(
-            "WITH {emptied}{},
-             moved AS (UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
-                status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{}
-                WHERE id = $1::bigint),
-             noted AS (INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted,
-                    rows_deleted)
-                SELECT c.id, c.owner, $2::timestamptz, clock_timestamp() - $2::timestamptz, $3, nullif($4, ''), a.inserted,
-                    a.deleted
-                FROM pgtrickle.catalog c, applied a WHERE c.id = $1::bigint)
-             SELECT inserted, deleted, {} FROM applied",
-            apply::add(record.id.0, target),
-            self.set,
-            self.check
-        );
-        record.kept(
-            &sql,
-            vec![
-                record.id.to_string(),
-                self.started_at.to_owned(),
-                self.mode.to_owned(),
-                self.reason.unwrap_or_default().to_owned(),
-            ],
-        )
-    }
 }
