@@ -1,19 +1,23 @@
 //! The pooler's side of [`Session`].
 
+use std::sync::Arc;
+
 use pgcat::plugins::{ErrorFields, PluginQuery, QueryResult, ServerHandle, TransactionContext};
 use pgcat::wire::TransactionStatus;
 
 use crate::conn::{Conn, Error, Row, Statement};
+use crate::engine::Memory;
 use crate::session::Session;
 
 /// A client's server connection, as the pooler lends it.
 pub struct HostConn<'a, 'server> {
     server: &'a mut ServerHandle<'server>,
+    memory: Arc<Memory>,
 }
 
 impl<'a, 'server> HostConn<'a, 'server> {
-    pub fn new(server: &'a mut ServerHandle<'server>) -> Self {
-        Self { server }
+    pub fn new(server: &'a mut ServerHandle<'server>, memory: Arc<Memory>) -> Self {
+        Self { server, memory }
     }
 }
 
@@ -63,6 +67,10 @@ impl Conn for HostConn<'_, '_> {
 impl Session for HostConn<'_, '_> {
     fn transaction(&self) -> TransactionContext {
         self.server.transaction()
+    }
+
+    fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
     }
 
     async fn begin(&mut self) -> Result<(), Error> {

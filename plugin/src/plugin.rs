@@ -160,7 +160,11 @@ impl Statement for Handled {
         &'a self,
         server: &'a mut ServerHandle<'_>,
     ) -> LocalFuture<'a, Result<Completion, Box<ErrorFields>>> {
-        Box::pin(async move { Ok(self.run(HostConn::new(server)).await?) })
+        let memory = match &self.signal {
+            Some(signal) => Arc::clone(signal.memory()),
+            None => Arc::default(),
+        };
+        Box::pin(async move { Ok(self.run(HostConn::new(server, memory)).await?) })
     }
 }
 

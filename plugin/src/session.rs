@@ -1,8 +1,11 @@
 //! What a stream-table statement needs of the connection it runs on.
 
+use std::sync::Arc;
+
 use pgcat::plugins::{ErrorFields, TransactionContext};
 
 use crate::conn::{Conn, Error};
+use crate::engine::Memory;
 
 /// The client's own server connection for the length of one statement. The pooler's is
 /// [`crate::host_conn::HostConn`]; tests run the statements on a plain connection.
@@ -10,6 +13,9 @@ use crate::conn::{Conn, Error};
 pub trait Session: Conn {
     /// How the statement relates to transactions.
     fn transaction(&self) -> TransactionContext;
+
+    /// What is known of the database's stream tables.
+    fn memory(&self) -> Arc<Memory>;
 
     /// Begins a transaction of the plugin's own; only in [`TransactionContext::None`].
     async fn begin(&mut self) -> Result<(), Error>;

@@ -1,9 +1,12 @@
 //! The statements on a plain connection: what they leave behind, and what they say when they fail.
 
+use std::sync::Arc;
+
 use pgcat::plugins::{ErrorFields, TransactionContext};
 use stream_tables::command::{self, Command};
 use stream_tables::conn::{Conn, Error, Row};
 use stream_tables::ddl;
+use stream_tables::engine::Memory;
 use stream_tables::session::Session;
 use test_support::Postgres;
 use tokio_postgres::Client;
@@ -12,6 +15,7 @@ use tokio_postgres::Client;
 struct Direct {
     client: Client,
     notices: Vec<String>,
+    memory: Arc<Memory>,
     /// A transaction block of the client's.
     block: bool,
 }
@@ -29,6 +33,10 @@ impl Session for Direct {
         } else {
             TransactionContext::None
         }
+    }
+
+    fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
     }
 
     async fn begin(&mut self) -> Result<(), Error> {
@@ -91,6 +99,7 @@ async fn session(postgres: &Postgres) -> Direct {
     Direct {
         client,
         notices: Vec::new(),
+        memory: Arc::default(),
         block: false,
     }
 }

@@ -34,7 +34,18 @@ const QUERIES: &[(&str, &str, &str)] = &[
     ("extremes", "SELECT c.region, min(o.amount), max(o.weight), string_agg(c.\"Full Name\", ',' ORDER BY o.id)
         FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region HAVING count(*) > 2", "incremental"),
     ("total", "SELECT count(*), sum(amount), sum(quantity) FILTER (WHERE quantity > 3) AS big FROM orders", "incremental"),
-    ("ranked", "SELECT id, rank() OVER (ORDER BY amount, id) FROM orders", "full"),
+    ("ranked", "SELECT id, rank() OVER (ORDER BY amount, id) FROM orders", "incremental"),
+    ("counted", "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT o.id, n.i FROM orders o, n WHERE n.i < o.quantity", "full"),
+    ("sided", "SELECT c.id, o.id AS order_id FROM customers c LEFT JOIN orders o ON o.customer_id = c.id AND o.quantity > 1", "incremental"),
+    ("both_sides", "SELECT c.id, o.id AS order_id FROM customers c FULL JOIN orders o ON o.customer_id = c.id", "incremental"),
+    ("without", "SELECT c.id FROM customers c WHERE NOT EXISTS (SELECT FROM orders o WHERE o.customer_id = c.id AND o.amount > 500)
+        OR c.id IN (SELECT o.quantity FROM orders o)", "incremental"),
+    ("sums", "SELECT c.id, (SELECT sum(o.amount) FROM orders o WHERE o.customer_id = c.id) AS s FROM customers c", "incremental"),
+    ("in_row", "SELECT id, customer_id, lag(id) OVER (PARTITION BY customer_id ORDER BY id) FROM orders", "incremental"),
+    ("first", "SELECT DISTINCT ON (customer_id) customer_id, id, amount FROM orders ORDER BY customer_id, amount DESC NULLS LAST, id", "incremental"),
+    ("least", "SELECT customer_id, count(*) FROM orders GROUP BY customer_id ORDER BY count(*), customer_id LIMIT 5", "incremental"),
+    ("rolled", "SELECT region, \"Full Name\", count(*), GROUPING(region) AS g FROM customers GROUP BY ROLLUP (region, \"Full Name\")", "incremental"),
+    ("rest", "SELECT id FROM customers EXCEPT ALL SELECT customer_id FROM orders", "incremental"),
     ("kinds", "SELECT DISTINCT quantity, weight > 2 AS heavy FROM orders", "incremental"),
     ("pairs", "SELECT a.id, b.id AS other FROM orders a JOIN orders b ON a.quantity = b.quantity AND a.customer_id = b.customer_id
         WHERE a.id < b.id", "incremental"),

@@ -24,9 +24,10 @@ pub(crate) async fn run(
     full: bool,
 ) -> Result<(), Error> {
     let how = if full { How::Full } else { How::Auto };
+    let memory = session.memory();
     if session.transaction() == TransactionContext::None {
         // Nearly always it can be done at a glance; what is in the way otherwise, the long way finds out.
-        match engine::refresh_by_name(session, name.sql(), how).await {
+        match engine::refresh_by_name(session, &memory, name.sql(), how).await {
             Ok(Some(_)) => return Ok(()),
             Ok(None) | Err(Error::Drift(_)) => {}
             Err(error @ Error::Connection(_)) => return Err(error),
@@ -55,7 +56,7 @@ pub(crate) async fn run(
     let mut pause = Duration::from_millis(5);
     loop {
         let late = started.elapsed() > PATIENCE;
-        match engine::refresh(session, id, how).await {
+        match engine::refresh(session, &memory, id, how).await {
             Ok(_) => return Ok(()),
             Err(Error::Busy) if late => {
                 let message = format!(

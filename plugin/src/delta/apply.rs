@@ -6,7 +6,7 @@ use super::{Cell, hash, net, numbered};
 use crate::plan::{Body, Column, quote};
 
 /// The user's table and its columns, by the names they have now.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     /// Qualified.
     pub name: String,
@@ -112,14 +112,15 @@ pub(crate) fn difference(target: &Target, new: &str) -> String {
 /// The error's value when the user's table does not hold the rows that are to go.
 const OTHER_ROWS: &str = "pgtrickle: other rows";
 
-/// Whether an error of the server is [`remove`]'s: the table holds other rows than the last refresh left.
+/// Whether an error of the server is [`apply`]'s: the table holds other rows than the last refresh left.
 pub(crate) fn is_about_other_rows(fields: &ErrorFields) -> bool {
     super::is_raised(fields, OTHER_ROWS)
 }
 
-/// Removes the staged rows with a negative weight from the user's table; an error if they are not all there
-/// ([`is_about_other_rows`]), so that a COMMIT may follow without a look at the result.
-pub(crate) fn remove(slot: &str, body: &Body, columns: &[Column], target: &Target) -> String {
+/// Common table expressions that apply what is staged: the rows with a negative weight go from a table, and those with a
+/// positive one come. An error if the rows that are to go are not all there ([`is_about_other_rows`]), so that a COMMIT may
+/// follow without a look at the result; for that the statement must read `checked(ok)`.
+pub(crate) fn replace(slot: &str, body: &Body, columns: &[Column], target: &Target) -> String {
     let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let t: Vec<_> = quoted.iter().map(|c| format!("t.{c}")).collect();
     let o: Vec<_> = numbered("o.o", quoted.len());
@@ -141,44 +142,37 @@ pub(crate) fn remove(slot: &str, body: &Body, columns: &[Column], target: &Targe
     } else {
         conditions.join(" AND ")
     };
+    let into = if quoted.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", quoted.join(", "))
+    };
     format!(
-        "WITH due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{slot} o WHERE o.w < 0),
+        "due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{slot} o WHERE o.w < 0),
          gone AS (DELETE FROM {table} t USING (
             SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
                 FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
-            WHERE t.ctid = d.tid RETURNING 1)
-         SELECT {}",
-        super::raise_unless(
+            WHERE t.ctid = d.tid RETURNING 1),
+         checked(ok) AS MATERIALIZED (SELECT {check}),
+         came AS (INSERT INTO {table}{into} SELECT {o} FROM pgtrickle.out_{slot} o, generate_series(1, o.w)
+            WHERE o.w > 0 AND (SELECT ok FROM checked) = 0)",
+        table = target.name,
+        o = o.join(", "),
+        // Read before any row comes: those that go may have the same key.
+        check = super::raise_unless(
             "(SELECT count(*) FROM gone) = (SELECT coalesce(sum(-w), 0) FROM due)",
             OTHER_ROWS
         ),
-        table = target.name
     )
 }
 
-/// Common table expressions that add the staged rows with a positive weight to the user's table, empty the staging table,
-/// and count both kinds: `applied(inserted, deleted)`.
-pub(crate) fn add(slot: &str, target: &Target) -> String {
+/// [`replace`] for the user's table, and the staging table is emptied; `applied(inserted, deleted)` counts the rows.
+pub(crate) fn apply(slot: &str, body: &Body, columns: &[Column], target: &Target) -> String {
     format!(
-        "came AS ({}),
+        "{},
          emptied AS (DELETE FROM pgtrickle.out_{slot} RETURNING w),
          applied(inserted, deleted) AS (SELECT coalesce(sum(w) FILTER (WHERE w > 0), 0)::bigint,
             coalesce(-sum(w) FILTER (WHERE w < 0), 0)::bigint FROM emptied)",
-        insert(slot, target)
-    )
-}
-
-/// Adds the staged rows with a positive weight to a table.
-pub(crate) fn insert(slot: &str, target: &Target) -> String {
-    let names: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
-    let into = if names.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", names.join(", "))
-    };
-    format!(
-        "INSERT INTO {}{into} SELECT {} FROM pgtrickle.out_{slot} o, generate_series(1, o.w) WHERE o.w > 0",
-        target.name,
-        numbered("o.o", names.len()).join(", ")
+        replace(slot, body, columns, target)
     )
 }

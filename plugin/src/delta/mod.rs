@@ -90,7 +90,7 @@ pub(crate) fn comma(names: &[String]) -> String {
 pub(crate) fn raise_unless(condition: &str, reason: &str) -> String {
     // Of a CASE, not of a constant, which would be cast, and fail, when the statement is planned.
     format!(
-        "(CASE WHEN {condition} THEN '0' ELSE {} END)::int4",
+        "(CASE WHEN {condition} THEN '0' ELSE {} END)::pg_catalog.int4",
         literal(reason)
     )
 }

@@ -22,7 +22,7 @@ impl Frontier {
     }
 
     /// The values of [`condition`].
-    fn parameters(&self) -> Vec<String> {
+    pub(crate) fn parameters(&self) -> Vec<String> {
         let mut parts = self.snapshot.split(':');
         let _xmin = parts.next();
         let xmax = parts.next().unwrap_or("0");
@@ -45,24 +45,45 @@ fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> String {
     )
 }
 
-/// Puts the net change of a table into its staging table. Returns one row: how many rows were staged, whether changes
-/// were lost, how many changes there were before netting, and the staging table's rows as the planner takes them.
-pub(crate) fn stage(buffer: i64, frontier: &Frontier, columns: &[Column]) -> (String, Vec<String>) {
-    let names: Vec<_> = columns.iter().map(|c| format!("c{}", c.attnum)).collect();
-    let list = super::comma(&names);
-    let cells: Vec<_> = columns
-        .iter()
-        .zip(&names)
-        .map(|(c, n)| Cell::new(n.clone(), c))
-        .collect();
+/// How many values [`stage`] returns for a table.
+pub(crate) const STAGED: usize = 4;
+
+/// Puts the net changes of tables (buffers and columns) into their staging tables. Returns one row, for each of them: how
+/// many rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there were before netting
+/// (`due_`), and the staging table's rows as the planner takes them (`rows_`); and after all of them `last`.
+pub(crate) fn stage(
+    tables: &[(i64, &[Column])],
+    frontier: &Frontier,
+    last: &str,
+) -> (String, Vec<String>) {
+    let mut ctes = Vec::new();
+    let mut found = Vec::new();
+    for (buffer, columns) in tables {
+        let names: Vec<_> = columns.iter().map(|c| format!("c{}", c.attnum)).collect();
+        let list = super::comma(&names);
+        let cells: Vec<_> = columns
+            .iter()
+            .zip(&names)
+            .map(|(c, n)| Cell::new(n.clone(), c))
+            .collect();
+        ctes.push(format!(
+            "due_{buffer} AS MATERIALIZED (SELECT w{list} FROM pgtrickle.changes_{buffer} WHERE {}),
+             staged_{buffer} AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)",
+            condition("$1", "$2", "$3", "$4"),
+            net("w", &cells, &format!("due_{buffer} WHERE w <> 0"))
+        ));
+        found.push(format!(
+            "(SELECT count(*) FROM staged_{buffer}) AS net_{buffer},
+             EXISTS (SELECT FROM due_{buffer} WHERE w = 0) AS lost_{buffer},
+             (SELECT count(*) FROM due_{buffer}) AS due_{buffer},
+             {} AS rows_{buffer}",
+            super::estimated_rows(&format!("pgtrickle.delta_{buffer}"))
+        ));
+    }
     let sql = format!(
-        "WITH due AS MATERIALIZED (SELECT w{list} FROM pgtrickle.changes_{buffer} WHERE {}),
-         staged AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)
-         SELECT (SELECT count(*) FROM staged), EXISTS (SELECT FROM due WHERE w = 0), (SELECT count(*) FROM due),
-            {}",
-        condition("$1", "$2", "$3", "$4"),
-        net("w", &cells, "due WHERE w <> 0"),
-        super::estimated_rows(&format!("pgtrickle.delta_{buffer}"))
+        "WITH {}, found AS MATERIALIZED (SELECT {}) SELECT found.*, {last} FROM found",
+        ctes.join(", "),
+        found.join(", ")
     );
     (sql, frontier.parameters())
 }

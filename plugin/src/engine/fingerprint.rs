@@ -6,6 +6,25 @@ use crate::plan::{Plan, literal};
 /// An SQL expression, text of the form `<names>:<meaning>`. Where only the first half differs, a new plan from the same
 /// definition continues where the old one stopped. Evaluated in every refresh: parts that do not apply are left out.
 pub(super) fn expression(view: u32, plan: &Plan) -> String {
+    format!(
+        "(SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(n, ' ' ORDER BY n), '')) || ':'
+            || pg_catalog.md5(coalesce(pg_catalog.string_agg(m, ' ' ORDER BY m), '')) FROM ({}) x(n, m))",
+        parts(view, plan)
+    )
+}
+
+/// All that goes into [`expression`], as it is: where it is the same, so is that. Half the work, as nothing is digested, nor
+/// sorted by the rules of a language.
+pub(super) fn undigested(view: u32, plan: &Plan) -> String {
+    let part = "pg_catalog.concat_ws(' ', n, m) COLLATE pg_catalog.\"C\"";
+    format!(
+        "(SELECT pg_catalog.string_agg({part}, ' ' ORDER BY {part}) FROM ({}) x(n, m))",
+        parts(view, plan)
+    )
+}
+
+/// A query for the names and the meaning of everything.
+fn parts(view: u32, plan: &Plan) -> String {
     let oids: Vec<_> = plan.tables.iter().map(|t| t.relid).collect();
     let tables = list(&oids);
     let mut views = plan.views.clone();
@@ -88,11 +107,7 @@ pub(super) fn expression(view: u32, plan: &Plan) -> String {
             list(&plan.functions)
         ));
     }
-    format!(
-        "(SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(n, ' ' ORDER BY n), '')) || ':'
-            || pg_catalog.md5(coalesce(pg_catalog.string_agg(m, ' ' ORDER BY m), '')) FROM ({}) x(n, m))",
-        parts.join(" UNION ALL ")
-    )
+    parts.join(" UNION ALL ")
 }
 
 /// What PostgreSQL may change within our snapshot, as an SQL expression that sees beyond the snapshot: partitions attached

@@ -11,12 +11,17 @@
 //!   [`drop_definition_view`] and [`recreate_definition_view`]), then [`replan`] each.
 //! - `lock_timeout` is the caller's: in a block the user's own value counts, as for PostgreSQL's own DDL.
 
+mod at_once;
 mod cleanup;
+mod conclude;
 mod define;
 mod drift;
 mod explain;
 mod fingerprint;
+mod habit;
 mod load;
+mod look;
+mod memory;
 mod rebuild;
 mod record;
 mod refresh;
@@ -24,6 +29,7 @@ mod remove;
 mod replan;
 mod settings;
 mod stages;
+mod summary;
 
 pub use crate::catalog::bootstrap;
 use crate::conn::Row;
@@ -37,11 +43,12 @@ pub use explain::{
     missing_indexes,
 };
 pub use load::load;
+pub use memory::Memory;
 pub use rebuild::refresh_in_transaction;
-pub use record::{Summary, by_name};
 pub use refresh::{refresh, refresh_by_name};
 pub use remove::drop;
 pub use replan::{drop_definition_view, recreate_definition_view, replan};
+pub use summary::{Summary, by_name};
 
 /// The identity of a stream table in `pgtrickle.catalog`.
 #[derive(

@@ -2,11 +2,14 @@
 
 use pgcat::plugins::ErrorFields;
 
+use super::conclude::{Conclusion, finish};
+use super::look::Now;
 use super::record::{self, Record};
-use super::refresh::{Attempt, Conclusion, Now, finish};
+use super::refresh::Attempt;
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::apply;
+use crate::plan::literal;
 
 /// Recomputes the result, and writes what differs.
 pub(super) async fn rebuild<C: Conn>(
@@ -16,15 +19,9 @@ pub(super) async fn rebuild<C: Conn>(
     reason: &str,
 ) -> Result<Attempt, Error> {
     let statements = rebuild_statements(record)?;
-    let emptied = buffers(record);
+    let emptied: Vec<_> = record.staging().collect();
     let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
     finish(c, record, now, statements, &emptied, "full", reason).await
-}
-
-fn buffers(record: &Record) -> Vec<String> {
-    let tables = record.plan.tables.iter();
-    let buffers = tables.filter_map(|table| table.buffer);
-    buffers.map(|b| format!("pgtrickle.delta_{b}")).collect()
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.
@@ -92,15 +89,13 @@ pub async fn refresh_in_transaction<C: Conn>(
     c.batch(&record.locks()).await?;
     let target = record.target()?;
     let mut statements = rebuild_statements(&record)?;
-    let slot = id.to_string();
-    let plan = &record.plan;
-    statements.push(apply::remove(&slot, &plan.body, &plan.columns, target).into());
     let reason = "the refresh ran inside a transaction block";
+    let emptied: Vec<_> = record.staging().collect();
     let conclusion = Conclusion {
-        started_at: row.text(2).unwrap_or_default(),
+        started_at: &literal(row.text(2).unwrap_or_default()),
         mode: "full",
         reason: Some(reason),
-        emptied: &buffers(&record),
+        emptied: &emptied,
         // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
         set: if row.is_true(1) {
             ", frontier_snapshot = NULL"

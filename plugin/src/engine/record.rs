@@ -1,79 +1,16 @@
 //! Rows of `pgtrickle.catalog`.
 
+use std::collections::HashMap;
+
 use super::StreamTableId;
+use super::at_once::Batch;
 use super::fingerprint;
+use super::habit::Habit;
+use super::look::Now;
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::apply::Target;
 use crate::delta::stage::Frontier;
-use crate::plan::{Plan, literal, quote};
-
-/// What the catalog says about a stream table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    pub id: StreamTableId,
-    /// The user's table; `None` until it is loaded.
-    pub relid: Option<u32>,
-    pub schema: String,
-    pub name: String,
-    pub owner: String,
-    pub schedule: String,
-    pub refresh_mode: String,
-    pub effective_mode: String,
-    pub reason: Option<String>,
-    pub status: String,
-}
-
-/// The stream table of this name (`schema` `None`: by the search path), if it is one.
-///
-/// # Errors
-/// Those of the server.
-pub async fn by_name<C: Conn>(
-    c: &mut C,
-    schema: Option<&str>,
-    name: &str,
-) -> Result<Option<Summary>, Error> {
-    let present = c
-        .query(&format!(
-            "SELECT {}",
-            crate::catalog::present("refresh_history")
-        ))
-        .await?;
-    if !present.first().is_some_and(|r| r.is_true(0)) {
-        return Ok(None);
-    }
-    let qualified = schema.map(|s| format!("{}.", quote(s))).unwrap_or_default() + &quote(name);
-    let pending = schema.map_or_else(
-        || "c.target_schema = ANY (pg_catalog.current_schemas(false))".to_owned(),
-        |s| format!("c.target_schema = {}", literal(s)),
-    );
-    let rows = c
-        .query(&format!(
-            "SELECT c.id, c.relid, coalesce(n.nspname, c.target_schema), coalesce(k.relname, c.target_name),
-                pg_catalog.pg_get_userbyid(c.owner), c.schedule, c.refresh_mode, c.effective_mode, c.reason, c.status
-             FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
-             LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
-             WHERE c.relid = pg_catalog.to_regclass({})::pg_catalog.oid AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')
-                OR k.oid IS NULL AND c.target_name = {} AND {pending}",
-            literal(&qualified),
-            literal(name)
-        ))
-        .await?;
-    Ok(rows.first().map(|row| {
-        let text = |i| row.text(i).unwrap_or_default().to_owned();
-        Summary {
-            id: StreamTableId(row.int(0).unwrap_or_default()),
-            relid: row.int(1).and_then(|n| u32::try_from(n).ok()),
-            schema: text(2),
-            name: text(3),
-            owner: text(4),
-            schedule: text(5),
-            refresh_mode: text(6),
-            effective_mode: text(7),
-            reason: row.text(8).map(str::to_owned),
-            status: text(9),
-        }
-    }))
-}
+use crate::plan::{Column, Plan, terms};
 
 /// All that a refresh needs.
 #[derive(Debug, Clone)]
@@ -88,13 +25,50 @@ pub(super) struct Record {
     pub plan: Plan,
     pub fingerprint: String,
     pub frontier: Option<Frontier>,
-    /// Rows of the result's staging table at its last ANALYZE.
-    pub out_rows: Option<f64>,
     /// The user's table as it is called now.
     pub target: Option<Target>,
+    /// The first two values of [`TARGET`].
+    pub target_seen: (String, String),
+    /// What no snapshot holds still, as the last refresh found it.
+    pub beyond: Option<String>,
+    /// What the fingerprint is made of.
+    pub undigested: Option<String>,
+    pub habit: Habit,
+    /// The last refresh in one round trip.
+    pub batch: Option<Batch>,
+    /// Changes whenever anything in the row does.
+    pub version: String,
     /// The orders of magnitude of all tables a refresh reads.
     sizes: String,
+    /// Changes taken in since those were looked at; `None` where they have just been.
+    unsized_changes: Option<i64>,
+    /// What was found to be the delta, by [`Record::delta`]'s arguments.
+    deltas: HashMap<(usize, Vec<u32>, Vec<bool>), Option<String>>,
 }
+
+/// Deltas remembered for each stage: of many sources, any set may change.
+const DELTAS: usize = 16;
+
+/// So many changes make no table one of another size.
+pub(super) const SLACK: i64 = 1000;
+
+/// The user's table as it is called now, the names of its columns, and the rows of the result's staging table at its last
+/// ANALYZE, for row `c` of the catalog, `k` of the classes and `n` of the namespaces.
+pub(super) const TARGET: &str =
+    "pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.relname) AS target,
+    (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+     WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns,
+    (SELECT o.reltuples FROM pg_catalog.pg_class o
+     WHERE o.oid = pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.out_', c.id)))";
+
+/// Where [`TARGET`] and [`OWNED`] find their rows.
+pub(super) const FROM: &str =
+    "pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
+    LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace";
+
+/// Whether the current role owns both the stream table and the user's table.
+pub(super) const OWNED: &str = "pg_catalog.pg_get_userbyid(c.owner) = current_user
+    AND pg_catalog.pg_has_role(k.relowner, 'USAGE') AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')";
 
 const OF_SOURCE: &str = "pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.";
 
@@ -120,10 +94,21 @@ pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record
 /// # Errors
 /// Those of the server: 42P01 in a database without stream tables.
 pub(super) async fn find<C: Conn>(c: &mut C, name: String) -> Result<Option<Record>, Error> {
-    let condition = "c.relid = pg_catalog.to_regclass($1)::pg_catalog.oid
-        AND pg_catalog.pg_get_userbyid(c.owner) = current_user AND pg_catalog.pg_has_role(k.relowner, 'USAGE')
-        AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')";
-    read_where(c, condition, name).await
+    let condition = format!("c.relid = pg_catalog.to_regclass($1)::pg_catalog.oid AND {OWNED}");
+    read_where(c, &condition, name).await
+}
+
+/// The sizes of the tables of the catalog's row `c`, as an SQL expression.
+fn sizes() -> String {
+    // What is cast here is of a type that [`crate::conn::Row`] does not read.
+    let of_source = ["s.relid", &format!("{OF_SOURCE}changes_', s.buffer))::oid")].map(magnitude);
+    let own = ["c.relid", &format!("{OF_SOURCE}state_', c.id))::oid")].map(magnitude);
+    format!(
+        "pg_catalog.concat_ws(' ', {}, (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', {}), ' ' ORDER BY s.relid)
+            FROM pgtrickle.source s WHERE s.stream_table = c.id))",
+        own.join(", "),
+        of_source.join(", "),
+    )
 }
 
 async fn read_where<C: Conn>(
@@ -131,23 +116,12 @@ async fn read_where<C: Conn>(
     condition: &str,
     parameter: String,
 ) -> Result<Option<Record>, Error> {
-    // What is cast here is of a type that [`crate::conn::Row`] does not read.
-    let sizes = ["s.relid", &format!("{OF_SOURCE}changes_', s.buffer))::oid")].map(magnitude);
-    let own = ["c.relid", &format!("{OF_SOURCE}state_', c.id))::oid")].map(magnitude);
     let sql = format!(
         "SELECT c.def_view::bigint, c.relid::bigint, c.target_schema, c.target_name, c.status, c.refresh_mode, c.with_data,
             c.plan, c.fingerprint, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, c.frontier_cluster,
-            pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.relname),
-            (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-             WHERE a.attrelid = c.relid AND a.attnum > 0 AND NOT a.attisdropped)::text,
-            (SELECT o.reltuples FROM pg_catalog.pg_class o
-             WHERE o.oid = pg_catalog.to_regclass(pg_catalog.concat('pgtrickle.out_', c.id))),
-            pg_catalog.concat_ws(' ', {}, (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', {}), ' ' ORDER BY s.relid)
-                FROM pgtrickle.source s WHERE s.stream_table = c.id)), c.id
-         FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
-         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE {condition}",
-        own.join(", "),
-        sizes.join(", "),
+            {TARGET}, {}, c.id, c.xmin::text
+         FROM {FROM} WHERE {condition}",
+        sizes(),
     );
     let rows = c.query_kept(sql, vec![parameter]).await?;
     let Some(row) = rows.first() else {
@@ -174,17 +148,7 @@ async fn read_where<C: Conn>(
         }),
         _ => None,
     };
-    let mut target = None;
-    if let Some(name) = row.text(13) {
-        let mut columns: Vec<String> =
-            serde_json::from_str(row.text(14).unwrap_or("[]")).map_err(|_| broken("columns"))?;
-        // Columns the user added come after ours.
-        columns.truncate(plan.columns.len());
-        target = Some(Target {
-            name: name.to_owned(),
-            columns,
-        });
-    }
+    let target = target(&row.0[13..], &plan).map_err(|_| broken("columns"))?;
     Ok(Some(Record {
         id,
         view: row
@@ -199,9 +163,34 @@ async fn read_where<C: Conn>(
         plan,
         fingerprint: text(8),
         frontier,
-        out_rows: row.text(15).and_then(|n| n.parse().ok()),
         target,
+        target_seen: (text(13), text(14)),
+        beyond: None,
+        undigested: None,
+        habit: Habit::default(),
+        batch: None,
+        version: text(18),
         sizes: text(16),
+        unsized_changes: None,
+        deltas: HashMap::new(),
+    }))
+}
+
+/// The user's table from [`TARGET`].
+pub(super) fn target(
+    values: &[Option<String>],
+    plan: &Plan,
+) -> Result<Option<Target>, serde_json::Error> {
+    let value = |i: usize| values.get(i).and_then(Option::as_deref);
+    let Some(name) = value(0) else {
+        return Ok(None);
+    };
+    let mut columns: Vec<String> = serde_json::from_str(value(1).unwrap_or("[]"))?;
+    // Columns the user added come after ours.
+    columns.truncate(plan.columns.len());
+    Ok(Some(Target {
+        name: name.to_owned(),
+        columns,
     }))
 }
 
@@ -216,6 +205,88 @@ impl Record {
             parameters,
             kept,
         }
+    }
+
+    /// The delta of a stage's body (from 0; after the last one the result's) after a change of these tables and of the
+    /// stages before it; `None` if it does not read them.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a plan that cannot be read.
+    pub(super) fn delta(
+        &mut self,
+        stage: usize,
+        changed: &[u32],
+        stages: &[bool],
+    ) -> Result<Option<String>, Error> {
+        let key = (stage, changed.to_vec(), stages.to_vec());
+        if let Some(delta) = self.deltas.get(&key) {
+            return Ok(delta.clone());
+        }
+        let body = self.plan.stages.get(stage).map(|s| &s.body);
+        let body = body.unwrap_or(&self.plan.body).linear();
+        let body = body.ok_or_else(|| Error::Internal("a full plan has no delta".to_owned()))?;
+        let is_changed = |relid| changed.contains(&relid);
+        let terms = terms::delta(body, &self.plan.inputs(self.id.0, is_changed, stages))?;
+        let delta = (!terms.is_empty()).then(|| terms.join(" UNION ALL "));
+        if self.deltas.len() >= DELTAS * (self.plan.stages.len() + 1) {
+            self.deltas.clear();
+        }
+        self.deltas.insert(key, delta.clone());
+        Ok(delta)
+    }
+
+    /// Takes notice of so many changes of the sources: they may have made the tables of another size than remembered.
+    pub(super) async fn resize<C: Conn>(&mut self, c: &mut C, changes: i64) -> Result<(), Error> {
+        self.took_in(changes);
+        if self.is_outgrown() {
+            let sql = format!(
+                "SELECT {} FROM pgtrickle.catalog c WHERE c.id = $1::bigint",
+                sizes()
+            );
+            let rows = c.query_kept(sql, vec![self.id.to_string()]).await?;
+            let sizes = rows.first().and_then(|row| row.text(0));
+            self.sizes = sizes.unwrap_or_default().to_owned();
+            self.unsized_changes = Some(0);
+        }
+        Ok(())
+    }
+
+    /// Whether it is of an earlier refresh.
+    pub(super) fn is_remembered(&self) -> bool {
+        self.unsized_changes.is_some()
+    }
+
+    /// Whether the tables may be of another size by now than remembered.
+    pub(super) fn is_outgrown(&self) -> bool {
+        self.unsized_changes.is_some_and(|changes| changes > SLACK)
+    }
+
+    /// Counts changes.
+    pub(super) fn took_in(&mut self, changes: i64) {
+        if let Some(unsized_changes) = &mut self.unsized_changes {
+            *unsized_changes += changes;
+        }
+    }
+
+    /// A refresh has found this and been committed.
+    pub(super) fn saw(&mut self, now: Now) {
+        let text = |i: usize| now.target.text(i).unwrap_or_default().to_owned();
+        self.target_seen = (text(0), text(1));
+        self.beyond = now.beyond;
+        self.undigested = now.undigested;
+        self.moved(now.frontier);
+    }
+
+    /// The refresh up to `frontier` has been committed: this is the row it left.
+    pub(super) fn moved(&mut self, frontier: Frontier) {
+        // A transaction's number without its epoch is what the server marks its rows with.
+        self.version = (frontier.xid & u64::from(u32::MAX)).to_string();
+        self.frontier = Some(frontier);
+    }
+
+    /// It will be used again without another look at the sizes of tables.
+    pub(super) fn grows_old(&mut self) {
+        self.unsized_changes.get_or_insert(0);
     }
 
     /// The user's table.
@@ -243,6 +314,11 @@ impl Record {
         fingerprint::expression(self.view, &self.plan)
     }
 
+    /// What the fingerprint is made of now, as an SQL expression.
+    pub(super) fn undigested_now(&self) -> String {
+        fingerprint::undigested(self.view, &self.plan)
+    }
+
     /// The fingerprint as it is now; `None` if the definition view is gone.
     pub(super) async fn sources_now<C: Conn>(&self, c: &mut C) -> Result<Option<String>, Error> {
         let sql = format!(
@@ -255,6 +331,25 @@ impl Record {
         Ok(row
             .is_true(1)
             .then(|| row.text(0).unwrap_or_default().to_owned()))
+    }
+
+    /// The sources whose changes are captured, and their buffers.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = (u32, i64)> {
+        let tables = self.plan.tables.iter();
+        tables.filter_map(|table| Some((table.relid, table.buffer?)))
+    }
+
+    /// The tables in which their changes are staged.
+    pub(super) fn staging(&self) -> impl Iterator<Item = String> {
+        self.buffers().map(|(_, b)| format!("pgtrickle.delta_{b}"))
+    }
+
+    /// The buffers, and the columns that are in them.
+    pub(super) fn captured(&self) -> Vec<(i64, &[Column])> {
+        let tables = self.plan.tables.iter();
+        tables
+            .filter_map(|table| Some((table.buffer?, table.columns.as_slice())))
+            .collect()
     }
 
     /// `LOCK` statements for the sources and the staging tables; they take no snapshot. The lock on a staging table keeps
@@ -273,13 +368,7 @@ impl Record {
                 tables.join(", ")
             ));
         }
-        let staging: Vec<_> = self
-            .plan
-            .tables
-            .iter()
-            .filter_map(|t| t.buffer)
-            .map(|b| format!("pgtrickle.delta_{b}"))
-            .collect();
+        let staging: Vec<_> = self.staging().collect();
         if !staging.is_empty() {
             statements.push(format!(
                 "LOCK TABLE {} IN ROW EXCLUSIVE MODE",

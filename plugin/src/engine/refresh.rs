@@ -1,16 +1,18 @@
 //! REFRESH: one REPEATABLE READ transaction that reads changes and tables in the same snapshot and moves the frontier to it.
 
-use super::rebuild::rebuild;
 use pgcat::plugins::ErrorFields;
 
+use super::at_once;
+use super::conclude::finish;
+use super::look::{Changes, Now, look, opening};
+use super::memory::Memory;
+use super::rebuild::rebuild;
 use super::record::{self, Record};
-use super::{
-    How, Isolation, RefreshOutcome, StreamTableId, fingerprint, load, replan, settings, stages,
-};
-use crate::conn::{Conn, Error, Row, Statement};
-use crate::delta::stage::{Frontier, stage};
-use crate::delta::{apply, estimated_rows, is_raised, keyed, partition, raise_unless};
-use crate::plan::{Body, Column, Table, terms};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings, stages};
+use crate::conn::{Conn, Error, Statement};
+use crate::delta::stage::stage;
+use crate::delta::{apply, estimated_rows, keyed, partition};
+use crate::plan::{Body, Column};
 
 /// Brings a stream table up to date, in transactions of its own.
 ///
@@ -19,38 +21,106 @@ use crate::plan::{Body, Column, Table, terms};
 /// those of the query itself.
 pub async fn refresh<C: Conn>(
     c: &mut C,
+    memory: &Memory,
     id: StreamTableId,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
+    if let Some(record) = memory.take(id).filter(|_| how == How::Auto)
+        && let Some(outcome) = by_memory(c, memory, record, None).await?
+    {
+        return Ok(outcome);
+    }
     let record = record::read(c, id).await?;
-    refresh_record(c, record, how).await
+    refresh_record(c, memory, record, None, how).await
 }
 
-/// The same for the stream table that a name stands for, found in one look. `None`: it stands for none of the current role's.
+/// The same for the stream table that a name stands for, found in one look at most. `None`: it stands for none of the
+/// current role's.
 ///
 /// # Errors
 /// As [`refresh`]; and 42P01 in a database without stream tables.
 pub async fn refresh_by_name<C: Conn>(
     c: &mut C,
+    memory: &Memory,
     name: String,
     how: How,
 ) -> Result<Option<RefreshOutcome>, Error> {
-    let Some(record) = record::find(c, name).await? else {
+    if let Some(record) = memory.take_named(&name).filter(|_| how == How::Auto)
+        && let Some(outcome) = by_memory(c, memory, record, Some(&name)).await?
+    {
+        return Ok(Some(outcome));
+    }
+    let Some(record) = record::find(c, name.clone()).await? else {
         return Ok(None);
     };
-    refresh_record(c, record, how).await.map(Some)
+    refresh_record(c, memory, record, Some(name), how)
+        .await
+        .map(Some)
+}
+
+/// Refreshes without reading the stream table's row first. `None`: it is not as remembered, or something is in the way that
+/// the long way finds out.
+async fn by_memory<C: Conn>(
+    c: &mut C,
+    memory: &Memory,
+    mut record: Record,
+    name: Option<&str>,
+) -> Result<Option<RefreshOutcome>, Error> {
+    if let Some(batch) = at_once::batch(&mut record, name)? {
+        match batch.run(c, &mut record).await {
+            Ok(outcome) => {
+                remember(memory, record, name.map(str::to_owned), &outcome);
+                return Ok(Some(outcome));
+            }
+            Err(error @ Error::Connection(_)) => return Err(error),
+            Err(error) => {
+                rollback(c).await;
+                if matches!(error, Error::LockNotAvailable(_) | Error::Conflict(_)) {
+                    return Err(error);
+                }
+                record.habit.surprised();
+            }
+        }
+    }
+    match attempt(c, &mut record, name, None).await {
+        Ok(Attempt::Done(outcome)) => {
+            remember(memory, record, name.map(str::to_owned), &outcome);
+            Ok(Some(outcome))
+        }
+        Err(error @ Error::Connection(_)) => Err(error),
+        Err(error @ (Error::LockNotAvailable(_) | Error::Conflict(_))) => {
+            rollback(c).await;
+            Err(error)
+        }
+        Ok(Attempt::Rebuild) | Err(_) => {
+            rollback(c).await;
+            Ok(None)
+        }
+    }
+}
+
+fn remember(memory: &Memory, record: Record, name: Option<String>, outcome: &RefreshOutcome) {
+    // A full one was for a reason, or there is no other way.
+    if matches!(outcome.mode, "incremental" | "none") {
+        memory.keep(record, name);
+    }
 }
 
 async fn refresh_record<C: Conn>(
     c: &mut C,
+    memory: &Memory,
     mut record: Record,
+    name: Option<String>,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
     let mut demand = (how == How::Full).then_some("a full refresh was asked for");
     let mut attempts = 0;
     loop {
-        match attempt(c, &record, demand).await {
-            Ok(Attempt::Done(outcome)) => return Ok(outcome),
+        match attempt(c, &mut record, None, demand).await {
+            Ok(Attempt::Done(outcome)) => {
+                remember(memory, record, name, &outcome);
+                return Ok(outcome);
+            }
             Ok(Attempt::Rebuild) if demand.is_some() => {
                 rollback(c).await;
                 let message = format!(
@@ -107,12 +177,15 @@ async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<
     result
 }
 
+/// One transaction by this record. It must be that of the stream table that `name` stands for, if one is given.
 async fn attempt<C: Conn>(
     c: &mut C,
-    record: &Record,
+    record: &mut Record,
+    name: Option<&str>,
     demand: Option<&str>,
 ) -> Result<Attempt, Error> {
     let id = record.id;
+    record.batch = None;
     if record.relid.is_none() {
         c.query("BEGIN").await?;
         load::load(c, id, Isolation::ReadCommitted).await?;
@@ -124,51 +197,41 @@ async fn attempt<C: Conn>(
         }));
     }
     record.target()?;
-    let buffers = match (&record.frontier, demand) {
-        (Some(frontier), None) if !record.plan.is_full() => Some(frontier),
-        _ => None,
-    };
-    let mut statements: Vec<Statement> = settings::begin(&record.plan.settings)
-        .into_iter()
-        .chain(record.locks())
-        .map(Statement::from)
-        .collect();
-    let look = format!(
-        "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_xact_id()::text,
-            pg_catalog.nextval('pgtrickle.change_seq'), frontier_snapshot::text, frontier_seq, {}, {} = fingerprint,
-            clock_timestamp()::text, {}
-         FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED",
-        record::cluster(&record.plan),
-        record.fingerprint_now(),
-        beyond(record)
-    );
+    let stages = demand.is_none()
+        && record.frontier.is_some()
+        && !record.plan.is_full()
+        && record.buffers().next().is_some();
+    let named = name.map(|_| "pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8");
+    let mut statements = opening(record, named, name, stages);
+    let same = format!("{} = c.fingerprint", record.fingerprint_now());
+    let look = look(record, &same, &record.undigested_now());
     statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
-    let mut staged: Vec<&Table> = Vec::new();
-    if let Some(frontier) = buffers {
-        for table in &record.plan.tables {
-            if let Some(buffer) = table.buffer {
-                let (sql, parameters) = stage(buffer, frontier, &table.columns);
-                statements.push(record.kept(&sql, parameters));
-                staged.push(table);
-            }
-        }
+    if let Some(frontier) = record.frontier.as_ref().filter(|_| stages) {
+        let (sql, parameters) = stage(&record.captured(), frontier, &settings::planned());
+        statements.push(record.kept(&sql, parameters));
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
-    let now = Now::read(results.get(head - 1))?;
-    if !now.same_fingerprint {
-        return Err(Error::Drift("the fingerprint differs".to_owned()));
+    if let Some(row) = name.and_then(|_| results.get(head - 2)?.first())
+        && row.int(0) != record.relid.map(i64::from)
+    {
+        return Err(Error::Busy);
     }
-    let Some(frontier) = buffers.filter(|f| f.cluster == now.frontier.cluster) else {
-        let reason = demand.unwrap_or("the changes since the last refresh are not known");
-        return rebuild(c, record, &now, reason).await;
-    };
-    if now.stored != Some((frontier.snapshot.clone(), frontier.seq)) {
+    let now = Now::read(results.get(head - 1))?;
+    if !now.confirms(record) || name.is_some() && !now.owned {
         // Somebody was faster between our read and our lock.
         return Err(Error::Busy);
     }
-    let rows: Vec<&Row> = results[head..].iter().filter_map(|r| r.first()).collect();
-    if rows.iter().any(|r| r.is_true(1)) {
+    if !now.same_fingerprint {
+        return Err(Error::Drift("the fingerprint differs".to_owned()));
+    }
+    let known = (record.frontier.as_ref()).is_some_and(|f| f.cluster == now.frontier.cluster);
+    let Some(found) = results.get(head).and_then(|r| r.first()).filter(|_| known) else {
+        let reason = demand.unwrap_or("the changes since the last refresh are not known");
+        return rebuild(c, record, &now, reason).await;
+    };
+    let changes = Changes::of_all(record, found);
+    if changes.iter().any(|changes| changes.lost) {
         return rebuild(
             c,
             record,
@@ -177,19 +240,21 @@ async fn attempt<C: Conn>(
         )
         .await;
     }
-    if rows.iter().all(|r| r.int(2) == Some(0)) {
+    if changes.iter().all(|changes| changes.due == 0) {
         c.query("ROLLBACK").await?;
+        record.habit.saw(Vec::new());
         return Ok(Attempt::Done(RefreshOutcome {
             mode: "none",
             ..RefreshOutcome::default()
         }));
     }
-    incremental(c, record, &now, &staged, &rows).await
-}
-
-/// Partitions and function bodies change in mid-snapshot.
-fn beyond(record: &Record) -> String {
-    fingerprint::beyond_snapshot(&record.plan).unwrap_or_else(|| "NULL::text".to_owned())
+    let done = incremental(c, record, &now, &changes).await?;
+    if let Attempt::Done(_) = done {
+        let changed = changes.iter().filter(|c| c.net > 0);
+        record.habit.saw(changed.map(|c| c.relid).collect());
+        record.saw(now);
+    }
+    Ok(done)
 }
 
 /// A table that vanished under its name was renamed or dropped.
@@ -199,35 +264,6 @@ fn gone_is_drift(error: Error) -> Error {
             Error::Drift(fields.message.clone())
         }
         _ => error,
-    }
-}
-
-/// What the locking statement of a refresh found.
-pub(super) struct Now {
-    frontier: Frontier,
-    stored: Option<(String, i64)>,
-    same_fingerprint: bool,
-    started_at: String,
-    /// What a snapshot does not hold still.
-    beyond: Option<String>,
-}
-
-impl Now {
-    fn read(rows: Option<&Vec<Row>>) -> Result<Self, Error> {
-        let row = rows.and_then(|r| r.first()).ok_or(Error::Busy)?;
-        let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
-        Ok(Self {
-            frontier: Frontier {
-                snapshot: text(0),
-                xid: text(1).parse().unwrap_or_default(),
-                seq: row.int(2).unwrap_or_default(),
-                cluster: text(5),
-            },
-            stored: row.text(3).map(str::to_owned).zip(row.int(4)),
-            same_fingerprint: row.is_true(6),
-            started_at: text(7),
-            beyond: row.text(8).map(str::to_owned),
-        })
     }
 }
 
@@ -243,42 +279,40 @@ pub(super) fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<S
 
 async fn incremental<C: Conn>(
     c: &mut C,
-    record: &Record,
+    record: &mut Record,
     now: &Now,
-    staged: &[&Table],
-    rows: &[&Row],
+    changes: &[Changes],
 ) -> Result<Attempt, Error> {
     let id = record.id.0;
-    let plan = &record.plan;
-    let mut changed = Vec::new();
+    record
+        .resize(c, changes.iter().map(|c| c.due).sum())
+        .await?;
+    let changes: Vec<_> = changes.iter().filter(|c| c.net > 0).collect();
+    let changed: Vec<_> = changes.iter().map(|c| c.relid).collect();
+    let mut total = changes.iter().map(|c| c.net).sum();
     let mut emptied = Vec::new();
-    let mut total = 0;
     let mut statements: Vec<Statement> = Vec::new();
-    for (table, row) in staged.iter().zip(rows) {
-        let count = row.int(0).unwrap_or_default();
-        let Some(buffer) = table.buffer.filter(|_| count > 0) else {
-            continue;
-        };
-        changed.push(table.relid);
-        total += count;
-        let delta = format!("pgtrickle.delta_{buffer}");
-        let analysed = row.text(3).and_then(|n| n.parse().ok());
-        statements.extend(analyze(&delta, count, analysed).map(Statement::from));
-        emptied.push(delta);
+    for changes in &changes {
+        let table = format!("pgtrickle.delta_{}", changes.buffer);
+        let analyze = analyze(&table, changes.net, changes.analysed);
+        statements.extend(analyze.map(Statement::from));
+        emptied.push(table);
     }
     let mut changed_stages = Vec::new();
-    for (i, stage) in plan.stages.iter().enumerate() {
-        let inputs = plan.inputs(id, |relid| changed.contains(&relid), &changed_stages);
+    for i in 0..record.plan.stages.len() {
+        let delta = record.delta(i, &changed, &changed_stages)?;
+        let stage = &record.plan.stages[i];
         let slot = format!("{id}_{}", i + 1);
         let target = stages::target(id, i + 1, stage);
-        let piece = Piece {
-            slot: &slot,
-            body: &stage.body,
-            columns: &stage.columns,
-            table: &target.name,
-        };
         let mut count = 0;
-        if piece.change(c, record, &inputs, &mut statements).await? {
+        if let Some(delta) = delta {
+            let piece = Piece {
+                slot: &slot,
+                body: &stage.body,
+                columns: &stage.columns,
+                table: &target.name,
+            };
+            piece.change(c, record, &delta, &mut statements).await?;
             let out = format!("pgtrickle.out_{slot}");
             let look = format!("SELECT count(*), {} FROM {out}", estimated_rows(&out));
             statements.push(look.into());
@@ -289,27 +323,25 @@ async fn incremental<C: Conn>(
             if count > 0 {
                 let analysed = row.text(1).and_then(|n| n.parse().ok());
                 statements.extend(analyze(&out, count, analysed).map(Statement::from));
-                statements.push(apply::remove(&slot, &stage.body, &stage.columns, &target).into());
-                statements.push(apply::insert(&slot, &target).into());
+                let replace = apply::replace(&slot, &stage.body, &stage.columns, &target);
+                statements.push(format!("WITH {replace} SELECT ok FROM checked").into());
             }
             emptied.push(out);
             total += count;
         }
         changed_stages.push(count > 0);
     }
-    let inputs = plan.inputs(id, |relid| changed.contains(&relid), &changed_stages);
-    let slot = id.to_string();
-    let target = record.target()?;
-    let piece = Piece {
-        slot: &slot,
-        body: &plan.body,
-        columns: &plan.columns,
-        table: &target.name,
-    };
-    if piece.change(c, record, &inputs, &mut statements).await? {
-        statements.extend(
-            analyze(&format!("pgtrickle.out_{id}"), total, record.out_rows).map(Statement::from),
-        );
+    if let Some(delta) = record.delta(changed_stages.len(), &changed, &changed_stages)? {
+        let slot = id.to_string();
+        let piece = Piece {
+            slot: &slot,
+            body: &record.plan.body,
+            columns: &record.plan.columns,
+            table: &record.target()?.name,
+        };
+        piece.change(c, record, &delta, &mut statements).await?;
+        let analyze = analyze(&format!("pgtrickle.out_{id}"), total, now.out_rows());
+        statements.extend(analyze.map(Statement::from));
     }
     finish(c, record, now, statements, &emptied, "incremental", None).await
 }
@@ -324,37 +356,30 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// Adds the statements that put the change of its rows into its staging table. Returns whether there may be any.
+    /// Adds the statements that put the change of its rows into its staging table. `delta` is that of its body.
     async fn change<C: Conn>(
         &self,
         c: &mut C,
         record: &Record,
-        inputs: &[terms::Input<'_>],
+        delta: &str,
         statements: &mut Vec<Statement>,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let slot = self.slot;
         let kept = |sql: String| record.kept(&sql, Vec::new());
-        let body = self.body.linear();
-        let body = body.ok_or_else(|| Error::Internal("a full plan has no delta".to_owned()))?;
-        let terms = terms::delta(body, inputs)?;
-        if terms.is_empty() {
-            return Ok(false);
-        }
-        let delta = terms.join(" UNION ALL ");
         let affected = match self.body {
             Body::Keyed(k) if k.by_weights => {
-                statements.push(kept(keyed::by_weights(slot, k, self.columns, &delta)));
+                statements.push(kept(keyed::by_weights(slot, k, self.columns, delta)));
                 keyed::left_over(slot, k)
             }
-            Body::Keyed(k) => Some(keyed::affected(slot, k.keys.len(), k.args.len(), &delta)),
-            Body::Partition(p) => Some(keyed::affected(slot, p.keys.len(), p.args, &delta)),
+            Body::Keyed(k) => Some(keyed::affected(slot, k.keys.len(), k.args.len(), delta)),
+            Body::Partition(p) => Some(keyed::affected(slot, p.keys.len(), p.args, delta)),
             Body::Linear { .. } | Body::Full { .. } => {
-                statements.push(kept(apply::collect(slot, self.columns, "", &delta)));
+                statements.push(kept(apply::collect(slot, self.columns, "", delta)));
                 None
             }
         };
         let Some(affected) = affected else {
-            return Ok(true);
+            return Ok(());
         };
         statements.push(kept(affected));
         let results = c.run(&std::mem::take(statements)).await?;
@@ -375,118 +400,6 @@ impl Piece<'_> {
             };
             statements.extend(recompute.into_iter().map(kept));
         }
-        Ok(true)
-    }
-}
-
-/// The error's value when partitions or functions have changed within our snapshot.
-const CHANGED: &str = "pgtrickle: other sources";
-
-/// Applies what is staged, empties the staging tables of these buffers, writes frontier and history, checks the fingerprint
-/// a last time, and commits: in one go, as a check that fails fails the transaction.
-pub(super) async fn finish<C: Conn>(
-    c: &mut C,
-    record: &Record,
-    now: &Now,
-    mut statements: Vec<Statement>,
-    emptied: &[String],
-    mode: &'static str,
-    reason: Option<String>,
-) -> Result<Attempt, Error> {
-    let target = record.target()?;
-    statements.push(record.kept(
-        &apply::remove(
-            &record.id.to_string(),
-            &record.plan.body,
-            &record.plan.columns,
-            target,
-        ),
-        Vec::new(),
-    ));
-    let check = match fingerprint::beyond_snapshot(&record.plan) {
-        Some(now) => raise_unless(&format!("{now} IS NOT DISTINCT FROM $9"), CHANGED),
-        None => "$9".to_owned(),
-    };
-    let mut conclusion = Conclusion {
-        started_at: &now.started_at,
-        mode,
-        reason: reason.as_deref(),
-        emptied,
-        set: ", frontier_snapshot = $5::pg_snapshot, frontier_xid = $6::xid8, frontier_seq = $7::bigint, frontier_cluster = $8",
-        check: &check,
-    }
-    .statement(record, target);
-    conclusion.parameters.extend([
-        now.frontier.snapshot.clone(),
-        now.frontier.xid.to_string(),
-        now.frontier.seq.to_string(),
-        now.frontier.cluster.clone(),
-        now.beyond.clone().unwrap_or_default(),
-    ]);
-    statements.push(conclusion);
-    statements.push("COMMIT".to_owned().into());
-    let results = match c.run(&statements).await {
-        Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
-            return Ok(Attempt::Rebuild);
-        }
-        Err(Error::Server(fields)) if is_raised(&fields, CHANGED) => {
-            return Err(Error::Drift(
-                "the sources changed during the refresh".to_owned(),
-            ));
-        }
-        results => results?,
-    };
-    let counts = results.iter().rev().nth(1).and_then(|rows| rows.first());
-    Ok(Attempt::Done(RefreshOutcome::new(mode, reason, counts)))
-}
-
-/// What the last statement of a refresh writes besides the rows themselves.
-pub(super) struct Conclusion<'a> {
-    /// By the server's clock.
-    pub started_at: &'a str,
-    pub mode: &'static str,
-    pub reason: Option<&'a str>,
-    /// Staging tables that have been read.
-    pub emptied: &'a [String],
-    /// Further columns of the catalog's row, after a comma. Parameters from $5 on are the caller's.
-    pub set: &'a str,
-    /// An expression that fails if the refresh is not to be.
-    pub check: &'a str,
-}
-
-impl Conclusion<'_> {
-    /// Adds the staged rows to the user's table, empties the staging tables, and notes the refresh in the catalog and the
-    /// history. Returns the rows inserted and deleted.
-    pub(super) fn statement(&self, record: &Record, target: &apply::Target) -> Statement {
-        let emptied: String = self
-            .emptied
-            .iter()
-            .enumerate()
-            .map(|(i, table)| format!("used_{i} AS (DELETE FROM {table}), "))
-            .collect();
-        let sql = format!(
-            "WITH {emptied}{},
-             moved AS (UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
-                status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{}
-                WHERE id = $1::bigint),
-             noted AS (INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted,
-                    rows_deleted)
-                SELECT c.id, c.owner, $2::timestamptz, clock_timestamp() - $2::timestamptz, $3, nullif($4, ''), a.inserted,
-                    a.deleted
-                FROM pgtrickle.catalog c, applied a WHERE c.id = $1::bigint)
-             SELECT inserted, deleted, {} FROM applied",
-            apply::add(&record.id.to_string(), target),
-            self.set,
-            self.check
-        );
-        record.kept(
-            &sql,
-            vec![
-                record.id.to_string(),
-                self.started_at.to_owned(),
-                self.mode.to_owned(),
-                self.reason.unwrap_or_default().to_owned(),
-            ],
-        )
+        Ok(())
     }
 }

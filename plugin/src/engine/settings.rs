@@ -83,7 +83,52 @@ impl Saved {
 /// # Errors
 /// Those of the server.
 pub(super) async fn set<C: Conn>(c: &mut C, values: &[(String, String)]) -> Result<(), Error> {
-    let calls: Vec<_> = values
+    let values: Vec<_> = values
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_str()))
+        .collect();
+    c.query(&format!("SELECT {}", calls(&values)))
+        .await
+        .map(|_| ())
+}
+
+/// The first statements of a refresh: none of them takes a snapshot.
+pub(super) fn begin() -> [String; 2] {
+    [
+        "BEGIN ISOLATION LEVEL REPEATABLE READ".to_owned(),
+        // Below deadlock_timeout: against a user's DDL the refresh loses, not the user.
+        "SET LOCAL lock_timeout = '500ms'".to_owned(),
+    ]
+}
+
+/// The settings of a refresh, as one statement, with a value of the caller's before. It takes a snapshot, and is parsed under
+/// the caller's path: all names in it have schemas.
+///
+/// Where changes are staged, [`planned`] is to follow: those statements have the frontier as parameters, so that a plan serves
+/// every frontier, and a planner that does not know how few changes are after it would scan the whole buffer.
+pub(super) fn of_refresh(plan: &Settings, before: Option<&str>, stages: bool) -> String {
+    let mut values: Vec<(&str, &str)> = PINNED.to_vec();
+    values.extend([
+        ("TimeZone", plan.time_zone.as_str()),
+        ("default_text_search_config", &plan.text_search_config),
+        // Estimates over UNION ALL are huge; compiling costs a hundred times the run.
+        ("jit", "off"),
+        // Data and frontier are lost together in a crash, and computed again.
+        ("synchronous_commit", "off"),
+    ]);
+    if stages {
+        values.extend([
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+        ]);
+    }
+    let before = before.map(|value| format!("{value}, ")).unwrap_or_default();
+    format!("SELECT {before}{}", calls(&values))
+}
+
+/// Expressions that set local settings.
+fn calls(values: &[(&str, &str)]) -> String {
+    values
         .iter()
         .map(|(name, value)| {
             format!(
@@ -92,30 +137,13 @@ pub(super) async fn set<C: Conn>(c: &mut C, values: &[(String, String)]) -> Resu
                 literal(value)
             )
         })
-        .collect();
-    c.query(&format!("SELECT {}", calls.join(", ")))
-        .await
-        .map(|_| ())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
-/// The first statements of a refresh: none of them takes a snapshot.
-pub(super) fn begin(plan: &Settings) -> Vec<String> {
-    let mut statements = vec!["BEGIN ISOLATION LEVEL REPEATABLE READ".to_owned()];
-    let mut set =
-        |name: &str, value: &str| statements.push(format!("SET LOCAL {name} = {}", literal(value)));
-    for (name, value) in PINNED.iter().skip(1) {
-        set(name, value);
-    }
-    set("TimeZone", &plan.time_zone);
-    set("default_text_search_config", &plan.text_search_config);
-    // Estimates over UNION ALL are huge; compiling costs a hundred times the run.
-    set("jit", "off");
-    // Below deadlock_timeout: against a user's DDL the refresh loses, not the user.
-    set("lock_timeout", "500ms");
-    // Data and frontier are lost together in a crash, and computed again.
-    set("synchronous_commit", "off");
-    statements.push(PINNED_PATH.to_owned());
-    statements
+/// Expressions that end the settings for staging.
+pub(super) fn planned() -> String {
+    calls(&[("plan_cache_mode", "auto"), ("enable_seqscan", "on")])
 }
 
 /// The path of our own SQL.

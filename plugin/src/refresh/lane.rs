@@ -20,7 +20,7 @@ use super::signal::Signal;
 use super::table::{self, Table};
 use crate::command::Schedule;
 use crate::conn::Error;
-use crate::engine::{self, Drift, StreamTableId};
+use crate::engine::{self, Drift, Memory, StreamTableId};
 
 /// How often history is written and dropped tables are cleared away.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -163,6 +163,11 @@ impl Lane {
     pub(super) fn refreshed(&self, id: StreamTableId) {
         self.refreshed.borrow_mut().insert(id);
         self.dirty.set(true);
+    }
+
+    /// What is known of the database's stream tables.
+    pub(super) fn memory(&self) -> &Memory {
+        self.signal.memory()
     }
 
     pub(super) async fn lease(&self) -> Result<Lease, Error> {

@@ -104,13 +104,13 @@ impl Conn for PreparedClient {
     }
 
     async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Error> {
-        self.prepare(statements).await?;
         let mut results = Vec::with_capacity(statements.len());
         // The pooler may have no connection for a BEGIN and one for what follows, which would then commit by itself.
         let begins = statements
             .first()
             .is_some_and(|statement| statement.sql.starts_with("BEGIN"));
         let (begin, statements) = statements.split_at(usize::from(begins));
+        self.prepare(statements).await?;
         for statement in begin {
             results.push(self.query(&statement.sql).await?);
         }

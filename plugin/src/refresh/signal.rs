@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 use pgcat::plugins::PoolIdentity;
 use tokio::sync::Notify;
 
+use crate::engine::Memory;
+
 /// Nobody waits for commits: there are no live stream tables, or a wake-up is already on its way.
 const QUIET: u8 = 0;
 /// The next commit wakes the worker.
@@ -19,9 +21,16 @@ pub(crate) struct Signal {
     state: AtomicU8,
     catalog_changed: AtomicBool,
     bell: Notify,
+    /// What this process knows of the database.
+    memory: Arc<Memory>,
 }
 
 impl Signal {
+    /// What is known of the database's stream tables.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// A transaction that may have written has committed.
     pub(crate) fn committed(&self) {
         // The plain load keeps the cache line shared while nothing is armed.

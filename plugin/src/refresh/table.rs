@@ -259,7 +259,7 @@ async fn act(table: &Rc<Table>, lane: &Rc<Lane>) -> Result<Option<RefreshOutcome
     let own = lane.own_writes.begin();
     // Before it reads: what is written meanwhile counts for the next.
     table.written.set(false);
-    let outcome = engine::refresh(&mut *lease, table.id, How::Auto).await?;
+    let outcome = engine::refresh(&mut *lease, lane.memory(), table.id, How::Auto).await?;
     lease.returned();
     own.end();
     table.last_took.set(started.elapsed());

@@ -1,9 +1,11 @@
 //! What the engine's tests share: creation, refresh, and the comparison of a stream table with its query.
 #![allow(dead_code, reason = "each test uses its part")]
 
+use std::sync::Arc;
+
 use stream_tables::conn::{Conn, Error};
 use stream_tables::engine::{
-    self, Definition, How, Isolation, Mode, RefreshOutcome, StreamTableId,
+    self, Definition, How, Isolation, Memory, Mode, RefreshOutcome, StreamTableId,
 };
 use test_support::Postgres;
 use tokio_postgres::Client;
@@ -38,10 +40,20 @@ pub async fn create(c: &mut Client, name: &str, query: &str) -> Result<StreamTab
     Ok(id)
 }
 
+thread_local! {
+    /// Of all databases of a test, whose stream tables have the same numbers: none may be taken for another.
+    static MEMORY: Arc<Memory> = Arc::default();
+}
+
+/// What the test's thread knows of stream tables.
+pub fn memory() -> Arc<Memory> {
+    MEMORY.with(Arc::clone)
+}
+
 /// Refreshes until no other transaction is in the way.
 pub async fn refresh(c: &mut Client, id: StreamTableId) -> RefreshOutcome {
     loop {
-        match engine::refresh(c, id, How::Auto).await {
+        match engine::refresh(c, &memory(), id, How::Auto).await {
             Ok(outcome) => return outcome,
             Err(error) if error.is_transient() => {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await

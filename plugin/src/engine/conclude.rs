@@ -1,0 +1,134 @@
+//! How a refresh ends: what is staged is applied, noted and committed.
+
+use super::look::Now;
+use super::record::Record;
+use super::refresh::Attempt;
+use super::{RefreshOutcome, fingerprint};
+use crate::conn::{Conn, Error, Statement};
+use crate::delta::{apply, is_raised, raise_unless};
+use crate::plan::literal;
+
+/// The error's value when partitions or functions have changed within our snapshot.
+const CHANGED: &str = "pgtrickle: other sources";
+
+/// Applies what is staged, empties the staging tables of these buffers, writes frontier and history, checks the fingerprint
+/// a last time, and commits: in one go, as a check that fails fails the transaction.
+pub(super) async fn finish<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    now: &Now,
+    mut statements: Vec<Statement>,
+    emptied: &[String],
+    mode: &'static str,
+    reason: Option<String>,
+) -> Result<Attempt, Error> {
+    let beyond = now.beyond.as_deref();
+    let cluster = &now.frontier.cluster;
+    statements.extend(ending(
+        record,
+        cluster,
+        beyond,
+        emptied,
+        mode,
+        reason.as_deref(),
+    )?);
+    let results = match c.run(&statements).await {
+        Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
+            return Ok(Attempt::Rebuild);
+        }
+        Err(Error::Server(fields)) if is_raised(&fields, CHANGED) => {
+            return Err(Error::Drift(
+                "the sources changed during the refresh".to_owned(),
+            ));
+        }
+        results => results?,
+    };
+    let counts = results.iter().rev().nth(1).and_then(|rows| rows.first());
+    Ok(Attempt::Done(RefreshOutcome::new(mode, reason, counts)))
+}
+
+/// The last two statements of a refresh. `beyond` is what a snapshot does not hold still, as it was found first.
+pub(super) fn ending(
+    record: &Record,
+    cluster: &str,
+    beyond: Option<&str>,
+    emptied: &[String],
+    mode: &'static str,
+    reason: Option<&str>,
+) -> Result<[Statement; 2], Error> {
+    let check = match fingerprint::beyond_snapshot(&record.plan) {
+        Some(now) => {
+            let seen = beyond.map_or_else(|| "NULL".to_owned(), literal);
+            raise_unless(&format!("{now} IS NOT DISTINCT FROM {seen}"), CHANGED)
+        }
+        None => "0".to_owned(),
+    };
+    // Without values that differ from one refresh to the next: the server keeps its plan. All that this transaction writes
+    // comes after its snapshot.
+    let set = format!(
+        ", frontier_snapshot = pg_current_snapshot(), frontier_xid = pg_current_xact_id(), frontier_seq = 0,
+            frontier_cluster = {}",
+        literal(cluster)
+    );
+    let conclusion = Conclusion {
+        started_at: "transaction_timestamp()",
+        mode,
+        reason,
+        emptied,
+        set: &set,
+        check: &check,
+    };
+    let commit = Statement::kept("COMMIT".to_owned(), Vec::new());
+    Ok([conclusion.statement(record, record.target()?), commit])
+}
+
+/// What the last statement of a refresh writes besides the rows themselves.
+pub(super) struct Conclusion<'a> {
+    /// By the server's clock: an SQL expression.
+    pub started_at: &'a str,
+    pub mode: &'static str,
+    pub reason: Option<&'a str>,
+    /// Staging tables that have been read.
+    pub emptied: &'a [String],
+    /// Further columns of the catalog's row, after a comma.
+    pub set: &'a str,
+    /// An expression that fails if the refresh is not to be.
+    pub check: &'a str,
+}
+
+impl Conclusion<'_> {
+    /// Applies the staged rows to the user's table, empties the staging tables, and notes the refresh in the catalog and the
+    /// history. Returns the rows inserted and deleted. Fails as [`apply::apply`] does.
+    pub(super) fn statement(&self, record: &Record, target: &apply::Target) -> Statement {
+        let emptied: String = self
+            .emptied
+            .iter()
+            .enumerate()
+            .map(|(i, table)| format!("used_{i} AS (DELETE FROM {table}), "))
+            .collect();
+        let sql = format!(
+            "WITH {emptied}{},
+             moved AS (UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
+                status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{}
+                WHERE id = {id}),
+             noted AS (INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted,
+                    rows_deleted)
+                SELECT c.id, c.owner, t.started_at, clock_timestamp() - t.started_at, {}, {}, a.inserted, a.deleted
+                FROM pgtrickle.catalog c, applied a, (SELECT {}::timestamptz) t(started_at) WHERE c.id = {id})
+             SELECT inserted, deleted, (SELECT ok FROM checked), {} FROM applied",
+            apply::apply(
+                &record.id.to_string(),
+                &record.plan.body,
+                &record.plan.columns,
+                target
+            ),
+            self.set,
+            literal(self.mode),
+            self.reason.map_or_else(|| "NULL".to_owned(), literal),
+            self.started_at,
+            self.check,
+            id = record.id,
+        );
+        record.kept(&sql, Vec::new())
+    }
+}
