@@ -16,6 +16,7 @@ mod dml;
 mod query;
 mod random;
 mod schema;
+mod selfcheck;
 mod shrink;
 mod sql;
 mod tally;

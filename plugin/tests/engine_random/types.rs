@@ -78,10 +78,7 @@ impl Type {
                 "'{}'::text",
                 random.pick(&["a", "b", "B", "ab", "", "it''s"])
             ),
-            Self::Cents => format!(
-                "{}",
-                random.pick(&["0.00", "1.00", "1.50", "2.25", "10.00"])
-            ),
+            Self::Cents => (*random.pick(&["0.00", "1.00", "1.50", "2.25", "10.00"])).to_owned(),
             Self::Whole => format!("{n}::numeric"),
             Self::Loose => format!(
                 "{}::numeric",

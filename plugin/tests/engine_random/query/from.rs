@@ -308,12 +308,15 @@ impl Generator<'_> {
             }
             3 => self.function(left),
             choice => {
+                // A WITH query hides a table of its name.
+                let hidden = |name: &str| self.ctes.iter().any(|c| c.name == name);
                 let relations = if choice == 2 {
-                    &self.ctes
+                    self.ctes.clone()
                 } else {
-                    &self.relations
+                    let all = self.relations.iter();
+                    all.filter(|r| !hidden(&r.name)).cloned().collect()
                 };
-                let relation = relations[self.random.below(relations.len())].clone();
+                let relation = self.random.pick(&relations).clone();
                 let alias = self.alias();
                 let mut columns = relation.columns.clone();
                 let mut list = String::new();

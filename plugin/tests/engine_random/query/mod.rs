@@ -167,7 +167,7 @@ impl<'a> Generator<'a> {
             (self.weight(2, Feature::Distinct), Self::distinct),
             (self.weight(2, Feature::DistinctOn), Self::distinct_on),
             (self.weight(4, Feature::SetOperation), Self::set_operation),
-            (self.weight(3, Feature::Window), Self::window),
+            (self.weight(5, Feature::Window), Self::window),
             (self.weight(3, Feature::Limit), Self::limit),
             (self.weight(3, Feature::Cte), Self::with),
             (self.weight(1, Feature::Recursive), Self::recursive),

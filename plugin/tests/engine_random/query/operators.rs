@@ -136,6 +136,13 @@ impl Generator<'_> {
         });
         let body = self.query(depth - 1, outer);
         self.ctes.pop();
+        // Two WITH clauses in a row are no query.
+        let text = body.sql.to_string();
+        let (open, close) = if text.starts_with("WITH") {
+            ("(", ")")
+        } else {
+            ("", "")
+        };
         let materialized = self
             .random
             .pick(&["", "", "MATERIALIZED ", "NOT MATERIALIZED "]);
@@ -144,7 +151,9 @@ impl Generator<'_> {
                 format!("WITH {} AS {materialized}(", name(&cte)),
                 query.sql,
                 ") ",
-                body.sql
+                open,
+                body.sql,
+                close
             ],
             ..body
         }

@@ -114,7 +114,7 @@ impl Generator<'_> {
                     _ => ("count", Type::Big),
                 };
                 let over = match self.random.below(3) {
-                    0 => format!("{partition}"),
+                    0 => partition,
                     1 => format!("{partition}ORDER BY {by}{direction}"),
                     _ => format!("{partition}ORDER BY {total} {frame}"),
                 };
