@@ -226,6 +226,14 @@ async fn attempt<C: Conn>(
         return Err(Error::Drift("the fingerprint differs".to_owned()));
     }
     let known = (record.frontier.as_ref()).is_some_and(|f| f.cluster == now.frontier.cluster);
+    if known && demand.is_none() && !record.plan.is_full() && record.buffers().next().is_none() {
+        // A query without sources.
+        c.query("ROLLBACK").await?;
+        return Ok(Attempt::Done(RefreshOutcome {
+            mode: "none",
+            ..RefreshOutcome::default()
+        }));
+    }
     let Some(found) = results.get(head).and_then(|r| r.first()).filter(|_| known) else {
         let reason = demand.unwrap_or("the changes since the last refresh are not known");
         return rebuild(c, record, &now, reason).await;

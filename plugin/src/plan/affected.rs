@@ -297,14 +297,17 @@ impl Finder<'_> {
             ..Scene::default()
         };
         scene.nested.extend(nested);
+        let mut with_leaf = None;
         for item in from {
-            if self.is_here(tables_of_item(item)) {
-                self.flatten(item, &mut scene)?;
-                // The rest is numbered after what was passed within.
-                self.next = usize::MAX / 2;
+            if with_leaf.is_none() && self.is_here(tables_of_item(item)) {
+                with_leaf = Some(item);
             } else {
                 self.either(item, &mut scene)?;
             }
+        }
+        // Last, when it is known what is hidden.
+        if let Some(item) = with_leaf {
+            self.flatten(item, &mut scene)?;
         }
         Ok(scene.finish())
     }
@@ -346,9 +349,8 @@ impl Finder<'_> {
                 // What is null-extended, or null-extends by way of the leaf, says nothing about other rows.
                 if is_inner || is_left && in_right {
                     let own: BTreeSet<_> = aliases(with).into_iter().collect();
-                    self.flatten(with, scene)?;
-                    self.next = usize::MAX / 2;
                     self.either(other, scene)?;
+                    self.flatten(with, scene)?;
                     let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
                     let quals = quals.into_iter().filter(|q| !mentions(q, &scene.nulled));
                     let quals: Vec<_> = quals.cloned().collect();
@@ -380,7 +382,7 @@ impl Finder<'_> {
                     let above = Above {
                         alias: &alias,
                         columns,
-                        conditions: scene.conditions.clone(),
+                        conditions: scene.usable().cloned().collect(),
                     };
                     match self.select(select, Some(above))? {
                         Reach::Never => scene.never = true,
@@ -448,6 +450,12 @@ struct Scene {
 }
 
 impl Scene {
+    /// The conditions on what is at hand.
+    fn usable(&self) -> impl Iterator<Item = &Node> {
+        let conditions = self.conditions.iter();
+        conditions.filter(|c| is_certain(c) && !mentions(c, &self.hidden))
+    }
+
     fn finish(self) -> Reach {
         let is_false = |c: &Node| {
             matches!(&c.node, Some(NodeEnum::AConst(c)) if matches!(&c.val,
@@ -456,13 +464,17 @@ impl Scene {
         if self.never || self.conditions.iter().any(is_false) {
             return Reach::Never;
         }
-        let mut conditions: Vec<_> = self
-            .conditions
-            .into_iter()
-            .filter(|c| is_certain(c) && !mentions(c, &self.hidden))
-            .collect();
-        let driver = driver(&self.from, &conditions, &self.nested);
-        conditions.extend(self.nested);
+        let mut conditions: Vec<_> = self.usable().cloned().collect();
+        let nested = self.nested.into_iter().filter(|nested| {
+            let outer = free(&SelectStmt {
+                where_clause: Some(Box::new(nested.clone())),
+                ..empty_select()
+            });
+            outer.is_disjoint(&self.hidden)
+        });
+        let nested: Vec<_> = nested.collect();
+        let driver = driver(&self.from, &conditions, &nested);
+        conditions.extend(nested);
         if self.from.is_empty() && conditions.is_empty() {
             return Reach::Everything;
         }
@@ -546,7 +558,7 @@ pub(crate) fn lookups(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, St
         names.push((relation, leaf));
     }
     let mut found = Vec::new();
-    each_expr(&mut body, &mut |e| {
+    ast::each_expr(&mut body, &mut |e| {
         if let Some(NodeEnum::AExpr(e)) = &e.node
             && matches!(e.name.as_slice(), [name] if sval(name) == Some("="))
         {
@@ -578,7 +590,7 @@ pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec
             tables.push((super::terms::alias(relation), input, Vec::new()));
         }
     });
-    each_expr(&mut body, &mut |e| {
+    ast::each_expr(&mut body, &mut |e| {
         if let Some(NodeEnum::AExpr(e)) = &e.node
             && matches!(e.name.as_slice(), [name] if sval(name) == Some("="))
             && let (Some(left), Some(right)) = (e.lexpr.as_deref(), e.rexpr.as_deref())
@@ -599,50 +611,6 @@ pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec
         .into_iter()
         .map(|(_, input, columns)| (input, columns))
         .collect())
-}
-
-/// Calls `f` for every expression of a query, at any depth.
-fn each_expr(select: &mut SelectStmt, f: &mut impl FnMut(&Node)) {
-    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
-        each_expr(side, f);
-    }
-    for item in &mut select.from_clause {
-        each_expr_of_item(item, f);
-    }
-    for clause in clauses(select) {
-        each_expr_below(clause, f);
-    }
-}
-
-fn each_expr_of_item(item: &mut Node, f: &mut impl FnMut(&Node)) {
-    match item.node.as_mut() {
-        Some(NodeEnum::RangeSubselect(sub)) => {
-            if let Some(select) = inner(sub.subquery.as_mut()) {
-                each_expr(select, f);
-            }
-        }
-        Some(NodeEnum::JoinExpr(join)) => {
-            for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
-                each_expr_of_item(side, f);
-            }
-            if let Some(quals) = join.quals.as_deref_mut() {
-                each_expr_below(quals, f);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn each_expr_below(expr: &mut Node, f: &mut impl FnMut(&Node)) {
-    walk(expr, &mut |e| {
-        f(e);
-        if let Some(NodeEnum::SubLink(sublink)) = &mut e.node
-            && let Some(select) = inner(sublink.subselect.as_mut())
-        {
-            each_expr(select, f);
-        }
-        true
-    });
 }
 
 fn mentions(condition: &Node, names: &BTreeSet<String>) -> bool {

@@ -427,3 +427,99 @@ pub(crate) fn each_table_of_expr(expr: &mut Node, f: &mut impl FnMut(&mut RangeV
         }
     });
 }
+
+/// Calls `f` for every expression of a query, at any depth.
+pub(crate) fn each_expr(select: &mut SelectStmt, f: &mut impl FnMut(&mut Node)) {
+    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+        each_expr(side, f);
+    }
+    for item in &mut select.from_clause {
+        each_expr_of_item(item, f);
+    }
+    for clause in clauses(select) {
+        each_expr_below(clause, f);
+    }
+}
+
+fn each_expr_of_item(item: &mut Node, f: &mut impl FnMut(&mut Node)) {
+    match item.node.as_mut() {
+        Some(NodeEnum::RangeSubselect(sub)) => {
+            if let Some(select) = inner(sub.subquery.as_mut()) {
+                each_expr(select, f);
+            }
+        }
+        Some(NodeEnum::JoinExpr(join)) => {
+            for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
+                each_expr_of_item(side, f);
+            }
+            if let Some(quals) = join.quals.as_deref_mut() {
+                each_expr_below(quals, f);
+            }
+        }
+        Some(NodeEnum::RangeFunction(function)) => {
+            for call in super::inline::calls(function) {
+                each_expr_below(call, f);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn each_expr_below(expr: &mut Node, f: &mut impl FnMut(&mut Node)) {
+    walk(expr, &mut |e| {
+        f(e);
+        if let Some(NodeEnum::SubLink(sublink)) = &mut e.node
+            && let Some(select) = inner(sublink.subselect.as_mut())
+        {
+            each_expr(select, f);
+        }
+        true
+    });
+}
+
+/// Calls `f` for every item of FROM that is not a join, at any depth.
+pub(crate) fn each_item(select: &mut SelectStmt, f: &mut impl FnMut(&mut Node)) {
+    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+        each_item(side, f);
+    }
+    for item in &mut select.from_clause {
+        each_item_of(item, f);
+    }
+    for clause in clauses(select) {
+        each_item_below(clause, f);
+    }
+}
+
+fn each_item_of(item: &mut Node, f: &mut impl FnMut(&mut Node)) {
+    match item.node.as_mut() {
+        Some(NodeEnum::JoinExpr(join)) => {
+            for side in [&mut join.larg, &mut join.rarg].into_iter().flatten() {
+                each_item_of(side, f);
+            }
+            if let Some(quals) = join.quals.as_deref_mut() {
+                each_item_below(quals, f);
+            }
+            return;
+        }
+        Some(NodeEnum::RangeSubselect(sub)) => {
+            if let Some(select) = inner(sub.subquery.as_mut()) {
+                each_item(select, f);
+            }
+        }
+        Some(NodeEnum::RangeFunction(function)) => {
+            for call in super::inline::calls(function) {
+                each_item_below(call, f);
+            }
+        }
+        _ => {}
+    }
+    f(item);
+}
+
+fn each_item_below(expr: &mut Node, f: &mut impl FnMut(&mut Node)) {
+    each_sublink(expr, &mut |sublink| {
+        if let Some(select) = inner(sublink.subselect.as_mut()) {
+            each_item(select, f);
+        }
+    });
+}

@@ -1,6 +1,7 @@
 //! Views and WITH queries, written out where they are used; and the check that nothing in a query is of a kind this code
 //! does not know.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pg_query::NodeEnum;
@@ -18,6 +19,8 @@ pub(crate) struct Names {
     pub views: BTreeMap<(String, String), String>,
     /// Aggregates the query uses, by (schema, name); those of pg_catalog have an empty schema.
     pub aggregates: BTreeSet<(String, String)>,
+    /// How many queries have been inlined.
+    pub inlined: Cell<usize>,
 }
 
 /// Names of WITH queries in scope, the innermost last.
@@ -143,6 +146,13 @@ impl Names {
             let select = parse_select(text).map_err(|e| e.to_string())?;
             ast::range(select, &relation.relname, &[])
         };
+        if let Some(NodeEnum::RangeSubselect(sub)) = &mut node.node
+            && let Some(select) = inner(sub.subquery.as_mut())
+        {
+            // PostgreSQL sees to it that no name hides that of a query around it; this must stay so.
+            self.inlined.set(self.inlined.get() + 1);
+            rename(select, &format!("__pgt_v{}_", self.inlined.get()));
+        }
         if let (Some(NodeEnum::RangeSubselect(sub)), Some(alias)) =
             (&mut node.node, &relation.alias)
         {
@@ -173,6 +183,38 @@ impl Names {
         }
         Ok(())
     }
+}
+
+/// Gives all items of FROM in a query, at any depth, new names.
+fn rename(select: &mut SelectStmt, prefix: &str) {
+    let mut names = BTreeMap::new();
+    ast::each_item(select, &mut |item| {
+        for name in ast::aliases(item) {
+            let number = names.len();
+            names.entry(name).or_insert(format!("{prefix}{number}"));
+        }
+    });
+    ast::each_item(select, &mut |item| {
+        let old = ast::aliases(item).pop();
+        let Some(new) = old.and_then(|old| names.get(&old)) else {
+            return;
+        };
+        let alias = match &mut item.node {
+            Some(NodeEnum::RangeVar(r)) => r.alias.get_or_insert_default(),
+            Some(NodeEnum::RangeSubselect(s)) => s.alias.get_or_insert_default(),
+            Some(NodeEnum::RangeFunction(f)) => f.alias.get_or_insert_default(),
+            _ => return,
+        };
+        alias.aliasname.clone_from(new);
+    });
+    ast::each_expr(select, &mut |e| {
+        if let Some(NodeEnum::ColumnRef(c)) = &mut e.node
+            && let [qualifier, _] = c.fields.as_mut_slice()
+            && let Some(new) = sval(qualifier).and_then(|old| names.get(old))
+        {
+            *qualifier = ast::string(new);
+        }
+    });
 }
 
 /// The calls of a function in FROM.

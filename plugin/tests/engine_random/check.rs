@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::case::{Case, comparison};
 use crate::dml::Batch;
-use crate::engine_support::create;
+use crate::engine_support::{create, memory};
 
 /// What a case came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,7 +220,7 @@ async fn refresh(
     query: &str,
 ) -> Result<RefreshOutcome, Stop> {
     loop {
-        match engine::refresh(c, id, how).await {
+        match engine::refresh(c, &memory(), id, how).await {
             Ok(outcome) => return Ok(outcome),
             // Autovacuum may be in the way.
             Err(error) if error.is_transient() && !matches!(error, Error::Connection(_)) => {}
