@@ -35,6 +35,10 @@ pub(super) const STATEMENTS: &[&str] = &[
         last_refresh timestamptz,
         failures integer NOT NULL DEFAULT 0,
         last_error text,
+        -- What refreshes have cost, in seconds: a full one, one of few changes, and each change of many.
+        full_seconds float8,
+        base_seconds float8,
+        change_seconds float8,
         -- With the owner: else anybody could take the place of others' tables and ids.
         UNIQUE (relid, owner),
         UNIQUE (id, owner)
@@ -69,7 +73,9 @@ pub(super) const STATEMENTS: &[&str] = &[
         reason text,
         rows_inserted bigint NOT NULL,
         rows_deleted bigint NOT NULL,
-        error text
+        error text,
+        -- Changes taken in, where they were counted.
+        changes bigint
     )",
     "CREATE INDEX ON pgtrickle.history (stream_table, started_at)",
     "ALTER TABLE pgtrickle.catalog ENABLE ROW LEVEL SECURITY",
@@ -92,7 +98,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     // All but last_error: an error message may quote data.
     "GRANT SELECT (id, owner, target_schema, target_name, relid, def_view, schedule, refresh_mode, effective_mode, reason,
         status, with_data, plan, fingerprint, frontier_snapshot, frontier_xid, frontier_seq, frontier_cluster, created_at,
-        last_refresh, failures) ON pgtrickle.catalog TO PUBLIC",
+        last_refresh, failures, full_seconds, base_seconds, change_seconds) ON pgtrickle.catalog TO PUBLIC",
     "GRANT SELECT ON pgtrickle.buffer, pgtrickle.source TO PUBLIC",
     "GRANT SELECT (id, stream_table, owner, started_at) ON pgtrickle.history TO PUBLIC",
     "CREATE FUNCTION pgtrickle.pending_changes(id bigint) RETURNS bigint LANGUAGE plpgsql STABLE

@@ -2,7 +2,7 @@
 //! for granted. The server checks each of these assumptions, and the statement that finds one wrong fails the transaction.
 
 use super::RefreshOutcome;
-use super::conclude::ending;
+use super::conclude::{Done, ending};
 use super::look::{Changes, Now, look, opening};
 use super::record::{Record, SLACK};
 use super::settings;
@@ -93,9 +93,12 @@ fn compose(record: &mut Record, changed: Vec<u32>, named: bool) -> Result<Option
         record,
         &frontier.cluster,
         record.beyond.as_deref(),
-        &emptied,
-        "incremental",
-        None,
+        &Done {
+            mode: "incremental",
+            reason: None,
+            changes: None,
+            emptied: &emptied,
+        },
     )?);
     Ok(Some(Batch {
         statements,

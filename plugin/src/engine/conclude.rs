@@ -3,7 +3,7 @@
 use super::look::Now;
 use super::record::Record;
 use super::refresh::Attempt;
-use super::{RefreshOutcome, fingerprint};
+use super::{RefreshOutcome, cost, fingerprint};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::{apply, is_raised, raise_unless};
 use crate::plan::literal;
@@ -18,20 +18,11 @@ pub(super) async fn finish<C: Conn>(
     record: &Record,
     now: &Now,
     mut statements: Vec<Statement>,
-    emptied: &[String],
-    mode: &'static str,
-    reason: Option<String>,
+    done: Done<'_>,
 ) -> Result<Attempt, Error> {
     let beyond = now.beyond.as_deref();
     let cluster = &now.frontier.cluster;
-    statements.extend(ending(
-        record,
-        cluster,
-        beyond,
-        emptied,
-        mode,
-        reason.as_deref(),
-    )?);
+    statements.extend(ending(record, cluster, beyond, &done)?);
     let results = match c.run(&statements).await {
         Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
             return Ok(Attempt::Rebuild);
@@ -44,7 +35,10 @@ pub(super) async fn finish<C: Conn>(
         results => results?,
     };
     let counts = results.iter().rev().nth(1).and_then(|rows| rows.first());
-    Ok(Attempt::Done(RefreshOutcome::new(mode, reason, counts)))
+    let reason = done.reason.map(str::to_owned);
+    Ok(Attempt::Done(RefreshOutcome::new(
+        done.mode, reason, counts,
+    )))
 }
 
 /// The last two statements of a refresh. `beyond` is what a snapshot does not hold still, as it was found first.
@@ -52,9 +46,7 @@ pub(super) fn ending(
     record: &Record,
     cluster: &str,
     beyond: Option<&str>,
-    emptied: &[String],
-    mode: &'static str,
-    reason: Option<&str>,
+    done: &Done<'_>,
 ) -> Result<[Statement; 2], Error> {
     let check = match fingerprint::beyond_snapshot(&record.plan) {
         Some(now) => {
@@ -72,9 +64,7 @@ pub(super) fn ending(
     );
     let conclusion = Conclusion {
         started_at: "transaction_timestamp()",
-        mode,
-        reason,
-        emptied,
+        done,
         set: &set,
         check: &check,
     };
@@ -82,14 +72,22 @@ pub(super) fn ending(
     Ok([conclusion.statement(record, record.target()?), commit])
 }
 
+/// What a refresh has done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done<'a> {
+    pub mode: &'static str,
+    pub reason: Option<&'a str>,
+    /// How many changes were taken in, if they were many.
+    pub changes: Option<i64>,
+    /// Staging tables that have been read.
+    pub emptied: &'a [String],
+}
+
 /// What the last statement of a refresh writes besides the rows themselves.
 pub(super) struct Conclusion<'a> {
     /// By the server's clock: an SQL expression.
     pub started_at: &'a str,
-    pub mode: &'static str,
-    pub reason: Option<&'a str>,
-    /// Staging tables that have been read.
-    pub emptied: &'a [String],
+    pub done: &'a Done<'a>,
     /// Further columns of the catalog's row, after a comma.
     pub set: &'a str,
     /// An expression that fails if the refresh is not to be.
@@ -101,19 +99,25 @@ impl Conclusion<'_> {
     /// history. Returns the rows inserted and deleted. Fails as [`apply::apply`] does.
     pub(super) fn statement(&self, record: &Record, target: &apply::Target) -> Statement {
         let emptied: String = self
+            .done
             .emptied
             .iter()
             .enumerate()
             .map(|(i, table)| format!("used_{i} AS (DELETE FROM {table}), "))
             .collect();
+        let changes = "nullif($1, '')::bigint";
+        let seconds = format!(
+            "date_part('epoch', clock_timestamp() - {}::timestamptz)",
+            self.started_at
+        );
         let sql = format!(
             "WITH {emptied}{},
              moved AS (UPDATE pgtrickle.catalog SET last_refresh = clock_timestamp(), failures = 0, last_error = NULL,
-                status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{}
+                status = CASE WHEN status = 'suspended' AND last_refresh IS NOT NULL THEN status ELSE 'active' END{}{lesson}
                 WHERE id = {id}),
              noted AS (INSERT INTO pgtrickle.history (stream_table, owner, started_at, duration, mode, reason, rows_inserted,
-                    rows_deleted)
-                SELECT c.id, c.owner, t.started_at, clock_timestamp() - t.started_at, {}, {}, a.inserted, a.deleted
+                    rows_deleted, changes)
+                SELECT c.id, c.owner, t.started_at, clock_timestamp() - t.started_at, {}, {}, a.inserted, a.deleted, {changes}
                 FROM pgtrickle.catalog c, applied a, (SELECT {}::timestamptz) t(started_at) WHERE c.id = {id})
              SELECT inserted, deleted, (SELECT ok FROM checked), {} FROM applied",
             apply::apply(
@@ -123,12 +127,14 @@ impl Conclusion<'_> {
                 target
             ),
             self.set,
-            literal(self.mode),
-            self.reason.map_or_else(|| "NULL".to_owned(), literal),
+            literal(self.done.mode),
+            self.done.reason.map_or_else(|| "NULL".to_owned(), literal),
             self.started_at,
             self.check,
             id = record.id,
+            lesson = cost::lesson(self.done.mode, &seconds, changes),
         );
-        record.kept(&sql, Vec::new())
+        let changes = self.done.changes.map(|n| n.to_string()).unwrap_or_default();
+        record.kept(&sql, vec![changes])
     }
 }

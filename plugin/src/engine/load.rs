@@ -51,7 +51,9 @@ pub async fn load<C: Conn>(
     };
     statements.push(format!(
         "UPDATE pgtrickle.catalog SET relid = {relid}, status = '{status}',
-            last_refresh = CASE WHEN with_data THEN clock_timestamp() END WHERE id = {id}"
+            last_refresh = CASE WHEN with_data THEN clock_timestamp() END,
+            full_seconds = CASE WHEN with_data THEN date_part('epoch', clock_timestamp() - transaction_timestamp()) END
+         WHERE id = {id}"
     ));
     statements.extend(apply::index(
         &record.plan.body,

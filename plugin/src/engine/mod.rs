@@ -14,6 +14,7 @@
 mod at_once;
 mod cleanup;
 mod conclude;
+mod cost;
 mod define;
 mod drift;
 mod explain;

@@ -2,7 +2,7 @@
 
 use pgcat::plugins::ErrorFields;
 
-use super::conclude::{Conclusion, finish};
+use super::conclude::{Conclusion, Done, finish};
 use super::look::Now;
 use super::record::{self, Record};
 use super::refresh::Attempt;
@@ -20,8 +20,13 @@ pub(super) async fn rebuild<C: Conn>(
 ) -> Result<Attempt, Error> {
     let statements = rebuild_statements(record)?;
     let emptied: Vec<_> = record.staging().collect();
-    let reason = Some(record.plan.full_reason().unwrap_or(reason).to_owned());
-    finish(c, record, now, statements, &emptied, "full", reason).await
+    let done = Done {
+        mode: "full",
+        reason: Some(record.plan.full_reason().unwrap_or(reason)),
+        changes: None,
+        emptied: &emptied,
+    };
+    finish(c, record, now, statements, done).await
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.
@@ -93,9 +98,12 @@ pub async fn refresh_in_transaction<C: Conn>(
     let emptied: Vec<_> = record.staging().collect();
     let conclusion = Conclusion {
         started_at: &literal(row.text(2).unwrap_or_default()),
-        mode: "full",
-        reason: Some(reason),
-        emptied: &emptied,
+        done: &Done {
+            mode: "full",
+            reason: Some(reason),
+            changes: None,
+            emptied: &emptied,
+        },
         // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
         set: if row.is_true(1) {
             ", frontier_snapshot = NULL"

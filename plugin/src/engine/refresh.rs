@@ -3,12 +3,12 @@
 use pgcat::plugins::ErrorFields;
 
 use super::at_once;
-use super::conclude::finish;
+use super::conclude::{Done, finish};
 use super::look::{Changes, Now, look, opening};
 use super::memory::Memory;
 use super::rebuild::rebuild;
 use super::record::{self, Record};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings, stages};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, load, replan, settings, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::stage::stage;
 use crate::delta::{apply, estimated_rows, keyed, partition};
@@ -256,6 +256,10 @@ async fn attempt<C: Conn>(
             ..RefreshOutcome::default()
         }));
     }
+    let due = changes.iter().map(|changes| changes.due).sum();
+    if let Some(reason) = cost::too_many(c, record, due).await? {
+        return rebuild(c, record, &now, &reason).await;
+    }
     let done = incremental(c, record, &now, &changes).await?;
     if let Attempt::Done(_) = done {
         let changed = changes.iter().filter(|c| c.net > 0);
@@ -292,9 +296,8 @@ async fn incremental<C: Conn>(
     changes: &[Changes],
 ) -> Result<Attempt, Error> {
     let id = record.id.0;
-    record
-        .resize(c, changes.iter().map(|c| c.due).sum())
-        .await?;
+    let due = changes.iter().map(|c| c.due).sum();
+    record.resize(c, due).await?;
     let changes: Vec<_> = changes.iter().filter(|c| c.net > 0).collect();
     let changed: Vec<_> = changes.iter().map(|c| c.relid).collect();
     let mut total = changes.iter().map(|c| c.net).sum();
@@ -351,7 +354,13 @@ async fn incremental<C: Conn>(
         let analyze = analyze(&format!("pgtrickle.out_{id}"), total, now.out_rows());
         statements.extend(analyze.map(Statement::from));
     }
-    finish(c, record, now, statements, &emptied, "incremental", None).await
+    let done = Done {
+        mode: "incremental",
+        reason: None,
+        changes: (due >= cost::MANY).then_some(due),
+        emptied: &emptied,
+    };
+    finish(c, record, now, statements, done).await
 }
 
 /// A stage, or the result.
