@@ -57,6 +57,19 @@ impl Generator<'_> {
                 _ => format!("GROUPING SETS (({list}), ({}), ())", group[0]),
             }];
         }
+        // Windows over groups: ties of these are of no consequence.
+        if !sets && self.has(Feature::Window) && self.random.chance(20) {
+            let (call, ty) = *self.random.pick(&[
+                ("sum(count(*)) OVER ()", Type::Whole),
+                ("rank() OVER (ORDER BY count(*))", Type::Big),
+                ("max(count(*)) OVER ()", Type::Big),
+            ]);
+            targets.push(format!("{call} AS among").into());
+            columns.push(Column {
+                name: "among".to_owned(),
+                ty,
+            });
+        }
         let mut having = Vec::new();
         if self.random.chance(25) {
             having.push(self.having(&scope));
@@ -187,7 +200,14 @@ impl Generator<'_> {
         };
         let extreme = *self.random.pick(&["min", "max"]);
         let call = match ty {
-            Type::Int => sql![extreme, "(", argument(self, ty)?, ")"],
+            Type::Int => match self.random.below(6) {
+                0 => {
+                    let a = argument(self, ty)?;
+                    sql!["percentile_disc(0.5) WITHIN GROUP (ORDER BY ", a, ")"]
+                }
+                1 => sql!["mode() WITHIN GROUP (ORDER BY ", argument(self, ty)?, ")"],
+                _ => sql![extreme, "(", argument(self, ty)?, ")"],
+            },
             Type::Big => match self.random.below(7) {
                 0 | 1 => "count(*)".into(),
                 2 => sql!["count(", any(self, false)?, ")"],

@@ -203,8 +203,17 @@ impl<'a> Generator<'a> {
             own: from.columns,
             outer: outer.to_vec(),
         };
-        let (targets, columns) = self.targets(&scope, depth, |_| true);
+        let (mut targets, mut columns) = self.targets(&scope, depth, |_| true);
         let mut rows = from.rows;
+        if self.has(Feature::SetFunction) && rows < MOST_ROWS / 3 && self.random.chance(15) {
+            let n = self.expression(Type::Int, &scope, 0, 0);
+            targets.push(sql!["generate_series(1, least(", n, ", 3)) AS series"]);
+            columns.push(Column {
+                name: "series".to_owned(),
+                ty: Type::Int,
+            });
+            rows *= 3;
+        }
         let conditions = self.conditions(&scope, depth);
         if !conditions.is_empty() {
             rows = rows.div_ceil(2);

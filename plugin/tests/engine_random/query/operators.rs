@@ -137,11 +137,16 @@ impl Generator<'_> {
         let body = self.query(depth - 1, outer);
         self.ctes.pop();
         // Two WITH clauses in a row are no query.
-        let text = body.sql.to_string();
-        let (open, close) = if text.starts_with("WITH") {
-            ("(", ")")
+        let body = if body.sql.to_string().starts_with("WITH") {
+            let alias = self.alias();
+            let sql = sql![
+                format!("SELECT {alias}.* FROM ("),
+                body.sql,
+                format!(") {alias}")
+            ];
+            Query { sql, ..body }
         } else {
-            ("", "")
+            body
         };
         let materialized = self
             .random
@@ -151,9 +156,7 @@ impl Generator<'_> {
                 format!("WITH {} AS {materialized}(", name(&cte)),
                 query.sql,
                 ") ",
-                open,
-                body.sql,
-                close
+                body.sql
             ],
             ..body
         }
