@@ -27,6 +27,19 @@ pub(crate) fn normalise(select: &mut SelectStmt, tables: &Tables) -> Result<(), 
     for item in &mut from {
         join(item, tables)?;
     }
+    // A merged column is no column any more below.
+    let names = output_names(select);
+    for (t, name) in select.target_list.iter_mut().zip(names) {
+        if let Some(NodeEnum::ResTarget(t)) = &mut t.node
+            && t.name.is_empty()
+            && matches!(
+                t.val.as_ref().and_then(|v| v.node.as_ref()),
+                Some(NodeEnum::ColumnRef(_))
+            )
+        {
+            t.name = name;
+        }
+    }
     let mut failed = Ok(());
     for clause in clauses(select) {
         ast::each_sublink(clause, &mut |sublink| {
