@@ -2,8 +2,9 @@
 
 mod engine_support;
 
-use engine_support::{connect, create, differences, refresh};
+use engine_support::{connect, create, create_as, differences, refresh};
 use stream_tables::conn::Conn;
+use stream_tables::engine::Mode;
 use test_support::Postgres;
 
 const SCHEMA: &str = "
@@ -122,4 +123,60 @@ async fn virtual_columns_are_read_and_not_captured() {
         differences(&mut c, "st", "SELECT a, b FROM t").await,
         [""; 0]
     );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn many_changes_are_recomputed_where_that_is_cheaper() {
+    let server = Postgres::start(15);
+    let mut c = connect(&server).await;
+    // Each change is made dear: the condition is evaluated for the rows it can affect, all of them.
+    c.batch_execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i % 10 FROM generate_series(1, 3000) i",
+    )
+    .await
+    .unwrap();
+    let query = "SELECT a.id FROM t a WHERE a.v < (SELECT count(*) FROM t b WHERE b.v + b.id = a.v + a.id) * 5";
+    let id = create_as(&mut c, "st", query, Mode::Auto).await.unwrap();
+    let cost = "SELECT full_seconds IS NOT NULL, base_seconds IS NOT NULL, change_seconds IS NOT NULL FROM pgtrickle.catalog";
+    let known = async |c: &mut tokio_postgres::Client| {
+        let rows = Conn::query(c, cost).await.unwrap();
+        (0..3).map(|i| rows[0].is_true(i)).collect::<Vec<_>>()
+    };
+    assert_eq!(known(&mut c).await, [true, false, false]);
+    c.batch_execute("UPDATE t SET v = v + 1 WHERE id = 5")
+        .await
+        .unwrap();
+    assert_eq!(refresh(&mut c, id).await.mode, "incremental");
+    assert_eq!(known(&mut c).await, [true, true, false]);
+    c.batch_execute("UPDATE t SET v = v + 1 WHERE id <= 100")
+        .await
+        .unwrap();
+    assert_eq!(refresh(&mut c, id).await.mode, "incremental");
+    assert_eq!(known(&mut c).await, [true, true, true]);
+    // What it is like is written down, so that the test does not depend on how fast the machine is.
+    for (full, expected) in [(0.001, "full"), (1000.0, "incremental")] {
+        c.batch_execute(&format!(
+            "UPDATE pgtrickle.catalog SET full_seconds = {full}, base_seconds = 0.01, change_seconds = 0.01;
+             UPDATE t SET v = v + 1 WHERE id <= 150"
+        ))
+        .await
+        .unwrap();
+        let outcome = refresh(&mut c, id).await;
+        assert_eq!(outcome.mode, expected, "{outcome:?}");
+        if expected == "full" {
+            let reason = outcome.reason.unwrap_or_default();
+            assert!(
+                reason.contains("300 changes would take 3010 ms, and recomputing takes 1 ms"),
+                "{reason}"
+            );
+        }
+        assert_eq!(differences(&mut c, "st", query).await, [""; 0]);
+    }
+    // Few changes are taken in one by one whatever it costs.
+    c.batch_execute(
+        "UPDATE pgtrickle.catalog SET full_seconds = 0; UPDATE t SET v = v + 1 WHERE id = 7",
+    )
+    .await
+    .unwrap();
+    assert_eq!(refresh(&mut c, id).await.mode, "incremental");
 }

@@ -15,13 +15,29 @@ pub async fn connect(server: &Postgres) -> Client {
     server.client("postgres", "postgres").await
 }
 
-/// CREATE STREAM TABLE as outside a block.
+/// CREATE STREAM TABLE as outside a block. Incremental where the query allows it, however many changes there are: a full
+/// refresh would hide a wrong delta.
 pub async fn create(c: &mut Client, name: &str, query: &str) -> Result<StreamTableId, Error> {
+    match create_as(c, name, query, Mode::Incremental).await {
+        Err(error) if error.to_string().contains("incrementally") => {
+            create_as(c, name, query, Mode::Auto).await
+        }
+        created => created,
+    }
+}
+
+/// The same with a `refresh_mode`.
+pub async fn create_as(
+    c: &mut Client,
+    name: &str,
+    query: &str,
+    refresh_mode: Mode,
+) -> Result<StreamTableId, Error> {
     let definition = Definition {
         name: name.to_owned(),
         query: query.to_owned(),
         schedule: "live".to_owned(),
-        refresh_mode: Mode::Auto,
+        refresh_mode,
         with_data: true,
         ..Definition::default()
     };
