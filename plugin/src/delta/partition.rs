@@ -4,20 +4,6 @@
 use super::{apply, keyed, numbered};
 use crate::plan::{Column, Partition};
 
-/// The table of the keys that are touched.
-pub(crate) fn create(slot: &str, partition: &Partition) -> String {
-    let keys: Vec<_> = partition
-        .keys
-        .iter()
-        .enumerate()
-        .map(|(i, c)| format!("k{} {}{}", i + 1, c.type_name, c.collate))
-        .collect();
-    format!(
-        "CREATE UNLOGGED TABLE pgtrickle.keys_{slot} ({})",
-        keys.join(", ")
-    )
-}
-
 /// Computes the partitions of the keys in `keys_<slot>` anew, and collects the change of the result. `nulls`: whether there
 /// are keys with a NULL.
 pub(crate) fn recompute(

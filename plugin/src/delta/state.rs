@@ -93,18 +93,22 @@ pub(crate) fn create(slot: &str, keyed: &Keyed) -> Vec<String> {
         statements.push(format!("CREATE INDEX ON pgtrickle.state_{slot} ({hash})"));
     }
     if !keyed.by_weights || keyed.has_extremes() {
-        let keys: Vec<_> = keyed
-            .keys
-            .iter()
-            .enumerate()
-            .map(|(i, c)| format!("k{} {}{}", i + 1, c.type_name, c.collate))
-            .collect();
-        statements.push(format!(
-            "CREATE UNLOGGED TABLE pgtrickle.keys_{slot} ({})",
-            keys.join(", ")
-        ));
+        statements.push(keys_table(slot, &keyed.keys));
     }
     statements
+}
+
+/// The table of the keys that a change touches.
+pub(crate) fn keys_table(slot: &str, keys: &[Column]) -> String {
+    let keys: Vec<_> = keys
+        .iter()
+        .enumerate()
+        .map(|(i, c)| format!("k{} {}{}", i + 1, c.type_name, c.collate))
+        .collect();
+    format!(
+        "CREATE UNLOGGED TABLE pgtrickle.keys_{slot} ({})",
+        keys.join(", ")
+    )
 }
 
 /// A query for the state of all groups, from the sources as they are. Its columns are those of the state, in order.

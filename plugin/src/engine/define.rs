@@ -235,7 +235,7 @@ fn tables(slot: &str, body: &Body, columns: &[Column]) -> Vec<String> {
     match body {
         Body::Keyed(keyed) => statements.extend(delta::state::create(slot, keyed)),
         Body::Partition(partition) => {
-            statements.push(delta::partition::create(slot, partition));
+            statements.push(delta::state::keys_table(slot, &partition.keys));
         }
         Body::Full { .. } | Body::Linear { .. } => {}
     }

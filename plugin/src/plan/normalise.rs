@@ -40,18 +40,10 @@ pub(crate) fn normalise(select: &mut SelectStmt, tables: &Tables) -> Result<(), 
             t.name = name;
         }
     }
-    let mut failed = Ok(());
     for clause in clauses(select) {
-        ast::each_sublink(clause, &mut |sublink| {
-            if let Some(select) = inner(sublink.subselect.as_mut())
-                && failed.is_ok()
-            {
-                failed = normalise(select, tables);
-            }
-        });
+        sublinks(clause, tables)?;
         qualify(clause, &from, tables);
     }
-    failed?;
     select.from_clause = from;
     if let Some(condition) = select.where_clause.take() {
         let conditions = conjuncts(&condition)
@@ -63,38 +55,36 @@ pub(crate) fn normalise(select: &mut SelectStmt, tables: &Tables) -> Result<(), 
     Ok(())
 }
 
+/// The sub-selects of an expression.
+fn sublinks(expr: &mut Node, tables: &Tables) -> Result<(), Reason> {
+    let mut result = Ok(());
+    ast::each_sublink(expr, &mut |sublink| {
+        if let Some(select) = inner(sublink.subselect.as_mut())
+            && result.is_ok()
+        {
+            result = normalise(select, tables);
+        }
+    });
+    result
+}
+
 fn join(item: &mut Node, tables: &Tables) -> Result<(), Reason> {
     match item.node.as_mut() {
         Some(NodeEnum::RangeSubselect(sub)) => {
             inner(sub.subquery.as_mut()).map_or(Ok(()), |select| normalise(select, tables))
         }
         Some(NodeEnum::RangeFunction(function)) => {
-            let mut failed = Ok(());
             for call in calls(function) {
-                ast::each_sublink(call, &mut |sublink| {
-                    if let Some(select) = inner(sublink.subselect.as_mut())
-                        && failed.is_ok()
-                    {
-                        failed = normalise(select, tables);
-                    }
-                });
+                sublinks(call, tables)?;
             }
-            failed
+            Ok(())
         }
         Some(NodeEnum::JoinExpr(expr)) => {
             for side in [&mut expr.larg, &mut expr.rarg].into_iter().flatten() {
                 join(side, tables)?;
             }
             if let Some(quals) = expr.quals.as_deref_mut() {
-                let mut failed = Ok(());
-                ast::each_sublink(quals, &mut |sublink| {
-                    if let Some(select) = inner(sublink.subselect.as_mut())
-                        && failed.is_ok()
-                    {
-                        failed = normalise(select, tables);
-                    }
-                });
-                failed?;
+                sublinks(quals, tables)?;
             }
             if expr.jointype == JoinType::JoinRight as i32 {
                 std::mem::swap(&mut expr.larg, &mut expr.rarg);
