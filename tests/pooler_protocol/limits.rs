@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 
 use test_support::wire::{Message, Messages, PROTOCOL_3_0, Wire, cancel, sqlstate, startup};
-use test_support::{Pooler, PoolerConfig};
+use test_support::{Pooler, PoolerConfig, memory};
 
 use crate::stage::{direct, eventually, is_running, server, start};
 
@@ -163,4 +163,23 @@ fn a_cancel_request_is_no_login() {
     // Who says nothing is not kept waiting for long.
     let late = Wire::open(pooler.port()).end();
     assert_eq!(sqlstate(&late), "53300");
+}
+
+#[test]
+fn an_idle_client_takes_little_memory() {
+    const CLIENTS: u64 = 400;
+    let pooler = pooler(|config| config.user_with("postgres", 1, TRUST));
+    let connect = || {
+        let mut client = Wire::connect(pooler.port(), "postgres", "postgres");
+        client.run("SELECT 1");
+        client
+    };
+    let first = connect();
+    let before = memory(pooler.pid()).0;
+    let idle: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
+    let grown = memory(pooler.pid()).0 - before;
+    drop((first, idle));
+    // It was 4.6 kB when its task had room for a login, and for waiting for a server connection.
+    let limit = CLIENTS * 7 / 2;
+    assert!(grown < limit, "{grown} kB for {CLIENTS} clients");
 }

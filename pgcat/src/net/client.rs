@@ -47,8 +47,39 @@ pub(super) struct Newcomer {
     seats: Vec<Seat>,
 }
 
-/// Serves a connection from its first byte to its end.
-pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
+/// A client of a pool that has logged in.
+pub(super) struct Client {
+    session: Session,
+    /// For the limits of clients.
+    _seats: Vec<Seat>,
+}
+
+impl Client {
+    /// Serves the client until it leaves.
+    pub async fn serve(&mut self) {
+        let outcome = self.session.run().await;
+        let handle = &self.session.registration.handle;
+        let PoolIdentity { database, user } = &*handle.who.identity;
+        match outcome {
+            Ok(()) => (),
+            Err(error @ Error::Client(_)) => log::debug!("{database}/{user}: {error}"),
+            Err(error) => log::info!("{database}/{user}: {error}"),
+        }
+        let general = &self.session.thread.config().general;
+        if handle.who.kind == Kind::Client && general.log_client_disconnections {
+            log::info!("client disconnected from {database}/{user}");
+        }
+    }
+}
+
+/// Serves a connection from its first byte to its end, or until its client has logged in to a pool, which is then to be
+/// served. Apart from that, and boxed here, because a future has room for all it ever holds as long as it is there: an idle
+/// client is not to pay for its login.
+pub(super) async fn admit(
+    thread: &Rc<ThreadContext>,
+    io: Io,
+    origin: Origin,
+) -> Option<Box<Client>> {
     let (internal_pool, arrival) = match origin {
         Origin::Inside(pool) => (Some(pool), None),
         Origin::Outside(arrival) => (None, Some(arrival)),
@@ -62,7 +93,6 @@ pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
         seats: Vec::new(),
     };
     let limit = thread.config().general.client_login_timeout;
-    // Boxed, as is all that a session does rarely: what a future may need at some time it has room for all the time.
     let login = Box::pin(async {
         let _arrival = arrival;
         let login = Login::begin(thread);
@@ -80,7 +110,7 @@ pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
             if let Err(error) = Box::pin(session.run(input)).await {
                 log::debug!("admin database {}: {error}", dialect.database());
             }
-            return;
+            return None;
         }
         Ok(Ok(Some(Admission::Replication {
             registration,
@@ -92,40 +122,38 @@ pub(super) async fn serve(thread: &Rc<ThreadContext>, io: Io, origin: Origin) {
             {
                 log::info!("a replication connection ended: {error}");
             }
-            return;
+            return None;
         }
         // A cancel request, or a port check that sent nothing.
-        Ok(Ok(None)) => return,
-        Ok(Err(error)) => return Box::pin(newcomer.turn_away(error)).await,
+        Ok(Ok(None)) => return None,
+        Ok(Err(error)) => {
+            newcomer.turn_away(error).await;
+            return None;
+        }
         Err(_) => {
             log::info!("a client did not log in within {limit:?}");
-            return;
+            return None;
         }
     };
-    // What is kept here every idle client has in memory.
-    let handle = admitted.registration.handle.clone();
-    let PoolIdentity { database, user } = &handle.who.identity;
-    let is_external = internal_pool.is_none();
-    if is_external && thread.config().general.log_client_connections {
+    if internal_pool.is_none() && thread.config().general.log_client_connections {
+        let PoolIdentity { database, user } = &*admitted.pool.shared.identity;
         log::info!("client connected to {database}/{user}");
     }
-    let Newcomer { io, input, .. } = newcomer;
-    let mut session = Session::new(
+    let Newcomer {
+        io, input, seats, ..
+    } = newcomer;
+    let session = Session::new(
         thread.clone(),
         admitted.pool,
         admitted.registration,
         io,
         admitted.settings,
+        input,
     );
-    if let Err(error) = session.run(input).await {
-        match error {
-            Error::Client(_) => log::debug!("{database}/{user}: {error}"),
-            _ => log::info!("{database}/{user}: {error}"),
-        }
-    }
-    if is_external && thread.config().general.log_client_disconnections {
-        log::info!("client disconnected from {database}/{user}");
-    }
+    Some(Box::new(Client {
+        session,
+        _seats: seats,
+    }))
 }
 
 /// Counts a client while it logs in.
@@ -256,7 +284,7 @@ impl Newcomer {
             Some(_) => Kind::Internal,
             None => Kind::Client,
         };
-        let who = self.who(kind, pool.shared.identity.clone(), &startup);
+        let who = self.who(kind, Arc::clone(&pool.shared.identity), &startup);
         let registration = Registration::new(thread, who);
         let parameters = parameters.iter();
         self.greet(
@@ -312,7 +340,7 @@ impl Newcomer {
             Err(Error::ServerRefused(fields)) => return Err(Error::Refused(fields)),
             other => other?,
         };
-        let who = self.who(Kind::Client, pool.shared.identity.clone(), startup);
+        let who = self.who(Kind::Client, Arc::clone(&pool.shared.identity), startup);
         let registration = Registration::new(thread, who);
         let parameters = server.parameters.iter();
         self.greet(
@@ -375,7 +403,8 @@ impl Newcomer {
             database: dialect.database().to_owned(),
             user: user.to_owned(),
         };
-        let registration = Registration::new(thread, self.who(Kind::Admin, identity, startup));
+        let registration =
+            Registration::new(thread, self.who(Kind::Admin, Arc::new(identity), startup));
         self.greet(AdminSession::greeting(dialect), registration.key);
         self.flush().await?;
         Ok(Admission::Admin {
@@ -496,7 +525,7 @@ impl Newcomer {
         Ok(())
     }
 
-    fn who(&self, kind: Kind, identity: PoolIdentity, startup: &Startup) -> Who {
+    fn who(&self, kind: Kind, identity: Arc<PoolIdentity>, startup: &Startup) -> Who {
         Who {
             kind,
             identity,
@@ -504,12 +533,12 @@ impl Newcomer {
                 startup
                     .parameter("application_name")
                     .unwrap_or_default()
-                    .to_owned(),
+                    .into(),
             ),
             ends: self.io.ends(),
             tls: match &self.io {
-                Io::Tls(stream) => stream.description(),
-                Io::Memory(_) | Io::Mirrored(_) | Io::Tcp(_) | Io::Unix(_) => String::new(),
+                Io::Tls(stream) => stream.description().into(),
+                Io::Memory(_) | Io::Mirrored(_) | Io::Tcp(_) | Io::Unix(_) => Box::default(),
             },
             connected: SystemTime::now(),
         }

@@ -98,7 +98,7 @@ pub(super) async fn prove_to_pool(
 
 /// What the rules ask of this client; a certificate that they ask for beside it is looked at here.
 fn method_by_rules(client: &Newcomer, rules: &Hba, pool: &PoolShared) -> Result<AuthType, Error> {
-    let PoolIdentity { database, user } = &pool.identity;
+    let PoolIdentity { database, user } = &*pool.identity;
     let address = match client.io {
         Io::Unix(_) | Io::Memory(_) | Io::Mirrored(_) => None,
         Io::Tcp(_) | Io::Tls(_) => {

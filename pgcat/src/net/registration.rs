@@ -32,12 +32,12 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Who {
     pub kind: Kind,
-    pub identity: PoolIdentity,
-    pub application_name: RefCell<String>,
+    pub identity: Arc<PoolIdentity>,
+    pub application_name: RefCell<Box<str>>,
     /// The peer's address and ours, over TCP.
     pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Protocol version and cipher; empty without TLS.
-    pub tls: String,
+    pub tls: Box<str>,
     pub connected: SystemTime,
 }
 
@@ -203,10 +203,10 @@ impl SessionHandle {
             id,
             database: who.identity.database.clone(),
             user: who.identity.user.clone(),
-            application_name: who.application_name.borrow().clone(),
+            application_name: who.application_name.borrow().to_string(),
             peer: who.ends.map(|(peer, _)| peer),
             local: who.ends.map(|(_, local)| local),
-            tls: who.tls.clone(),
+            tls: who.tls.to_string(),
             admin: who.kind == Kind::Admin,
             doing: match waiting_since {
                 Some(_) => Doing::Waiting,

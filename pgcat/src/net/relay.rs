@@ -617,8 +617,8 @@ impl Session {
     fn note_application_name(&self) {
         let name = self.settings.value("application_name").unwrap_or_default();
         let mut known = self.registration.handle.who.application_name.borrow_mut();
-        if *known != name {
-            *known = name.to_owned();
+        if **known != *name {
+            *known = name.into();
         }
     }
 

@@ -34,7 +34,7 @@ pub fn pools(config: &Config, present: &[Arc<PoolShared>], fixed: &Fixed) -> Vec
             };
             let predecessor = present
                 .iter()
-                .find(|pool| pool.identity == identity && pool.asks_auth_query == asks_auth_query);
+                .find(|pool| *pool.identity == identity && pool.asks_auth_query == asks_auth_query);
             let is_listed = pool.users.contains(&user);
             let of_other_user = !asks_auth_query && !is_listed;
             if let Some(same) = predecessor

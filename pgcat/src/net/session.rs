@@ -70,7 +70,7 @@ pub struct Session {
     /// Names with a dot that the client may have set.
     pub(super) custom_settings: BTreeSet<String>,
     /// The settings of the startup message: what RESET goes back to.
-    pub(super) startup_settings: Settings,
+    pub(super) startup_settings: Arc<Settings>,
     /// Which servers the next statement may go to.
     pub(super) route: Route,
     /// What the client has chosen by routing commands.
@@ -168,7 +168,9 @@ impl Session {
         registration: Registration,
         io: Io,
         settings: Settings,
+        input: Vec<u8>,
     ) -> Self {
+        let settings = Arc::new(settings);
         let internal = !io.is_external();
         if !internal {
             let timeouts = pool.shared.user.timeouts;
@@ -185,13 +187,13 @@ impl Session {
             pool,
             registration,
             io,
-            input: Vec::new(),
-            input_ready: false,
+            input_ready: !input.is_empty(),
+            input,
             client_body: Body::default(),
             out: OutBuffer::default(),
             server: None,
             server_body: Body::default(),
-            settings: Arc::new(settings.clone()),
+            settings: settings.clone(),
             startup_settings: settings,
             custom_settings: BTreeSet::new(),
             route,
@@ -221,14 +223,12 @@ impl Session {
         }
     }
 
-    /// Serves the client until it leaves. Borrowed, as a future has room for what it is given by value twice: where it is
-    /// given, and where it is kept.
+    /// Serves the client until it leaves. All it does rarely is boxed: what a future may need at some time it has room for all
+    /// the time, in every idle client.
     ///
     /// # Errors
     /// Why the session had to end; the client has been told where that was possible.
-    pub async fn run(&mut self, input: Vec<u8>) -> Result<(), Error> {
-        self.input_ready = !input.is_empty();
-        self.input = input;
+    pub async fn run(&mut self) -> Result<(), Error> {
         let outcome = self.serve().await;
         if let Err(error) = &outcome {
             Box::pin(self.say_goodbye(error)).await;
@@ -248,8 +248,11 @@ impl Session {
                 Event::Execute { portal } => Box::pin(self.execute_handled(&portal)).await?,
                 Event::FailBatch(error) => Box::pin(self.fail_batch(*error)).await?,
                 Event::IdleInTransaction => Box::pin(self.idle_in_transaction()).await?,
-                Event::NeedServer => match self.checkout().await {
-                    Ok(server) => self.attach_safely(server).await?,
+                Event::NeedServer => match Box::pin(self.checkout()).await {
+                    Ok(server) if server.settings.is_certain(&self.settings) => {
+                        self.attach(server);
+                    }
+                    Ok(server) => Box::pin(self.attach_safely(server)).await?,
                     Err(error @ Error::Refused(_)) => return Err(error),
                     Err(error) => Box::pin(self.no_server(&error)).await?,
                 },

@@ -607,11 +607,23 @@ async fn serve(
 
 fn begin(thread: &Rc<ThreadContext>, io: DetachedIo, origin: Origin) {
     let thread = thread.clone();
+    let admission = Box::pin({
+        let thread = thread.clone();
+        async move {
+            match io.attach() {
+                Ok(io) => client::admit(&thread, io, origin).await,
+                Err(error) => {
+                    log::warn!("a client's socket could not be used: {error}");
+                    None
+                }
+            }
+        }
+    });
     tokio::task::spawn_local(async move {
         let _load = Load(&thread);
-        match io.attach() {
-            Ok(io) => client::serve(&thread, io, origin).await,
-            Err(error) => log::warn!("a client's socket could not be used: {error}"),
+        let client = admission.await;
+        if let Some(mut client) = client {
+            client.serve().await;
         }
     });
 }
@@ -696,7 +708,7 @@ impl ThreadContext {
         let pools = self.pools.borrow();
         let mut present = pools.iter().filter(|pool| !pool.shared.is_retired());
         present
-            .find(|pool| !pool.shared.asks_auth_query && pool.shared.identity == *identity)
+            .find(|pool| !pool.shared.asks_auth_query && *pool.shared.identity == *identity)
             .cloned()
     }
 

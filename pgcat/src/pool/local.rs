@@ -217,7 +217,7 @@ impl LocalPool {
         while let Some(at) = self.shared.choose(route, &tried) {
             match self.checkout_at(thread, at).await {
                 Ok(mut server) if self.shared.may_serve(self.address(at), route) => {
-                    match self.has_replayed(thread, &mut server, route).await {
+                    match Box::pin(self.has_replayed(thread, &mut server, route)).await {
                         Ok(true) => return Ok(server),
                         Ok(false) => self.release(thread, server),
                         Err(error) => failure = error,
@@ -265,13 +265,13 @@ impl LocalPool {
             slots.forget_claims(&self.shared);
             if slots.waiting() == 0 {
                 if let Some(server) = self.pop_idle(thread, at) {
-                    match self.checked(thread, server).await? {
+                    match Box::pin(self.checked(thread, server)).await? {
                         Some(server) => return Ok(server),
                         None => continue,
                     }
                 }
                 if let Some(slot) = Slot::take(&self.shared, at) {
-                    return self.open_paced(thread, slot).await;
+                    return Box::pin(self.open_paced(thread, slot)).await;
                 }
             }
             let granted = slots.enqueue(thread.index, thread.now.get());
@@ -289,11 +289,11 @@ impl LocalPool {
             self.claim(thread, at);
             // Nothing is granted to those taken off the queue: see `Slots::expire`.
             let server = match granted.await.map_err(|_| self.why_dismissed(at))? {
-                Grant::Slot(slot) => return self.open_paced(thread, slot).await,
+                Grant::Slot(slot) => return Box::pin(self.open_paced(thread, slot)).await,
                 Grant::Here(server) => server,
                 Grant::Moved(server) => match server.attach() {
                     Ok(server) => server,
-                    Err(slot) => return self.open_paced(thread, slot).await,
+                    Err(slot) => return Box::pin(self.open_paced(thread, slot)).await,
                 },
             };
             if let Some(server) = self.checked(thread, server).await? {

@@ -27,7 +27,7 @@ pub struct PoolShared {
     pub index: usize,
     /// A reload has replaced or removed it.
     retired: AtomicBool,
-    pub identity: PoolIdentity,
+    pub identity: Arc<PoolIdentity>,
     pub user: User,
     pub settings: Pool,
     /// The servers, in the order of shards and of servers in them.
@@ -136,7 +136,7 @@ impl PoolShared {
                     user.max_user_connections,
                 ),
             ],
-            identity,
+            identity: Arc::new(identity),
             user,
             settings,
             ids: fixed.ids.clone(),
