@@ -232,14 +232,28 @@ impl Session {
 
     /// Walks the server's messages in `data`; returns how many bytes were dealt with.
     fn process_server(&mut self, data: &[u8], cx: &mut Context<'_>) -> Result<usize, Error> {
-        let mut at = 0;
         let mut run = 0..0;
+        let walked = self.walk_messages(data, &mut run);
+        if walked.is_err() {
+            // It may be the end of a message whose beginning the client has: what it is told next must not be taken for it.
+            self.out.tail().extend_from_slice(&data[run]);
+        } else if !run.is_empty() {
+            self.out
+                .write(&mut self.io, cx, &data[run])
+                .map_err(Error::Client)?;
+        }
+        walked
+    }
+
+    /// The same, but for what is at hand to be forwarded at last: `run`.
+    fn walk_messages(&mut self, data: &[u8], run: &mut Range<usize>) -> Result<usize, Error> {
+        let mut at = 0;
         while at < data.len() {
             if self.server_body.left > 0 {
                 let n = self.server_body.left.min(data.len() - at);
                 self.server_body.left -= n;
                 if !self.server_body.discard {
-                    self.forward_to_client(data, &mut run, at..at + n);
+                    self.forward_to_client(data, run, at..at + n);
                 }
                 at += n;
                 continue;
@@ -268,7 +282,7 @@ impl Session {
                     discard,
                 };
                 if !discard {
-                    self.forward_to_client(data, &mut run, at..at + n);
+                    self.forward_to_client(data, run, at..at + n);
                 }
                 at += n;
                 continue;
@@ -279,11 +293,11 @@ impl Session {
             if self.process_reply(header.tag, &message[HEADER..])? == Fate::Forward {
                 match self.reworded(header.tag, &message[HEADER..]) {
                     Some(error) => {
-                        let before = &data[mem::replace(&mut run, 0..0)];
+                        let before = &data[mem::replace(run, 0..0)];
                         self.out.tail().extend_from_slice(before);
                         self.out.tail().extend_from_slice(&error);
                     }
-                    None => self.forward_to_client(data, &mut run, at..at + header.total()),
+                    None => self.forward_to_client(data, run, at..at + header.total()),
                 }
             }
             at += header.total();
@@ -292,14 +306,9 @@ impl Session {
             {
                 self.out
                     .tail()
-                    .extend_from_slice(&data[mem::replace(&mut run, 0..0)]);
+                    .extend_from_slice(&data[mem::replace(run, 0..0)]);
                 server.ledger.take_due(self.out.tail());
             }
-        }
-        if !run.is_empty() {
-            self.out
-                .write(&mut self.io, cx, &data[run])
-                .map_err(Error::Client)?;
         }
         Ok(at)
     }
