@@ -349,13 +349,17 @@ impl Finder<'_> {
                 // What is null-extended, or null-extends by way of the leaf, says nothing about other rows.
                 if is_inner || is_left && in_right {
                     let own: BTreeSet<_> = aliases(with).into_iter().collect();
+                    if is_left {
+                        // Conditions above see NULLs where the row has no match any more. Before they are handed down.
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                    }
                     self.either(other, scene)?;
                     self.flatten(with, scene)?;
                     let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
                     let quals = quals.into_iter().filter(|q| !mentions(q, &scene.nulled));
                     let quals: Vec<_> = quals.cloned().collect();
                     if is_left {
-                        // Conditions above see NULLs where the row has no match any more.
+                        // Those that came to be in there may be about a row of an outer join of its own.
                         scene.conditions.retain(|c| !mentions(c, &own));
                         scene.nulled.extend(own);
                     }

@@ -1,0 +1,68 @@
+//! Queries and changes that once gave wrong results, or errors the query itself does not raise.
+
+mod engine_support;
+
+use engine_support::{connect, create, differences, refresh};
+use test_support::Postgres;
+use tokio::task::LocalSet;
+
+const SCHEMA: &str = "
+    CREATE TABLE l (id int PRIMARY KEY, k int, b int);
+    CREATE TABLE m (id int PRIMARY KEY, k int, x int);
+    CREATE TABLE r (id int PRIMARY KEY, l int, v int, k int);
+    INSERT INTO l SELECT i, i % 3, i % 4 FROM generate_series(1, 8) i;
+    INSERT INTO m SELECT i, i % 3, i % 5 FROM generate_series(1, 12) i;
+    INSERT INTO r SELECT i, i % 8 + 1, i % 5, i % 3 FROM generate_series(1, 20) i;";
+
+/// Runs the writes one by one; after each the stream table is its query. Gives the modes of the refreshes.
+async fn follows(schema: &str, queries: &[&str], writes: &[&str]) -> Vec<String> {
+    LocalSet::new()
+        .run_until(async {
+            let server = Postgres::start(15);
+            let mut c = connect(&server).await;
+            c.batch_execute(schema).await.unwrap();
+            let mut tables = Vec::new();
+            for (i, query) in queries.iter().enumerate() {
+                let name = format!("corner_{i}");
+                let id = create(&mut c, &name, query)
+                    .await
+                    .unwrap_or_else(|e| panic!("{query}: {e}"));
+                tables.push((name, *query, id));
+            }
+            let mut modes = Vec::new();
+            for write in writes {
+                c.batch_execute(write)
+                    .await
+                    .unwrap_or_else(|e| panic!("{write}: {e}"));
+                for (name, query, id) in &tables {
+                    let outcome = refresh(&mut c, *id).await;
+                    modes.push(outcome.mode.to_owned());
+                    assert_eq!(
+                        differences(&mut c, name, query).await,
+                        [""; 0],
+                        "{query} after {write}"
+                    );
+                }
+            }
+            modes
+        })
+        .await
+}
+
+/// The same, where every refresh has to be by the changes.
+async fn follows_by_changes(schema: &str, queries: &[&str], writes: &[&str]) {
+    let modes = follows(schema, queries, writes).await;
+    assert!(!modes.iter().any(|mode| mode == "full"), "{modes:?}");
+}
+
+/// A condition above an outer join sees NULLs where the changed row was.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_looks_for_what_has_no_match() {
+    follows_by_changes(
+        SCHEMA,
+        &["SELECT l.id FROM l WHERE EXISTS (SELECT FROM m LEFT JOIN (SELECT r.v AS x FROM r) s ON s.x = m.x
+            WHERE m.k = l.k AND s.x IS NULL)"],
+        &["DELETE FROM r WHERE v = 3", "INSERT INTO r VALUES (50, 1, 3, 1)"],
+    )
+    .await;
+}
