@@ -66,3 +66,17 @@ async fn a_sub_select_looks_for_what_has_no_match() {
     )
     .await;
 }
+
+/// Both sides of a FULL JOIN may be NULL.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_looks_for_what_has_no_match_on_either_side() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT l.id FROM l WHERE EXISTS (SELECT FROM m FULL JOIN r ON r.v = m.x WHERE m.k = l.k AND r.v IS NULL)",
+            "SELECT l.id, (SELECT count(*) FROM r FULL JOIN m ON r.v = m.x WHERE r.v IS NULL AND m.k = l.k) AS n FROM l",
+        ],
+        &["DELETE FROM r WHERE v = 3", "INSERT INTO r VALUES (50, 1, 3, 1)"],
+    )
+    .await;
+}

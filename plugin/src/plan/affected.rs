@@ -366,7 +366,17 @@ impl Finder<'_> {
                     scene.conditions.extend(quals);
                 } else {
                     scene.hidden.extend(aliases(other));
+                    let own: BTreeSet<_> = aliases(with).into_iter().collect();
+                    let is_full = kind == JoinType::JoinFull as i32;
+                    if is_full {
+                        // A row of the other side that loses its match has NULLs in place of the leaf's too.
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                    }
                     self.flatten(with, scene)?;
+                    if is_full {
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                        scene.nulled.extend(own);
+                    }
                 }
             }
             Some(NodeEnum::RangeSubselect(sub)) => {
