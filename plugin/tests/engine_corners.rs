@@ -80,3 +80,18 @@ async fn a_sub_select_looks_for_what_has_no_match_on_either_side() {
     )
     .await;
 }
+
+/// A new row of DISTINCT ON may take the place of another.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_has_the_first_row_of_each_kind() {
+    follows_by_changes(
+        SCHEMA,
+        &["SELECT l.id FROM l WHERE l.id IN (SELECT DISTINCT ON (r.l) r.v FROM r WHERE r.k = l.k ORDER BY r.l, r.v)"],
+        &[
+            "INSERT INTO r VALUES (50, 5, 0, 1), (51, 5, 0, 2), (52, 3, -1, 0)",
+            "INSERT INTO r SELECT 60 + i, i, -3, i % 3 FROM generate_series(1, 8) i",
+            "DELETE FROM r WHERE v = -3",
+        ],
+    )
+    .await;
+}

@@ -239,7 +239,8 @@ impl Finder<'_> {
             .into_iter()
             .cloned()
             .collect();
-        // DISTINCT passes what it is given, a group or a LIMIT does not.
+        // DISTINCT passes what it is given; a group or a LIMIT does not, nor does DISTINCT ON, which another row may win.
+        let is_distinct_on = select.distinct_clause.iter().any(|d| d.node.is_some());
         let has_calls = targets(select).iter_mut().any(|t| {
             let mut call = false;
             walk(t, &mut |e| {
@@ -249,6 +250,7 @@ impl Finder<'_> {
             call
         });
         let passes = !has_calls
+            && !is_distinct_on
             && is_plain(&SelectStmt {
                 distinct_clause: Vec::new(),
                 ..select.clone()
