@@ -95,3 +95,27 @@ async fn a_sub_select_has_the_first_row_of_each_kind() {
     )
     .await;
 }
+
+/// `a` and `A` are equal under the collation, and differ all the same.
+#[tokio::test(flavor = "current_thread")]
+async fn the_case_of_a_letter_changes_under_a_collation_without_case() {
+    follows_by_changes(
+        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE TABLE l (id int PRIMARY KEY, n text COLLATE nocase);
+         CREATE TABLE r (id int PRIMARY KEY, l int, n text COLLATE nocase);
+         INSERT INTO l SELECT i, 'a' FROM generate_series(1, 4) i;
+         INSERT INTO r SELECT i, i % 4, 'A' FROM generate_series(1, 8) i",
+        &[
+            "SELECT l.id, s.n FROM l LEFT JOIN r s ON s.l = l.id",
+            "SELECT l.id, string_agg(s.n, ',' ORDER BY s.id) AS names FROM l JOIN r s ON s.n = l.n GROUP BY l.id",
+            "SELECT id, row_number() OVER (PARTITION BY n ORDER BY id) AS place, n FROM r",
+            "SELECT n FROM r",
+        ],
+        &[
+            "INSERT INTO r VALUES (50, 3, 'a')",
+            "UPDATE r SET n = 'a' WHERE id < 4",
+            "UPDATE r SET n = 'A' WHERE id IN (2, 50)",
+        ],
+    )
+    .await;
+}

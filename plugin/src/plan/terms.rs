@@ -695,7 +695,7 @@ fn past(columns: &[Column], shown: &[String], rows: &str) -> String {
             group.push(name.clone());
         }
         if column.image != Image::Plain {
-            group.push(format!("pg_catalog.format('%L', {name})"));
+            group.push(crate::delta::image(&name));
         }
         let value = if column.hashable || column.image == Image::Plain {
             name
