@@ -119,3 +119,23 @@ async fn the_case_of_a_letter_changes_under_a_collation_without_case() {
     )
     .await;
 }
+
+/// Values without equality, which past states have to bring back in one piece: arrays among them.
+#[tokio::test(flavor = "current_thread")]
+async fn an_outer_join_has_arrays_without_equality() {
+    follows_by_changes(
+        "CREATE TABLE l (id int PRIMARY KEY);
+         CREATE TABLE r (id int PRIMARY KEY, l int, js json[], x xml[], p point[], j json);
+         INSERT INTO l SELECT i FROM generate_series(1, 4) i;
+         INSERT INTO r SELECT i, i % 5, ARRAY['{\"a\":1}'::json, NULL], '{}', ARRAY[point(1, 2)], '{\"a\":1}'
+            FROM generate_series(1, 8) i",
+        &["SELECT l.id, r.js, r.x, r.p, r.j FROM l LEFT JOIN r ON r.l = l.id"],
+        &[
+            "INSERT INTO r VALUES (50, 3, NULL, ARRAY['<a/>'::xml], '{}', NULL), (51, 3, ARRAY[NULL]::json[], NULL, NULL, NULL)",
+            "UPDATE r SET js = '{}', p = ARRAY[NULL, point(0, 0)] WHERE id < 4",
+            "UPDATE r SET js = NULL, j = '{\"a\": 1}' WHERE id IN (2, 50)",
+            "DELETE FROM r WHERE id IN (1, 4, 51)",
+        ],
+    )
+    .await;
+}

@@ -700,7 +700,7 @@ fn past(columns: &[Column], shown: &[String], rows: &str) -> String {
         let value = if column.hashable || column.image == Image::Plain {
             name
         } else {
-            format!("(pg_catalog.array_agg({name}))[1]")
+            crate::delta::Cell::new(name, column).value()
         };
         values.push_str(&format!("{value} AS {shown}, "));
     }
