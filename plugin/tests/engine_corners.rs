@@ -139,3 +139,23 @@ async fn an_outer_join_has_arrays_without_equality() {
     )
     .await;
 }
+
+/// A change is computed from rows that the query never meets together: it may fail where the query does not.
+#[tokio::test(flavor = "current_thread")]
+async fn a_change_fails_where_the_query_does_not() {
+    let modes = follows(
+        SCHEMA,
+        &[
+            "SELECT l.id, 100 / (SELECT count(*) FROM r WHERE r.l = l.id) AS share FROM l",
+            "SELECT m.id, (SELECT l.k FROM l WHERE l.b = m.id + 100) AS k FROM m",
+        ],
+        &[
+            "BEGIN; INSERT INTO l VALUES (20, 1, 1); INSERT INTO r VALUES (50, 20, 1, 1); COMMIT",
+            "BEGIN; DELETE FROM l WHERE id = 20; DELETE FROM r WHERE l = 20; COMMIT",
+            "BEGIN; INSERT INTO l VALUES (30, 1, 200), (31, 1, 200); INSERT INTO r VALUES (51, 30, 1, 1), (52, 31, 1, 1); COMMIT",
+            "BEGIN; DELETE FROM l WHERE id = 30; DELETE FROM r WHERE l = 30; INSERT INTO m VALUES (100, 1, 1); COMMIT",
+        ],
+    )
+    .await;
+    assert!(modes.iter().any(|mode| mode == "incremental"), "{modes:?}");
+}
