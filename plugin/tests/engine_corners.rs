@@ -159,3 +159,31 @@ async fn a_change_fails_where_the_query_does_not() {
     .await;
     assert!(modes.iter().any(|mode| mode == "incremental"), "{modes:?}");
 }
+
+/// What is looked up by equality is not what DISTINCT tells apart.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_compares_by_an_equality_of_its_own() {
+    follows_by_changes(
+        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE TABLE l (id int PRIMARY KEY, n text COLLATE nocase, c text COLLATE \"C\");
+         CREATE TABLE r (id int PRIMARY KEY, n text);
+         CREATE TABLE p (id int PRIMARY KEY, c text COLLATE \"C\", shape box);
+         CREATE TABLE q (id int PRIMARY KEY, n text, shape box);
+         INSERT INTO l SELECT i, 'a', 'b' FROM generate_series(1, 4) i;
+         INSERT INTO p SELECT i, 'a', box(point(0, 0), point(1, i)) FROM generate_series(1, 4) i;
+         INSERT INTO q SELECT i, 'b', box(point(0, 0), point(1, i % 2)) FROM generate_series(1, 4) i",
+        &[
+            "SELECT l.id FROM l WHERE EXISTS (SELECT FROM r WHERE r.n = l.n)",
+            "SELECT l.id, (SELECT count(*) FROM r WHERE r.n = l.n) AS n FROM l",
+            "SELECT p.id FROM p WHERE EXISTS (SELECT FROM q WHERE q.shape = p.shape)",
+            "SELECT p.id FROM p WHERE EXISTS (SELECT FROM q WHERE q.n COLLATE nocase = p.c)",
+        ],
+        &[
+            "INSERT INTO r VALUES (1, 'a'), (2, 'A'), (3, 'b')",
+            "INSERT INTO q VALUES (10, 'A', box(point(0, 0), point(1, 2))), (11, 'a', box(point(0, 0), point(2, 1)))",
+            "DELETE FROM r WHERE id = 1; DELETE FROM q WHERE id = 10",
+            "DELETE FROM r; DELETE FROM q",
+        ],
+    )
+    .await;
+}

@@ -9,6 +9,7 @@ use pg_query::protobuf::{
     SubLinkType,
 };
 
+use super::Image;
 use super::ast::{
     self, aliases, clauses, conjuncts, each_sublink, each_table, each_table_of_expr,
     each_table_of_item, empty_select, inner, output_names, reference, sval, target, walk,
@@ -42,6 +43,35 @@ pub(crate) struct Driver {
     pub values: SelectStmt,
     /// Expressions over the row, equal to the columns of `values`.
     pub keys: Vec<Node>,
+}
+
+impl Driver {
+    /// Whether a row meets one of the values at most: their DISTINCT takes for equal what the join does. Not so where a
+    /// collation of one side says that `a` is `A`, nor can values be told apart whose type has `=` but no order or hash.
+    pub(super) fn is_exact(&self, inputs: &[Input<'_>]) -> bool {
+        let columns = || inputs.iter().flat_map(|i| i.columns);
+        if columns().any(|c| !c.collate.is_empty() && c.image != Image::Plain) {
+            return false;
+        }
+        let values = targets(&self.values);
+        let mut exact = true;
+        for expr in values.iter().chain(&self.keys) {
+            walk(&mut expr.clone(), &mut |e| {
+                exact &= !matches!(e.node, Some(NodeEnum::CollateClause(_)));
+                true
+            });
+        }
+        for value in &values {
+            walk(&mut value.clone(), &mut |e| {
+                if let Some((_, name)) = reference(e) {
+                    exact &= !columns()
+                        .any(|c| c.name == name && !c.hashable && c.image != Image::Plain);
+                }
+                true
+            });
+        }
+        exact
+    }
 }
 
 /// The rows that a change of captive `leaf` can affect, of the linear SELECT of `body` it is a captive of.

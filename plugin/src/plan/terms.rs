@@ -122,8 +122,8 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
                 Reach::Never => continue,
                 Reach::Everything => {}
                 Reach::Rows(rows) => match &rows.driver {
-                    Some(found) => driver = Some(found.clone()),
-                    None => conditions.push(rows.condition.clone()),
+                    Some(found) if found.is_exact(inputs) => driver = Some(found.clone()),
+                    _ => conditions.push(rows.condition.clone()),
                 },
             }
             for sign in [1, -1] {
