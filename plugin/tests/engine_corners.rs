@@ -187,3 +187,24 @@ async fn a_sub_select_compares_by_an_equality_of_its_own() {
     )
     .await;
 }
+
+/// How many rows there are may follow from other tables.
+#[tokio::test(flavor = "current_thread")]
+async fn a_limit_is_a_sub_select() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT id, v FROM r ORDER BY v, id LIMIT (SELECT count(*) / 2 FROM l)",
+            "SELECT r.id, m.x FROM r JOIN m ON m.x = r.v ORDER BY r.v, r.id, m.id OFFSET (SELECT min(k) FROM l) LIMIT (SELECT max(b) FROM l)",
+            "SELECT k, count(*) AS n FROM r GROUP BY k ORDER BY count(*), k LIMIT (SELECT max(k) FROM m WHERE x > 3)",
+        ],
+        &[
+            "INSERT INTO l SELECT 100 + i, 2, 5 FROM generate_series(1, 6) i",
+            "DELETE FROM r WHERE v = 1; UPDATE l SET k = k + 1",
+            "UPDATE m SET x = 1 WHERE k = 2",
+            "DELETE FROM l",
+            "INSERT INTO l VALUES (1, 1, 3), (2, 1, 1)",
+        ],
+    )
+    .await;
+}
