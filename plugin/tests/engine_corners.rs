@@ -208,3 +208,24 @@ async fn a_limit_is_a_sub_select() {
     )
     .await;
 }
+
+/// Rows that more than one sub-select may change are counted once.
+#[tokio::test(flavor = "current_thread")]
+async fn two_sub_selects_change_at_once() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT a.id, b.v, (SELECT count(*) FROM r x WHERE x.l = a.l AND x.v > a.v) AS n FROM r a LEFT JOIN r b ON b.id = a.v
+                WHERE NOT EXISTS (SELECT FROM r y WHERE y.k = a.k AND y.id > a.id + 10)",
+            "SELECT l.id, (l.k, l.b) IN (SELECT r.k, r.v FROM r WHERE r.l = l.id) AS a,
+                l.b < ALL (SELECT NULLIF(r.v, 3) FROM r WHERE r.l = l.id) AS b FROM l",
+        ],
+        &[
+            "UPDATE r SET v = (v + 1) % 5 WHERE id % 3 = 0",
+            "DELETE FROM r WHERE id IN (4, 8); UPDATE l SET b = (b + 1) % 4",
+            "UPDATE r SET l = 2 WHERE l = 3; UPDATE r SET k = NULL WHERE id % 4 = 1",
+            "DELETE FROM r WHERE id > 3",
+        ],
+    )
+    .await;
+}

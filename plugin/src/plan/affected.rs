@@ -46,6 +46,17 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    /// For the rows the join has, as an EXISTS.
+    pub(super) fn condition(&self) -> Node {
+        const ALIAS: &str = "__pgt_d";
+        let equal = self.keys.iter().enumerate().map(|(i, key)| {
+            let value = ast::column(ALIAS, &format!("q{}", i + 1));
+            super::normalise::equal(key.clone(), value)
+        });
+        let values = ast::range(self.values.clone(), ALIAS, &[]);
+        ast::exists(vec![values], equal.collect())
+    }
+
     /// Whether a row meets one of the values at most: their DISTINCT takes for equal what the join does. Not so where a
     /// collation of one side says that `a` is `A`, nor can values be told apart whose type has `=` but no order or hash.
     pub(super) fn is_exact(&self, inputs: &[Input<'_>]) -> bool {

@@ -144,7 +144,11 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
             match reach {
                 // Nothing is left for the rest.
                 Reach::Everything => break,
-                Reach::Rows(rows) => before.push(rows.condition),
+                // All of what the term was about: a driver may be of more rows than the condition holds for.
+                Reach::Rows(rows) => before.push(match &driver {
+                    Some(driver) => driver.condition(),
+                    None => rows.condition,
+                }),
                 Reach::Never => {}
             }
         }
