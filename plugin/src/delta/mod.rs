@@ -30,7 +30,7 @@ impl Cell {
     }
 
     /// The value of a group of rows of one image.
-    fn value(&self) -> String {
+    pub(crate) fn value(&self) -> String {
         let expr = &self.expr;
         match self.image {
             Image::Plain => expr.clone(),
@@ -46,10 +46,15 @@ impl Cell {
     fn group(&self) -> String {
         match self.image {
             Image::Plain => self.expr.clone(),
-            // %L tells NULL from the empty text.
-            _ => format!("pg_catalog.format('%L', {})", self.expr),
+            _ => image(&self.expr),
         }
     }
+}
+
+/// The text form of a value, to tell images apart; %L tells NULL from the empty text. Under a collation of its own: it would
+/// have that of the value, for which `a` and `A` may be equal.
+pub(crate) fn image(expr: &str) -> String {
+    format!("(pg_catalog.format('%L', {expr}) COLLATE pg_catalog.\"C\")")
 }
 
 /// `SELECT sum(w), values … FROM from GROUP BY images HAVING sum(w) <> 0`. Schemas are named: for a full plan it runs under

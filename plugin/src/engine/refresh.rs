@@ -140,6 +140,10 @@ async fn refresh_record<C: Conn>(
                 rollback(c).await;
                 in_transaction_replan(c, record.id).await?;
             }
+            Err(Error::Server(fields)) if demand.is_none() && may_be_ours(&fields.code) => {
+                rollback(c).await;
+                demand = Some("the change alone could not be computed");
+            }
             Err(error) => {
                 rollback(c).await;
                 return Err(error);
@@ -158,6 +162,17 @@ pub(super) enum Attempt {
     Done(RefreshOutcome),
     /// The user's table is not what we left.
     Rebuild,
+}
+
+/// Whether an error may be one that the query itself does not raise. A delta combines rows of different states, which the
+/// query never meets together: rows that are gone with sub-selects as they are now, for one. So a division by what was never
+/// zero may fail, or a sub-select have more rows than one; and errors of functions, checks of domains and types likewise.
+fn may_be_ours(code: &str) -> bool {
+    code != "42501"
+        && ["21", "22", "2F", "38", "39", "42", "P0"]
+            .iter()
+            .any(|class| code.starts_with(class))
+        || code == "23514"
 }
 
 async fn rollback<C: Conn>(c: &mut C) {

@@ -9,6 +9,7 @@ use pg_query::protobuf::{
     SubLinkType,
 };
 
+use super::Image;
 use super::ast::{
     self, aliases, clauses, conjuncts, each_sublink, each_table, each_table_of_expr,
     each_table_of_item, empty_select, inner, output_names, reference, sval, target, walk,
@@ -42,6 +43,46 @@ pub(crate) struct Driver {
     pub values: SelectStmt,
     /// Expressions over the row, equal to the columns of `values`.
     pub keys: Vec<Node>,
+}
+
+impl Driver {
+    /// For the rows the join has, as an EXISTS.
+    pub(super) fn condition(&self) -> Node {
+        const ALIAS: &str = "__pgt_d";
+        let equal = self.keys.iter().enumerate().map(|(i, key)| {
+            let value = ast::column(ALIAS, &format!("q{}", i + 1));
+            super::normalise::equal(key.clone(), value)
+        });
+        let values = ast::range(self.values.clone(), ALIAS, &[]);
+        ast::exists(vec![values], equal.collect())
+    }
+
+    /// Whether a row meets one of the values at most: their DISTINCT takes for equal what the join does. Not so where a
+    /// collation of one side says that `a` is `A`, nor can values be told apart whose type has `=` but no order or hash.
+    pub(super) fn is_exact(&self, inputs: &[Input<'_>]) -> bool {
+        let columns = || inputs.iter().flat_map(|i| i.columns);
+        if columns().any(|c| !c.collate.is_empty() && c.image != Image::Plain) {
+            return false;
+        }
+        let values = targets(&self.values);
+        let mut exact = true;
+        for expr in values.iter().chain(&self.keys) {
+            walk(&mut expr.clone(), &mut |e| {
+                exact &= !matches!(e.node, Some(NodeEnum::CollateClause(_)));
+                true
+            });
+        }
+        for value in &values {
+            walk(&mut value.clone(), &mut |e| {
+                if let Some((_, name)) = reference(e) {
+                    exact &= !columns()
+                        .any(|c| c.name == name && !c.hashable && c.image != Image::Plain);
+                }
+                true
+            });
+        }
+        exact
+    }
 }
 
 /// The rows that a change of captive `leaf` can affect, of the linear SELECT of `body` it is a captive of.
@@ -239,7 +280,8 @@ impl Finder<'_> {
             .into_iter()
             .cloned()
             .collect();
-        // DISTINCT passes what it is given, a group or a LIMIT does not.
+        // DISTINCT passes what it is given; a group or a LIMIT does not, nor does DISTINCT ON, which another row may win.
+        let is_distinct_on = select.distinct_clause.iter().any(|d| d.node.is_some());
         let has_calls = targets(select).iter_mut().any(|t| {
             let mut call = false;
             walk(t, &mut |e| {
@@ -249,6 +291,7 @@ impl Finder<'_> {
             call
         });
         let passes = !has_calls
+            && !is_distinct_on
             && is_plain(&SelectStmt {
                 distinct_clause: Vec::new(),
                 ..select.clone()
@@ -349,20 +392,34 @@ impl Finder<'_> {
                 // What is null-extended, or null-extends by way of the leaf, says nothing about other rows.
                 if is_inner || is_left && in_right {
                     let own: BTreeSet<_> = aliases(with).into_iter().collect();
+                    if is_left {
+                        // Conditions above see NULLs where the row has no match any more. Before they are handed down.
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                    }
                     self.either(other, scene)?;
                     self.flatten(with, scene)?;
                     let quals = join.quals.as_deref().map(conjuncts).unwrap_or_default();
                     let quals = quals.into_iter().filter(|q| !mentions(q, &scene.nulled));
                     let quals: Vec<_> = quals.cloned().collect();
                     if is_left {
-                        // Conditions above see NULLs where the row has no match any more.
+                        // Those that came to be in there may be about a row of an outer join of its own.
                         scene.conditions.retain(|c| !mentions(c, &own));
                         scene.nulled.extend(own);
                     }
                     scene.conditions.extend(quals);
                 } else {
                     scene.hidden.extend(aliases(other));
+                    let own: BTreeSet<_> = aliases(with).into_iter().collect();
+                    let is_full = kind == JoinType::JoinFull as i32;
+                    if is_full {
+                        // A row of the other side that loses its match has NULLs in place of the leaf's too.
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                    }
                     self.flatten(with, scene)?;
+                    if is_full {
+                        scene.conditions.retain(|c| !mentions(c, &own));
+                        scene.nulled.extend(own);
+                    }
                 }
             }
             Some(NodeEnum::RangeSubselect(sub)) => {

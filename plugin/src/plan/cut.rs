@@ -508,10 +508,11 @@ impl Cut<'_> {
     }
 }
 
-/// Whether a SELECT reads one table or sub-select, and nothing else.
+/// Whether a SELECT reads one table or sub-select, and nothing else but for its LIMIT: a layer below would leave that as it
+/// is, and so not come to an end.
 fn is_of_one(select: &SelectStmt) -> bool {
     let mut sublinks = false;
-    for clause in clauses(&mut select.clone()) {
+    for clause in clauses(&mut without_limit(select)) {
         each_sublink(clause, &mut |_| sublinks = true);
     }
     let joined = |item: &Node| matches!(item.node, Some(NodeEnum::JoinExpr(_)));

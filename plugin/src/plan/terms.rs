@@ -122,8 +122,8 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
                 Reach::Never => continue,
                 Reach::Everything => {}
                 Reach::Rows(rows) => match &rows.driver {
-                    Some(found) => driver = Some(found.clone()),
-                    None => conditions.push(rows.condition.clone()),
+                    Some(found) if found.is_exact(inputs) => driver = Some(found.clone()),
+                    _ => conditions.push(rows.condition.clone()),
                 },
             }
             for sign in [1, -1] {
@@ -144,7 +144,11 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
             match reach {
                 // Nothing is left for the rest.
                 Reach::Everything => break,
-                Reach::Rows(rows) => before.push(rows.condition),
+                // All of what the term was about: a driver may be of more rows than the condition holds for.
+                Reach::Rows(rows) => before.push(match &driver {
+                    Some(driver) => driver.condition(),
+                    None => rows.condition,
+                }),
                 Reach::Never => {}
             }
         }
@@ -695,12 +699,12 @@ fn past(columns: &[Column], shown: &[String], rows: &str) -> String {
             group.push(name.clone());
         }
         if column.image != Image::Plain {
-            group.push(format!("pg_catalog.format('%L', {name})"));
+            group.push(crate::delta::image(&name));
         }
         let value = if column.hashable || column.image == Image::Plain {
             name
         } else {
-            format!("(pg_catalog.array_agg({name}))[1]")
+            crate::delta::Cell::new(name, column).value()
         };
         values.push_str(&format!("{value} AS {shown}, "));
     }

@@ -1,0 +1,231 @@
+//! Queries and changes that once gave wrong results, or errors the query itself does not raise.
+
+mod engine_support;
+
+use engine_support::{connect, create, differences, refresh};
+use test_support::Postgres;
+use tokio::task::LocalSet;
+
+const SCHEMA: &str = "
+    CREATE TABLE l (id int PRIMARY KEY, k int, b int);
+    CREATE TABLE m (id int PRIMARY KEY, k int, x int);
+    CREATE TABLE r (id int PRIMARY KEY, l int, v int, k int);
+    INSERT INTO l SELECT i, i % 3, i % 4 FROM generate_series(1, 8) i;
+    INSERT INTO m SELECT i, i % 3, i % 5 FROM generate_series(1, 12) i;
+    INSERT INTO r SELECT i, i % 8 + 1, i % 5, i % 3 FROM generate_series(1, 20) i;";
+
+/// Runs the writes one by one; after each the stream table is its query. Gives the modes of the refreshes.
+async fn follows(schema: &str, queries: &[&str], writes: &[&str]) -> Vec<String> {
+    LocalSet::new()
+        .run_until(async {
+            let server = Postgres::start(15);
+            let mut c = connect(&server).await;
+            c.batch_execute(schema).await.unwrap();
+            let mut tables = Vec::new();
+            for (i, query) in queries.iter().enumerate() {
+                let name = format!("corner_{i}");
+                let id = create(&mut c, &name, query)
+                    .await
+                    .unwrap_or_else(|e| panic!("{query}: {e}"));
+                tables.push((name, *query, id));
+            }
+            let mut modes = Vec::new();
+            for write in writes {
+                c.batch_execute(write)
+                    .await
+                    .unwrap_or_else(|e| panic!("{write}: {e}"));
+                for (name, query, id) in &tables {
+                    let outcome = refresh(&mut c, *id).await;
+                    modes.push(outcome.mode.to_owned());
+                    assert_eq!(
+                        differences(&mut c, name, query).await,
+                        [""; 0],
+                        "{query} after {write}"
+                    );
+                }
+            }
+            modes
+        })
+        .await
+}
+
+/// The same, where every refresh has to be by the changes.
+async fn follows_by_changes(schema: &str, queries: &[&str], writes: &[&str]) {
+    let modes = follows(schema, queries, writes).await;
+    assert!(!modes.iter().any(|mode| mode == "full"), "{modes:?}");
+}
+
+/// A condition above an outer join sees NULLs where the changed row was.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_looks_for_what_has_no_match() {
+    follows_by_changes(
+        SCHEMA,
+        &["SELECT l.id FROM l WHERE EXISTS (SELECT FROM m LEFT JOIN (SELECT r.v AS x FROM r) s ON s.x = m.x
+            WHERE m.k = l.k AND s.x IS NULL)"],
+        &["DELETE FROM r WHERE v = 3", "INSERT INTO r VALUES (50, 1, 3, 1)"],
+    )
+    .await;
+}
+
+/// Both sides of a FULL JOIN may be NULL.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_looks_for_what_has_no_match_on_either_side() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT l.id FROM l WHERE EXISTS (SELECT FROM m FULL JOIN r ON r.v = m.x WHERE m.k = l.k AND r.v IS NULL)",
+            "SELECT l.id, (SELECT count(*) FROM r FULL JOIN m ON r.v = m.x WHERE r.v IS NULL AND m.k = l.k) AS n FROM l",
+        ],
+        &["DELETE FROM r WHERE v = 3", "INSERT INTO r VALUES (50, 1, 3, 1)"],
+    )
+    .await;
+}
+
+/// A new row of DISTINCT ON may take the place of another.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_has_the_first_row_of_each_kind() {
+    follows_by_changes(
+        SCHEMA,
+        &["SELECT l.id FROM l WHERE l.id IN (SELECT DISTINCT ON (r.l) r.v FROM r WHERE r.k = l.k ORDER BY r.l, r.v)"],
+        &[
+            "INSERT INTO r VALUES (50, 5, 0, 1), (51, 5, 0, 2), (52, 3, -1, 0)",
+            "INSERT INTO r SELECT 60 + i, i, -3, i % 3 FROM generate_series(1, 8) i",
+            "DELETE FROM r WHERE v = -3",
+        ],
+    )
+    .await;
+}
+
+/// `a` and `A` are equal under the collation, and differ all the same.
+#[tokio::test(flavor = "current_thread")]
+async fn the_case_of_a_letter_changes_under_a_collation_without_case() {
+    follows_by_changes(
+        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE TABLE l (id int PRIMARY KEY, n text COLLATE nocase);
+         CREATE TABLE r (id int PRIMARY KEY, l int, n text COLLATE nocase);
+         INSERT INTO l SELECT i, 'a' FROM generate_series(1, 4) i;
+         INSERT INTO r SELECT i, i % 4, 'A' FROM generate_series(1, 8) i",
+        &[
+            "SELECT l.id, s.n FROM l LEFT JOIN r s ON s.l = l.id",
+            "SELECT l.id, string_agg(s.n, ',' ORDER BY s.id) AS names FROM l JOIN r s ON s.n = l.n GROUP BY l.id",
+            "SELECT id, row_number() OVER (PARTITION BY n ORDER BY id) AS place, n FROM r",
+            "SELECT n FROM r",
+        ],
+        &[
+            "INSERT INTO r VALUES (50, 3, 'a')",
+            "UPDATE r SET n = 'a' WHERE id < 4",
+            "UPDATE r SET n = 'A' WHERE id IN (2, 50)",
+        ],
+    )
+    .await;
+}
+
+/// Values without equality, which past states have to bring back in one piece: arrays among them.
+#[tokio::test(flavor = "current_thread")]
+async fn an_outer_join_has_arrays_without_equality() {
+    follows_by_changes(
+        "CREATE TABLE l (id int PRIMARY KEY);
+         CREATE TABLE r (id int PRIMARY KEY, l int, js json[], x xml[], p point[], j json);
+         INSERT INTO l SELECT i FROM generate_series(1, 4) i;
+         INSERT INTO r SELECT i, i % 5, ARRAY['{\"a\":1}'::json, NULL], '{}', ARRAY[point(1, 2)], '{\"a\":1}'
+            FROM generate_series(1, 8) i",
+        &["SELECT l.id, r.js, r.x, r.p, r.j FROM l LEFT JOIN r ON r.l = l.id"],
+        &[
+            "INSERT INTO r VALUES (50, 3, NULL, ARRAY['<a/>'::xml], '{}', NULL), (51, 3, ARRAY[NULL]::json[], NULL, NULL, NULL)",
+            "UPDATE r SET js = '{}', p = ARRAY[NULL, point(0, 0)] WHERE id < 4",
+            "UPDATE r SET js = NULL, j = '{\"a\": 1}' WHERE id IN (2, 50)",
+            "DELETE FROM r WHERE id IN (1, 4, 51)",
+        ],
+    )
+    .await;
+}
+
+/// A change is computed from rows that the query never meets together: it may fail where the query does not.
+#[tokio::test(flavor = "current_thread")]
+async fn a_change_fails_where_the_query_does_not() {
+    let modes = follows(
+        SCHEMA,
+        &[
+            "SELECT l.id, 100 / (SELECT count(*) FROM r WHERE r.l = l.id) AS share FROM l",
+            "SELECT m.id, (SELECT l.k FROM l WHERE l.b = m.id + 100) AS k FROM m",
+        ],
+        &[
+            "BEGIN; INSERT INTO l VALUES (20, 1, 1); INSERT INTO r VALUES (50, 20, 1, 1); COMMIT",
+            "BEGIN; DELETE FROM l WHERE id = 20; DELETE FROM r WHERE l = 20; COMMIT",
+            "BEGIN; INSERT INTO l VALUES (30, 1, 200), (31, 1, 200); INSERT INTO r VALUES (51, 30, 1, 1), (52, 31, 1, 1); COMMIT",
+            "BEGIN; DELETE FROM l WHERE id = 30; DELETE FROM r WHERE l = 30; INSERT INTO m VALUES (100, 1, 1); COMMIT",
+        ],
+    )
+    .await;
+    assert!(modes.iter().any(|mode| mode == "incremental"), "{modes:?}");
+}
+
+/// What is looked up by equality is not what DISTINCT tells apart.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sub_select_compares_by_an_equality_of_its_own() {
+    follows_by_changes(
+        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE TABLE l (id int PRIMARY KEY, n text COLLATE nocase, c text COLLATE \"C\");
+         CREATE TABLE r (id int PRIMARY KEY, n text);
+         CREATE TABLE p (id int PRIMARY KEY, c text COLLATE \"C\", shape box);
+         CREATE TABLE q (id int PRIMARY KEY, n text, shape box);
+         INSERT INTO l SELECT i, 'a', 'b' FROM generate_series(1, 4) i;
+         INSERT INTO p SELECT i, 'a', box(point(0, 0), point(1, i)) FROM generate_series(1, 4) i;
+         INSERT INTO q SELECT i, 'b', box(point(0, 0), point(1, i % 2)) FROM generate_series(1, 4) i",
+        &[
+            "SELECT l.id FROM l WHERE EXISTS (SELECT FROM r WHERE r.n = l.n)",
+            "SELECT l.id, (SELECT count(*) FROM r WHERE r.n = l.n) AS n FROM l",
+            "SELECT p.id FROM p WHERE EXISTS (SELECT FROM q WHERE q.shape = p.shape)",
+            "SELECT p.id FROM p WHERE EXISTS (SELECT FROM q WHERE q.n COLLATE nocase = p.c)",
+        ],
+        &[
+            "INSERT INTO r VALUES (1, 'a'), (2, 'A'), (3, 'b')",
+            "INSERT INTO q VALUES (10, 'A', box(point(0, 0), point(1, 2))), (11, 'a', box(point(0, 0), point(2, 1)))",
+            "DELETE FROM r WHERE id = 1; DELETE FROM q WHERE id = 10",
+            "DELETE FROM r; DELETE FROM q",
+        ],
+    )
+    .await;
+}
+
+/// How many rows there are may follow from other tables.
+#[tokio::test(flavor = "current_thread")]
+async fn a_limit_is_a_sub_select() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT id, v FROM r ORDER BY v, id LIMIT (SELECT count(*) / 2 FROM l)",
+            "SELECT r.id, m.x FROM r JOIN m ON m.x = r.v ORDER BY r.v, r.id, m.id OFFSET (SELECT min(k) FROM l) LIMIT (SELECT max(b) FROM l)",
+            "SELECT k, count(*) AS n FROM r GROUP BY k ORDER BY count(*), k LIMIT (SELECT max(k) FROM m WHERE x > 3)",
+        ],
+        &[
+            "INSERT INTO l SELECT 100 + i, 2, 5 FROM generate_series(1, 6) i",
+            "DELETE FROM r WHERE v = 1; UPDATE l SET k = k + 1",
+            "UPDATE m SET x = 1 WHERE k = 2",
+            "DELETE FROM l",
+            "INSERT INTO l VALUES (1, 1, 3), (2, 1, 1)",
+        ],
+    )
+    .await;
+}
+
+/// Rows that more than one sub-select may change are counted once.
+#[tokio::test(flavor = "current_thread")]
+async fn two_sub_selects_change_at_once() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT a.id, b.v, (SELECT count(*) FROM r x WHERE x.l = a.l AND x.v > a.v) AS n FROM r a LEFT JOIN r b ON b.id = a.v
+                WHERE NOT EXISTS (SELECT FROM r y WHERE y.k = a.k AND y.id > a.id + 10)",
+            "SELECT l.id, (l.k, l.b) IN (SELECT r.k, r.v FROM r WHERE r.l = l.id) AS a,
+                l.b < ALL (SELECT NULLIF(r.v, 3) FROM r WHERE r.l = l.id) AS b FROM l",
+        ],
+        &[
+            "UPDATE r SET v = (v + 1) % 5 WHERE id % 3 = 0",
+            "DELETE FROM r WHERE id IN (4, 8); UPDATE l SET b = (b + 1) % 4",
+            "UPDATE r SET l = 2 WHERE l = 3; UPDATE r SET k = NULL WHERE id % 4 = 1",
+            "DELETE FROM r WHERE id > 3",
+        ],
+    )
+    .await;
+}
