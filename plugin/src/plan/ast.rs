@@ -154,6 +154,11 @@ pub(crate) fn children(expr: &mut Node) -> Option<Vec<&mut Node>> {
         }
         NodeEnum::TypeCast(e) => out.extend(e.arg.as_deref_mut()),
         NodeEnum::CoalesceExpr(e) => out.extend(e.args.iter_mut()),
+        NodeEnum::XmlExpr(e) => {
+            out.extend(e.named_args.iter_mut());
+            out.extend(e.args.iter_mut());
+        }
+        NodeEnum::XmlSerialize(e) => out.extend(e.expr.as_deref_mut()),
         NodeEnum::MinMaxExpr(e) => out.extend(e.args.iter_mut()),
         NodeEnum::NullTest(e) => out.extend(e.arg.as_deref_mut()),
         NodeEnum::BooleanTest(e) => out.extend(e.arg.as_deref_mut()),
@@ -174,6 +179,21 @@ pub(crate) fn children(expr: &mut Node) -> Option<Vec<&mut Node>> {
         _ => return None,
     }
     Some(out)
+}
+
+/// Whether a node only holds expressions, and has no text of its own.
+pub(crate) fn is_holder(node: &Node) -> bool {
+    matches!(
+        node.node,
+        Some(
+            NodeEnum::ResTarget(_)
+                | NodeEnum::SortBy(_)
+                | NodeEnum::WindowDef(_)
+                | NodeEnum::List(_)
+                | NodeEnum::CaseWhen(_)
+                | NodeEnum::AIndices(_)
+        )
+    )
 }
 
 fn window_children<'a>(window: &'a mut WindowDef, out: &mut Vec<&'a mut Node>) {

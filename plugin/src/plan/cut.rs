@@ -129,10 +129,20 @@ impl Cut<'_> {
         if !select.distinct_clause.is_empty() {
             return !grouped && windows(&select).is_empty();
         }
+        // A sub-select that is a key is below the groups.
+        let mut keys = Vec::new();
+        for key in &mut select.group_clause {
+            let mut found = false;
+            each_sublink(key, &mut |_| found = true);
+            keys.extend(expr_text(key).ok().filter(|_| found));
+        }
         let mut above = false;
         let having = select.having_clause.as_deref_mut();
         for expr in select.target_list.iter_mut().chain(having) {
             walk(expr, &mut |e| {
+                if !keys.is_empty() && expr_text(e).is_ok_and(|text| keys.contains(&text)) {
+                    return false;
+                }
                 above |= matches!(
                     e.node,
                     Some(NodeEnum::SubLink(_) | NodeEnum::GroupingFunc(_))

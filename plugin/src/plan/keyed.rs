@@ -84,6 +84,9 @@ pub(crate) fn split(names: &Names, mut select: SelectStmt) -> Result<Pieces, Rea
         if matches!(key.node, Some(NodeEnum::AConst(_))) {
             return Err("it groups by a constant".to_owned());
         }
+        if matches!(key.node, Some(NodeEnum::RowExpr(_))) {
+            return Err("it groups by a row".to_owned());
+        }
         pieces.no_set_function(&mut key)?;
         pieces.key(&key)?;
     }
@@ -209,6 +212,13 @@ impl Splitter<'_> {
 
     /// Rewrites an expression of the output or of HAVING over the columns of the groups.
     fn above(&mut self, expr: &mut Node) -> Result<(), Reason> {
+        let reason = describe(expr);
+        if ast::is_holder(expr) {
+            for child in children(expr).ok_or_else(|| format!("it has {reason}"))? {
+                self.above(child)?;
+            }
+            return Ok(());
+        }
         let text = expr_text(expr).map_err(|e| e.to_string())?;
         if let Some(i) = self.keys.iter().position(|(t, _)| *t == text) {
             *expr = column("g", &format!("k{}", i + 1));
@@ -232,11 +242,23 @@ impl Splitter<'_> {
             *expr = column("g", &format!("k{}", i + 1));
             return Ok(());
         }
-        let reason = describe(expr);
         for child in children(expr).ok_or_else(|| format!("it has {reason}"))? {
             self.above(child)?;
         }
         Ok(())
+    }
+
+    /// Moves an operand of a call into the body. A row has no type a column could have: its fields move.
+    fn operand(&mut self, expr: &mut Node) -> Result<Option<usize>, Reason> {
+        if let Some(NodeEnum::RowExpr(row)) = &mut expr.node {
+            for field in &mut row.args {
+                self.operand(field)?;
+            }
+            return Ok(None);
+        }
+        let i = self.arg(expr)?;
+        *expr = column("b", &format!("a{}", i + 1));
+        Ok(Some(i))
     }
 
     /// Moves the arguments of a call into the body.
@@ -253,15 +275,14 @@ impl Splitter<'_> {
             && f.agg_order.is_empty()
             && (f.agg_star || f.args.len() == 1);
         let simple = simple.then(|| name.to_owned());
+        let star = f.agg_star;
         let mut only = None;
         // Direct arguments of ordered-set aggregates must stay constants.
         let keep_constants = f.agg_within_group || f.args.len() > 1;
         for arg in &mut f.args {
             self.no_set_function(arg)?;
             if !(keep_constants && is_constant(arg)) {
-                let i = self.arg(arg)?;
-                only = Some(i);
-                *arg = column("b", &format!("a{}", i + 1));
+                only = self.operand(arg)?;
             }
         }
         for order in &mut f.agg_order {
@@ -270,8 +291,7 @@ impl Splitter<'_> {
             {
                 self.no_set_function(by)?;
                 if !is_constant(by) {
-                    let i = self.arg(by)?;
-                    *by = column("b", &format!("a{}", i + 1));
+                    self.operand(by)?;
                 }
             }
         }
@@ -284,7 +304,8 @@ impl Splitter<'_> {
         }
         Ok(Call {
             text: expr_text(&expr).map_err(|e| e.to_string())?,
-            simple,
+            // The count of a row is not that of its first column.
+            simple: simple.filter(|_| star || only.is_some()),
             arg: only,
             filter,
         })

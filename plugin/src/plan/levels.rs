@@ -267,17 +267,7 @@ impl Above<'_> {
 
     /// Writes an expression over the columns of the groups.
     fn rewrite(&mut self, expr: &mut Node) -> Result<(), Reason> {
-        // Not expressions by themselves.
-        let is_holder = matches!(
-            expr.node,
-            Some(
-                NodeEnum::ResTarget(_)
-                    | NodeEnum::SortBy(_)
-                    | NodeEnum::WindowDef(_)
-                    | NodeEnum::List(_)
-            )
-        );
-        if !is_holder {
+        if !ast::is_holder(expr) {
             let text = expr_text(expr).map_err(|e| e.to_string())?;
             if let Some(i) = self.keys.iter().position(|(t, _)| *t == text) {
                 *expr = column(GROUPS, &format!("k{}", i + 1));
