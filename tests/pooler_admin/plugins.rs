@@ -32,7 +32,7 @@ fn stream_tables_are_shown() {
     for sql in [
         "CREATE TABLE shown_source (a int)",
         "CREATE STREAM TABLE shown AS SELECT a FROM shown_source",
-        "CREATE STREAM TABLE \"shown full\" WITH (schedule = 'manual') AS SELECT a FROM shown_source LIMIT 5",
+        "CREATE STREAM TABLE \"shown full\" WITH (schedule = 'manual', refresh_mode = full) AS SELECT a FROM shown_source",
         "INSERT INTO shown_source VALUES (1), (2), (3)",
     ] {
         client.run(sql);

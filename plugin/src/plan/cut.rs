@@ -72,6 +72,7 @@ pub(crate) fn cut(
         names,
         id,
         stages: Vec::new(),
+        depth: 0,
     };
     let shape = cut.shape(&select);
     let top = if matches!(shape, Shape::Grouped | Shape::Distinct) && cut.is_one_level(&select) {
@@ -95,10 +96,15 @@ enum Shape {
     Limited,
 }
 
+/// Levels that are taken apart. Each form is written in terms of a simpler one: should two ever be written in terms of each
+/// other, a query is recomputed as a whole, and the process does not end with its stack.
+const DEEPEST: usize = 50;
+
 struct Cut<'a> {
     names: &'a Names,
     id: i64,
     stages: Vec<Spec>,
+    depth: usize,
 }
 
 impl Cut<'_> {
@@ -281,7 +287,17 @@ impl Cut<'_> {
     }
 
     /// A linear query with the same result.
-    fn reduce(&mut self, mut select: SelectStmt) -> Result<SelectStmt, Reason> {
+    fn reduce(&mut self, select: SelectStmt) -> Result<SelectStmt, Reason> {
+        if self.depth == DEEPEST {
+            return Err("it is nested too deeply".to_owned());
+        }
+        self.depth += 1;
+        let reduced = self.reduce_once(select);
+        self.depth -= 1;
+        reduced
+    }
+
+    fn reduce_once(&mut self, mut select: SelectStmt) -> Result<SelectStmt, Reason> {
         if !free(&select).is_empty() {
             return Err("it has a sub-select that depends on the query around it".to_owned());
         }
