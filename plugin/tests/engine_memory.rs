@@ -4,9 +4,9 @@ mod engine_support;
 
 use std::sync::Arc;
 
-use engine_support::{connect, create, differences};
+use engine_support::{connect, create_as, differences};
 use stream_tables::conn::{Conn, Error, Row, Statement};
-use stream_tables::engine::{self, How, Memory, RefreshOutcome, StreamTableId};
+use stream_tables::engine::{self, How, Memory, Mode, RefreshOutcome, StreamTableId};
 use test_support::Postgres;
 use tokio_postgres::Client;
 
@@ -52,7 +52,9 @@ impl Case {
             )
             .await
             .unwrap();
-        let id = create(&mut client, "st", QUERY).await.unwrap();
+        let id = create_as(&mut client, "st", QUERY, Mode::Auto)
+            .await
+            .unwrap();
         let mut case = Self {
             server,
             c: Counted {
@@ -222,7 +224,9 @@ async fn another_table_of_that_name_is_another_table() {
     case.sql("BEGIN").await;
     engine::drop(&mut case.c, case.id, false).await.unwrap();
     case.sql("COMMIT; DROP TABLE IF EXISTS st").await;
-    create(&mut case.c.client, "st", &sums).await.unwrap();
+    create_as(&mut case.c.client, "st", &sums, Mode::Auto)
+        .await
+        .unwrap();
     case.sql(WRITE).await;
     case.follows(&sums).await;
 
@@ -230,7 +234,9 @@ async fn another_table_of_that_name_is_another_table() {
     case.sql("CREATE SCHEMA s; SET search_path = s, public")
         .await;
     let doubled = QUERY.replace("sum(o.amount)", "sum(o.amount * 2)");
-    create(&mut case.c.client, "st", &doubled).await.unwrap();
+    create_as(&mut case.c.client, "st", &doubled, Mode::Auto)
+        .await
+        .unwrap();
     case.sql(WRITE).await;
     case.follows(&doubled).await;
     case.sql("RESET search_path").await;
@@ -301,7 +307,7 @@ async fn a_query_that_fails_fails_as_it_is() {
     let mut case = Case::new().await;
     let query = "SELECT id, 100 / amount AS q FROM public.orders";
     case.sql("DELETE FROM orders WHERE amount = 0").await;
-    create(&mut case.c.client, "quotients", query)
+    create_as(&mut case.c.client, "quotients", query, Mode::Auto)
         .await
         .unwrap();
     for _ in 0..4 {
