@@ -334,9 +334,8 @@ impl Cut<'_> {
             Shape::Windowed => self.partition(select, common_keys)?,
             Shape::Distinct | Shape::Grouped => {
                 name_columns(&mut select);
-                let whole = select.clone();
+                let mut whole = select.clone();
                 let pieces = self.keyed(select)?;
-                let mut whole = whole;
                 self.input(&mut whole)?;
                 self.stage(whole, Kind::Keyed(pieces))?
             }
@@ -860,7 +859,7 @@ pub(crate) fn from_ctes(sql: &str, stages: &[String]) -> Result<String, crate::c
     select_text(&select)
 }
 
-/// A column of a stage's table as SQL.
+/// The table of stage `n` (from 1), qualified, as SQL text.
 pub(crate) fn stage_table(id: i64, n: usize) -> String {
     format!("pgtrickle.{}", quote(&stage_name(id, n)))
 }
