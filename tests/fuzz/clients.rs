@@ -48,6 +48,22 @@ impl Stage {
         Wire::connect(self.pooler.port(), "fuzz", "postgres")
     }
 
+    /// For the one who has to find out what became of the server connections.
+    fn show(&self) {
+        let mut admin = Wire::connect(self.pooler.port(), "admin", "pgcat");
+        for command in ["SHOW POOLS", "SHOW CLIENTS", "SHOW SERVERS"] {
+            show(&mut admin, command);
+        }
+        let mut direct = Wire::connect(self.postgres.port(), "postgres", "postgres");
+        show(
+            &mut direct,
+            "SELECT pid, usename, state, wait_event, query_start, now(), left(query, 200) FROM pg_stat_activity \
+             WHERE backend_type = 'client backend'",
+        );
+        let log = self.pooler.log();
+        eprintln!("{}", &log[log.len().saturating_sub(8000)..]);
+    }
+
     fn assert_alive(&self) {
         let log = self.pooler.log();
         assert!(!log.contains("panicked"), "{log}");
@@ -83,6 +99,13 @@ impl Stage {
             assert!(Instant::now() < deadline, "server connections have leaked");
             thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+fn show(wire: &mut Wire, query: &str) {
+    eprintln!("{query}:");
+    for reply in wire.query(query).iter().filter(|reply| reply.tag == b'D') {
+        eprintln!("  {:?}", reply.row());
     }
 }
 
@@ -282,9 +305,14 @@ fn clients_that_send_anything() {
             .collect();
         let outcomes: Vec<_> = fuzzers.into_iter().map(|fuzzer| fuzzer.join()).collect();
         done.store(true, Ordering::Relaxed);
-        for client in healthy {
-            client.join().expect("a healthy client is not disturbed");
+        let undisturbed: Vec<_> = healthy.into_iter().map(|client| client.join()).collect();
+        if undisturbed.iter().any(Result::is_err) {
+            stage.show();
         }
+        assert!(
+            undisturbed.iter().all(Result::is_ok),
+            "a healthy client is not disturbed"
+        );
         assert!(outcomes.iter().all(Result::is_ok));
     });
     stage.assert_alive();

@@ -303,3 +303,36 @@ fn sql_that_names_a_statement_of_the_protocol() {
         wire.query("SELECT 1; EXECUTE t");
     });
 }
+
+/// The text of a Parse names a statement, and its own name may be taken.
+#[test]
+fn a_statement_that_names_a_statement() {
+    for text in [
+        "EXECUTE s(1)",
+        "PREPARE s AS SELECT 2",
+        "DEALLOCATE s",
+        "DEALLOCATE ALL",
+    ] {
+        same(|wire| {
+            prepare(wire, "s", "SELECT $1::int");
+            prepare(wire, "t", "SELECT 3");
+            for name in ["s", "t"] {
+                wire.send(Messages::new().parse(name, text).sync());
+                assert_eq!(sqlstate(&wire.ready()), "42P05", "{name}: {text}");
+            }
+            run(wire, "s", "4");
+            // Behind something that is still to be answered, and may fail.
+            wire.send(
+                Messages::new()
+                    .statement("SELECT 1/0")
+                    .parse("s", text)
+                    .sync()
+                    .parse("s", text)
+                    .sync(),
+            );
+            wire.ready();
+            assert_eq!(sqlstate(&wire.ready()), "42P05", "{text}");
+            run(wire, "s", "5");
+        });
+    }
+}

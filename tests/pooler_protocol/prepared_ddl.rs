@@ -355,6 +355,23 @@ fn a_change_in_the_same_pipeline() {
     });
 }
 
+/// A text that has come to mean something else is prepared anew, and used wrongly in the same pipeline: the error
+/// tells the client's name for it.
+#[test]
+fn an_error_about_a_statement_that_has_changed() {
+    let stage = Stage::new(1);
+    same_scene(&stage, "an error", |scene| {
+        let client = scene.client();
+        prepare_all(scene, client);
+        scene.change(By::Bystander, CHANGES[0]);
+        let another = scene.client();
+        let wrong = bound("mine", &[Some("1")]);
+        scene.say(another, Messages::new().parse("mine", ALL).then(&wrong));
+        scene.say(another, wrong.then(&bound("mine", &[])));
+        scene.clients[another].ready();
+    });
+}
+
 /// Those who prepare a text after a change share its statement, as those before do.
 #[test]
 fn clients_share_a_statement_before_and_after() {

@@ -97,13 +97,11 @@ impl Session {
         {
             return Ok(self.parse_handled(name, statement));
         }
-        if traits.may_name_statement {
-            self.alias_named(walk, text);
-        }
         let replaced = rewritten.is_some();
         let rest = rewritten.as_deref().unwrap_or(rest);
         let session = self.registration.id;
         if name.is_empty() {
+            self.alias_named(walk, text, traits);
             self.note_traits(traits, text);
             self.unnamed.traits = traits;
             self.unnamed.version += 1;
@@ -155,6 +153,8 @@ impl Session {
         } else {
             Undo::Nothing
         };
+        // From here on the Parse is sent. What is sent for it before would be sent again each time it has to wait.
+        self.alias_named(walk, text, traits);
         self.make_room(walk, statement.id);
         // Parsed anew, as it would be on a connection of the client's own: what the text means, or
         // whether it means anything, may have changed since another client had it parsed. And what is
@@ -187,7 +187,10 @@ impl Session {
     }
 
     /// Lets the server know the statement that a text names, if it is one of the client's.
-    fn alias_named(&mut self, walk: &mut Walk<'_>, text: &[u8]) {
+    fn alias_named(&mut self, walk: &mut Walk<'_>, text: &[u8], traits: Traits) {
+        if !traits.may_name_statement {
+            return;
+        }
         let Ok(text) = std::str::from_utf8(text) else {
             return;
         };

@@ -80,11 +80,16 @@ impl Session {
         // statement; the client's is a new one.
         server.statements.doubt(statement.id);
         if let Some(ClientStatement::Prepared {
-            statement: known, ..
+            statement: known,
+            traits,
         }) = self.statements.get_mut(&name)
             && *known == statement
         {
             *known = present;
+            // What has been sent already may yet get an error that names it.
+            let traits = *traits;
+            let replaced = ClientStatement::Prepared { statement, traits };
+            self.dropped.push(Some((name, replaced)));
         }
     }
 }

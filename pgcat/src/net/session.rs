@@ -63,7 +63,8 @@ pub struct Session {
     pub(super) settings_changed: bool,
     pub(super) captured: Settings,
     pub(super) patience: Patience,
-    /// Statements whose Close may yet turn out to be skipped by the server, with the client's names.
+    /// Statements that replies to come may yet be about, with the client's names: whose Close the server may
+    /// turn out to skip, or in whose place the name has come to stand for another.
     pub(super) dropped: Vec<Option<(Box<[u8]>, ClientStatement)>>,
     /// A statement that may drop prepared statements is perhaps still outstanding.
     pub(super) deallocating: bool,
