@@ -118,6 +118,13 @@ fn a_statement_in_a_failed_transaction_on_another_server() {
             .sync(),
     );
     assert_eq!(sqlstate(&client.ready()), "25P02");
+    // What PostgreSQL finds before that.
+    client.send(Messages::new().bind("", "s", &[]).execute("").sync());
+    let replies = client.ready();
+    assert_eq!(tags(&replies), "EZ");
+    assert_eq!(sqlstate(&replies), "08P01");
+    let text = "bind message supplies 0 parameters, but prepared statement \"s\" requires 1";
+    assert_eq!(replies[0].field(b'M').as_deref(), Some(text));
     client.run("ROLLBACK");
     assert_eq!(run(&mut client, "s", "1"), "2");
     occupant.run("ROLLBACK");

@@ -1,8 +1,9 @@
 //! Random scripts, played directly and through a pooler on whose servers others work meanwhile: all
 //! replies must be the same.
 //!
-//! `FUZZ_SCRIPTS` is the number of scripts (default 200), `FUZZ_SEED` the seed of the first.
+//! `FUZZ_SCRIPTS` is the number of scripts, `FUZZ_SEED` the seed of the first. Without either, always the same 200.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -227,7 +228,7 @@ impl Script {
             let replies = wire.replies();
             if replies.is_empty() || replies.iter().any(is_end) {
                 wire.transcript.iter_mut().for_each(mask);
-                return wire.transcript;
+                return settled(wire.transcript);
             }
         }
     }
@@ -235,6 +236,34 @@ impl Script {
 
 fn is_end(message: &Message) -> bool {
     message.tag == b'D' && message.body.ends_with(END.as_bytes())
+}
+
+/// The replies with what has become of each setting at the end of a Query or batch, in the place of each change: one that is
+/// taken back before its end is not reported, and the pooler runs a text that names statements of the protocol in pieces,
+/// each with an end of its own.
+fn settled(replies: Vec<Message>) -> Vec<Message> {
+    let mut told = BTreeMap::from([(b"application_name".to_vec(), Vec::new())]);
+    let mut changed = told.clone();
+    let mut kept = Vec::new();
+    for reply in replies {
+        if reply.tag == b'S' {
+            let mut fields = reply.body.split(|&byte| byte == 0).map(<[u8]>::to_vec);
+            let (name, value) = (fields.next(), fields.next());
+            changed.insert(name.expect("a name"), value.expect("a value"));
+            continue;
+        }
+        if reply.tag == b'Z' {
+            for (name, value) in &changed {
+                if told.get(name) != Some(value) {
+                    let body = [&name[..], &[0], value, &[0]].concat();
+                    kept.push(Message { tag: b'S', body });
+                }
+            }
+            told.clone_from(&changed);
+        }
+        kept.push(reply);
+    }
+    kept
 }
 
 /// What may differ. Of a column, its number in a table that has lost others; of an error: of two names for one text the pooler may tell the wrong one (but one of
@@ -297,8 +326,12 @@ fn random_scripts() {
             .ok()
             .map(|value| value.parse().expect(name))
     };
-    let scripts = from_environment("FUZZ_SCRIPTS").unwrap_or(200);
-    let first = from_environment("FUZZ_SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
+    let wanted = from_environment("FUZZ_SCRIPTS");
+    let scripts = wanted.unwrap_or(200);
+    let first = from_environment("FUZZ_SEED").unwrap_or_else(|| match wanted {
+        Some(_) => rand::random_range(1_000..1_000_000),
+        None => 1,
+    });
     // Its own, because PostgreSQL 15 does not survive every script: about one in 5000 is a segmentation
     // fault there, with and without a pooler.
     let postgres = Postgres::start_with(15, &Settings::auth(Auth::Trust));

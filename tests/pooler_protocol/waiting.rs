@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use test_support::PoolerConfig;
-use test_support::wire::{Messages, Wire, tags};
+use test_support::wire::{Message, Messages, Wire, tags};
 
 use crate::stage::{Stage, direct, eventually, server, start};
 
@@ -167,6 +167,32 @@ fn a_client_that_leaves_the_queue_takes_no_server() {
     }
     occupant.run("COMMIT");
     stage.assert_clean();
+}
+
+/// Those behind it do not wait for what nobody waits for any more: what it asked for is not run. With a Terminate, as
+/// PostgreSQL would, the pooler does what was sent before that.
+#[test]
+fn a_client_that_leaves_the_queue_asks_for_nothing() {
+    let stage = Stage::with(1, |config| config.general("admin_auth_type = \"trust\""));
+    direct().run("DROP TABLE IF EXISTS left_behind; CREATE TABLE left_behind (n int)");
+    let mut occupant = stage.occupant();
+    let insert = |n| Messages::new().query(&format!("INSERT INTO left_behind VALUES ({n})"));
+    for n in 1..=3 {
+        stage.client().send(insert(n));
+    }
+    stage.client().send(insert(4).terminate());
+    eventually("those who left are gone", || {
+        let clients = Wire::connect(stage.pooler.port(), "admin", "pgcat").query("SHOW CLIENTS");
+        let is_waiting =
+            |reply: &&Message| reply.tag == b'D' && reply.row()[4].as_deref() == Some("waiting");
+        clients.iter().filter(is_waiting).count() == 1
+    });
+    occupant.run("COMMIT");
+    stage.client().run("INSERT INTO left_behind VALUES (5)");
+    assert_eq!(
+        direct().value("SELECT string_agg(n::text, ' ' ORDER BY n) FROM left_behind"),
+        "4 5"
+    );
 }
 
 /// More clients than servers, on all threads of the pooler: nobody starves, whichever thread has

@@ -369,7 +369,17 @@ impl Session {
         }
         let statement = match self.use_statement(walk, name) {
             Ok(statement) => statement,
-            Err(event) => return Ok(Step::Stop(event)),
+            // In a failed transaction the server cannot be given the statement, and what it would say of this comes
+            // before that.
+            Err(_) if self.is_in_doubt() => return Ok(Step::Stop(Event::Settle)),
+            Err(_) if self.is_failed() && !walk.is_complete() => return Ok(Step::Wait),
+            Err(event) => {
+                let miscounted = self.miscounted(walk.body(), name);
+                return Ok(match miscounted.filter(|_| self.is_failed()) {
+                    Some(error) => Step::Event(Event::FailBatch(Box::new(error))),
+                    None => Step::Stop(event),
+                });
+            }
         };
         if !self.portals.is_empty() {
             self.portals.remove(portal);
@@ -386,6 +396,34 @@ impl Session {
         put_cstr(out, portal);
         put_cstr(out, &statement.server_name);
         Ok(Step::ForwardAfter(HEADER + names))
+    }
+
+    fn is_failed(&self) -> bool {
+        self.server
+            .as_ref()
+            .is_some_and(|server| server.status == TransactionStatus::Failed)
+    }
+
+    /// PostgreSQL's error for a Bind with another number of values than the client's statement has parameters.
+    fn miscounted(&self, body: &[u8], name: &[u8]) -> Option<ErrorFields> {
+        let Some(ClientStatement::Prepared { statement, .. }) = self.statements.get(name) else {
+            return None;
+        };
+        let wanted = u16::from_be_bytes(*statement.parameters()?.first_chunk()?);
+        let (_, _, rest) = bind_names(body)?;
+        let given = u16::from_be_bytes(*codes(rest)?.1.first_chunk()?);
+        let name = String::from_utf8_lossy(name);
+        let mut error = ErrorFields::error(
+            "08P01",
+            format!(
+                "bind message supplies {given} parameters, but prepared statement \"{name}\" requires {wanted}"
+            ),
+        );
+        error.other = vec![
+            (b'F', "postgres.c".to_owned()),
+            (b'R', "exec_bind_message".to_owned()),
+        ];
+        (given != wanted).then_some(error)
     }
 
     fn describe(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
@@ -483,11 +521,7 @@ impl Session {
     }
 
     fn parse_handled(&mut self, name: &[u8], statement: Arc<dyn Statement>) -> Step {
-        let failed = self
-            .server
-            .as_ref()
-            .is_some_and(|s| s.status == TransactionStatus::Failed);
-        if failed {
+        if self.is_failed() {
             return Step::Event(Event::FailBatch(Box::new(in_failed_transaction())));
         }
         if name.is_empty() {

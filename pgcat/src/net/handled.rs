@@ -214,6 +214,10 @@ impl Session {
                 Some(server) => return Ok(!server.ledger.is_skipping()),
                 None => match self.checkout().await {
                     Ok(server) => self.attach_safely(server).await?,
+                    Err(error @ (Error::Client(_) | Error::Refused(_))) => {
+                        self.hold = false;
+                        return Err(error);
+                    }
                     Err(error) => {
                         self.hold = false;
                         let fields = self.no_server_error(&error);

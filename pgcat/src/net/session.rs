@@ -1,17 +1,18 @@
 //! A client's session after login: its state, and the slow paths around the relay.
 
 use std::collections::{BTreeSet, HashMap};
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::handled::{HandledPortal, Piece};
-use super::io::{Io, OutBuffer};
+use super::io::{Io, KEEP_CAPACITY, OutBuffer};
 use super::notify::{Subscriber, Subscriptions};
 use super::own_writes::OwnWrites;
 use super::registration::Registration;
@@ -37,6 +38,9 @@ type Names<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
 
 /// For how long what a client has left to be done keeps a server connection from the others.
 pub(super) const LAST_WORK: Duration = Duration::from_secs(5);
+
+/// The message with which a client takes its leave.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 /// A client's session.
 pub struct Session {
@@ -254,7 +258,7 @@ impl Session {
                         self.attach(server);
                     }
                     Ok(server) => Box::pin(self.attach_safely(server)).await?,
-                    Err(error @ Error::Refused(_)) => return Err(error),
+                    Err(error @ (Error::Client(_) | Error::Refused(_))) => return Err(error),
                     Err(error) => Box::pin(self.no_server(&error)).await?,
                 },
                 Event::Provide { name, described } => {
@@ -289,18 +293,10 @@ impl Session {
 
     /// Whether the client has closed its connection. What it sends meanwhile waits for its turn.
     pub(super) fn has_left(&mut self) -> bool {
-        let mut buffer = [0; 512];
-        while self.input.len() < super::io::KEEP_CAPACITY {
-            match self.io.try_read(&mut buffer) {
-                None => return false,
-                Some(Ok(n)) if n > 0 => {
-                    self.input.extend_from_slice(&buffer[..n]);
-                    self.input_ready = true;
-                }
-                Some(_) => return true,
-            }
-        }
-        false
+        let mut cx = Context::from_waker(Waker::noop());
+        let left = poll_departure(&mut self.io, &mut self.input, &mut cx).is_ready();
+        self.input_ready = !self.input.is_empty();
+        left
     }
 
     /// The connection taken already, or one from the pool.
@@ -313,11 +309,18 @@ impl Session {
                 let route = self.own_writes.bind(self.route);
                 handle.waiting_since.set(Some(began));
                 let outcome = tokio::select! {
+                    // A connection that has been granted is not thrown away.
+                    biased;
                     outcome = self.pool.checkout(&self.thread, route) => outcome,
                     () = handle.killing.notified() => {
                         Err(Error::Refused(Box::new(shutting_down())))
                     }
+                    // Clients that give up and come back would else wait behind what nobody waits for any more.
+                    () = departure(&mut self.io, &mut self.input), if !self.internal => {
+                        Err(Error::Client(io::ErrorKind::UnexpectedEof.into()))
+                    }
                 };
+                self.input_ready = !self.input.is_empty();
                 handle.waiting_since.set(None);
                 if matches!(outcome, Err(Error::Retired)) {
                     self.change_pool()?;
@@ -666,6 +669,25 @@ impl Session {
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.release_if_idle();
         self.flush_client().await
+    }
+}
+
+/// Ready when the client has closed its connection. What it sends meanwhile goes to `input`, up to a limit.
+fn poll_departure(io: &mut Io, input: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<()> {
+    while input.len() < KEEP_CAPACITY {
+        match ready!(io.poll_read_into(cx, input)) {
+            Ok(n) if n > 0 => {}
+            _ => return Poll::Ready(()),
+        }
+    }
+    Poll::Pending
+}
+
+/// Ends when the client is gone without a Terminate: what it sent before one is still to be done.
+async fn departure(io: &mut Io, input: &mut Vec<u8>) {
+    poll_fn(|cx| poll_departure(io, input, cx)).await;
+    if input.ends_with(TERMINATE) {
+        pending().await
     }
 }
 
