@@ -95,6 +95,24 @@ fn half_a_message_does_not_prolong_a_transaction() {
     stage.client().run("SELECT 1");
 }
 
+/// The server owes nothing for data of a COPY where there is none, and waits for the rest of it.
+#[test]
+fn half_a_message_is_not_left_to_the_next_client() {
+    let stage = stage();
+    let mut leaving = stage.client();
+    let data = Messages::new().copy_data(&[b'x'; 1000]);
+    let mut bytes = Messages::new()
+        .query("SELECT pg_sleep(0.05)")
+        .as_ref()
+        .to_vec();
+    bytes.extend_from_slice(&data.as_ref()[..10]);
+    leaving.send(&bytes[..]);
+    assert_eq!(tags(&leaving.ready()), "TDCZ");
+    drop(leaving);
+    stage.client().run("SELECT 1");
+    stage.assert_clean();
+}
+
 /// Drivers that prepare with Flush wait for the reply before they send Sync.
 #[test]
 fn a_batch_without_server_fails_before_its_sync() {

@@ -238,6 +238,12 @@ fn is_end(message: &Message) -> bool {
     message.tag == b'D' && message.body.ends_with(END.as_bytes())
 }
 
+/// PostgreSQL 15 loses track of a savepoint in an implicit transaction that a Parse has begun, and says so.
+fn is_confused(message: &Message) -> bool {
+    let text = message.field(b'M').unwrap_or_default();
+    message.tag == b'N' && text.contains("AbortSubTransaction while in")
+}
+
 /// The replies with what has become of each setting at the end of a Query or batch, in the place of each change: one that is
 /// taken back before its end is not reported, and the pooler runs a text that names statements of the protocol in pieces,
 /// each with an end of its own.
@@ -350,6 +356,9 @@ fn random_scripts() {
         if !expected.iter().any(is_end) {
             eprintln!("FUZZ_SEED={seed} ends a connection, or the server; no more scripts");
             return;
+        }
+        if expected.iter().any(is_confused) {
+            continue;
         }
         let replies = script.play(&mut reset, pooler.port());
         if replies != expected {

@@ -552,7 +552,10 @@ impl Session {
         };
         let (pool, thread) = (self.pool.clone(), self.thread.clone());
         server.dirty |= session_mode || self.settings_changed;
-        if server.is_reusable() {
+        // What comes next would be the rest of the message to the server. It may owe nothing for it: data of a COPY goes
+        // to the server at any time, and where there is no COPY gets no reply.
+        let half_sent = self.client_body.left > 0;
+        if server.is_reusable() && !half_sent {
             return pool.release(&thread, server);
         }
         let quiet = server.ledger.is_empty()
@@ -560,14 +563,14 @@ impl Session {
             && !server.unsynced
             && !server.unaccounted
             && self.server_body.left == 0
-            && self.client_body.left == 0
+            && !half_sent
             && server.input.is_empty()
             && server.out.is_empty();
         // Nobody will read what is still to be told.
         let told = server.ledger.is_only(Fate::Position) && server.out.is_empty();
-        let half_sent = self.client_body.left > 0 || server.ledger.is_copying_in();
+        let unfinished = half_sent || server.ledger.is_copying_in();
         let uncertain = server.unsynced || server.unaccounted || server.ledger.is_ambiguous();
-        if !quiet && (!(self.terminated || told) || half_sent || uncertain) {
+        if !quiet && (!(self.terminated || told) || unfinished || uncertain) {
             // Something is running, or half a message has been sent. A running statement is
             // cancelled, so that it does not go on for nobody; a COPY is aborted by the close.
             if (server.ledger.is_waiting() || server.unaccounted) && !server.key.secret.is_empty() {
