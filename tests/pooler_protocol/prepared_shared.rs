@@ -130,6 +130,44 @@ fn a_statement_in_a_failed_transaction_on_another_server() {
     occupant.run("ROLLBACK");
 }
 
+/// The names by which the servers know statements mean nothing to clients.
+#[test]
+fn names_of_the_pooler_are_unknown_to_clients() {
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    prepare(&mut client, "s", "SELECT $1::int + 1");
+    let name = client.value("SELECT min(name) FROM pg_prepared_statements");
+    assert!(name.starts_with("PGCAT_"), "{name}");
+    let mut other = stage.client();
+    for messages in [
+        Messages::new().bind("", &name, &[Some("1")]).execute(""),
+        Messages::new().describe_statement(&name),
+    ] {
+        other.send(messages.sync());
+        let replies = other.ready();
+        assert_eq!((&*tags(&replies), &*sqlstate(&replies)), ("EZ", "26000"));
+    }
+    other.send(Messages::new().close_statement(&name).sync());
+    assert_eq!(tags(&other.ready()), "3Z");
+    assert_eq!(run(&mut client, "s", "1"), "2");
+    for sql in [
+        format!("DEALLOCATE {name}"),
+        format!("DEALLOCATE \"{name}\""),
+        format!("SELECT 1; EXECUTE \"{name}\"(1)"),
+        format!("DEALLOCATE PREPARE \"{name}\""),
+    ] {
+        assert_eq!(other.error(&sql), "26000", "{sql}");
+        assert_eq!(run(&mut client, "s", "1"), "2", "{sql}");
+        other.send(
+            Messages::new()
+                .statement(&sql.replace("SELECT 1; ", ""))
+                .sync(),
+        );
+        assert_eq!(sqlstate(&other.ready()), "26000", "{sql}");
+        assert_eq!(run(&mut client, "s", "1"), "2", "{sql}");
+    }
+}
+
 #[test]
 fn the_unnamed_statement_follows_its_client() {
     let stage = Stage::new(1);

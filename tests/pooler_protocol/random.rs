@@ -240,8 +240,10 @@ fn is_end(message: &Message) -> bool {
 
 /// PostgreSQL 15 loses track of a savepoint in an implicit transaction that a Parse has begun, and says so.
 fn is_confused(message: &Message) -> bool {
-    let text = message.field(b'M').unwrap_or_default();
-    message.tag == b'N' && text.contains("AbortSubTransaction while in")
+    message.tag == b'N'
+        && message
+            .field(b'M')
+            .is_some_and(|text| text.contains("AbortSubTransaction while in"))
 }
 
 /// The replies with what has become of each setting at the end of a Query or batch, in the place of each change: one that is

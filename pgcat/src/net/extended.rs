@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::plugins::{Action, Statement};
 use crate::router::command::may_be_command;
 use crate::session::ledger::{Fate, Request, Undo};
-use crate::session::prepared::{self, PreparedStatement, Scope};
+use crate::session::prepared::{self, PreparedStatement, Scope, may_be_server_name};
 use crate::session::traits::{PreparedUse, Traits, prepared_use};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr, take_cstr};
@@ -96,6 +96,14 @@ impl Session {
             && let Some(statement) = self.listen_statement(text)
         {
             return Ok(self.parse_handled(name, statement));
+        }
+        if traits.may_name_statement
+            && let Ok(text) = std::str::from_utf8(text)
+            && let Some(name) = self.foreign_name(text)
+        {
+            return Ok(Step::Event(Event::FailBatch(Box::new(unknown(
+                name.as_bytes(),
+            )))));
         }
         let replaced = rewritten.is_some();
         let rest = rewritten.as_deref().unwrap_or(rest);
@@ -364,6 +372,9 @@ impl Session {
             self.synthesise(BIND_COMPLETE, Undo::Nothing);
             return Ok(Step::Done);
         }
+        if self.is_foreign(name) {
+            return Ok(Step::Event(Event::FailBatch(Box::new(unknown(name)))));
+        }
         if self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
         }
@@ -396,6 +407,18 @@ impl Session {
         put_cstr(out, portal);
         put_cstr(out, &statement.server_name);
         Ok(Step::ForwardAfter(HEADER + names))
+    }
+
+    /// Whether a statement by this name would be that of other clients.
+    pub(super) fn is_foreign(&self, name: &[u8]) -> bool {
+        may_be_server_name(name) && !self.statements.contains_key(name)
+    }
+
+    /// The name in a text that uses or closes a statement of other clients.
+    pub(super) fn foreign_name(&self, text: &str) -> Option<String> {
+        let (prepared_use, name) = prepared_use(text)?;
+        let foreign = prepared_use != PreparedUse::Prepare && self.is_foreign(name.as_bytes());
+        foreign.then_some(name)
     }
 
     fn is_failed(&self) -> bool {
@@ -453,6 +476,9 @@ impl Session {
             self.synthesise(&reply, Undo::Nothing);
             return Ok(Step::Done);
         }
+        if self.is_foreign(name) {
+            return Ok(Step::Event(Event::FailBatch(Box::new(unknown(name)))));
+        }
         if self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
         }
@@ -496,7 +522,8 @@ impl Session {
             }
             _ => match self.statements.remove(name) {
                 Some(statement) => return Ok(self.close_known(name, statement)),
-                None => false,
+                // Closing what is not there is no error.
+                None => may_be_server_name(name),
             },
         };
         if known {
@@ -567,6 +594,18 @@ pub(super) fn in_failed_transaction() -> ErrorFields {
         "25P02",
         "current transaction is aborted, commands ignored until end of transaction block",
     )
+}
+
+/// PostgreSQL's error for a statement that there is none of.
+pub(super) fn unknown(name: &[u8]) -> ErrorFields {
+    let name = String::from_utf8_lossy(name);
+    let text = format!("prepared statement \"{name}\" does not exist");
+    let mut error = ErrorFields::error("26000", text);
+    error.other = vec![
+        (b'F', "prepare.c".to_owned()),
+        (b'R', "FetchPreparedStatement".to_owned()),
+    ];
+    error
 }
 
 /// The end of a Parse of a text that is parsed even in a failed transaction.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::extended::{empty_statement, in_failed_transaction};
+use super::extended::{empty_statement, in_failed_transaction, unknown};
 use super::notify::{self, ListenStatement};
 use super::pipeline::PipelineEnd;
 use super::rows;
@@ -180,8 +180,9 @@ impl Session {
     pub(super) fn pieces_naming_statements(&self, sql: &[u8]) -> Option<Vec<Piece>> {
         let sql = std::str::from_utf8(sql).ok()?;
         let names_one = |text: &str| {
-            prepared_use(text)
-                .is_some_and(|(_, name)| self.statements.contains_key(name.as_bytes()))
+            let known = prepared_use(text)
+                .is_some_and(|(_, name)| self.statements.contains_key(name.as_bytes()));
+            known || self.foreign_name(text).is_some()
         };
         let ranges = statements::split(sql);
         if !ranges.iter().any(|range| names_one(&sql[range.clone()])) {
@@ -374,7 +375,10 @@ impl Session {
             return self.run_plain(sql, offset).await;
         };
         let Some(known) = self.statements.get(name.as_bytes()) else {
-            return self.run_plain(sql, offset).await;
+            return match self.foreign_name(sql) {
+                Some(name) => self.refuse(unknown(name.as_bytes())).await,
+                None => self.run_plain(sql, offset).await,
+            };
         };
         let rest = match (prepared_use, known) {
             (PreparedUse::Deallocate, _) => {

@@ -375,9 +375,17 @@ impl ServerStatements {
     }
 }
 
+/// What all names on the servers begin with.
+const PREFIX: &str = "PGCAT_";
+
 /// The name on the servers of the statement with this number.
 pub fn server_name(id: u64) -> Vec<u8> {
-    format!("PGCAT_{id}").into_bytes()
+    format!("{PREFIX}{id}").into_bytes()
+}
+
+/// Whether a server may know a statement by this name that is not the client's who says it.
+pub fn may_be_server_name(name: &[u8]) -> bool {
+    name.starts_with(PREFIX.as_bytes())
 }
 
 #[cfg(test)]
