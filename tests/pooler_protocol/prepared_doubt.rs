@@ -35,6 +35,19 @@ fn a_skipped_close_keeps_the_statement() {
 }
 
 #[test]
+fn a_skipped_close_and_sql_that_names_the_statement() {
+    for sql in ["DEALLOCATE s", "EXECUTE s(1)"] {
+        same(|wire| {
+            prepare(wire, "s", "SELECT $1::int");
+            let skipped = failing(Messages::new().close_statement("s"));
+            wire.send(skipped.query(sql));
+            wire.ready();
+            assert!(wire.ready().iter().all(|reply| reply.tag != b'E'), "{sql}");
+        });
+    }
+}
+
+#[test]
 fn a_skipped_deallocate_keeps_the_statement() {
     same(|wire| {
         prepare(wire, "s", "SELECT $1::int");

@@ -171,8 +171,13 @@ impl<'a> Contest<'a> {
             &output.stdout,
             "number of transactions actually processed: ",
         );
+        let tps = match transactions > 0.0 {
+            true => figure(&output.stdout, "tps = "),
+            // It took all the time to connect, and says nothing of a rate.
+            false => 0.0,
+        };
         Run {
-            tps: figure(&output.stdout, "tps = "),
+            tps,
             cpu: used.as_secs_f64() * 1e6 / transactions,
         }
     }

@@ -233,7 +233,7 @@ impl Session {
     /// Whether the name may turn out to mean something else when this message reaches the server,
     /// without the message being skipped: its Parse or Close is skipped in an earlier batch, or it is
     /// deallocated.
-    fn may_vanish(&mut self, name: &[u8]) -> bool {
+    pub(super) fn may_vanish(&mut self, name: &[u8]) -> bool {
         let Some(server) = &self.server else {
             return false;
         };

@@ -287,11 +287,13 @@ impl Session {
             return Ok(Step::Event(Event::Query(pieces)));
         }
         let traits = Traits::of(text);
-        if traits.may_name_statement
-            && walk.is_complete()
-            && let Some(pieces) = self.pieces_naming_statements(text)
-        {
-            return Ok(Step::Event(Event::Query(pieces)));
+        if traits.may_name_statement && walk.is_complete() {
+            if self.may_vanish_in(text) {
+                return Ok(Step::Stop(Event::Settle));
+            }
+            if let Some(pieces) = self.pieces_naming_statements(text) {
+                return Ok(Step::Event(Event::Query(pieces)));
+            }
         }
         if traits.may_listen && self.is_pooled() && !self.internal {
             if !walk.is_complete() {

@@ -192,6 +192,18 @@ impl Session {
         Some(ranges.iter().map(piece).collect())
     }
 
+    /// Whether it depends on replies to come what a name of a statement in a Query stands for.
+    pub(super) fn may_vanish_in(&mut self, sql: &[u8]) -> bool {
+        let Ok(sql) = std::str::from_utf8(sql) else {
+            return false;
+        };
+        let ranges = statements::split(sql).into_iter();
+        let names = ranges.filter_map(|range| prepared_use(&sql[range]));
+        names
+            .map(|(_, name)| name)
+            .any(|name| self.may_vanish(name.as_bytes()))
+    }
+
     /// The pieces of a Query from `start` on.
     pub(super) fn pieces_from(&mut self, text: &str, start: usize) -> Vec<Piece> {
         let rest = &text[start..];
