@@ -272,3 +272,99 @@ async fn drop_variants() {
     let left = "SELECT string_agg(relname, ',') FROM pg_class WHERE relnamespace = 'pgtrickle'::regnamespace AND relname ~ '_[0-9]+$'";
     assert_eq!(scalar(&direct, left).await, None);
 }
+
+#[tokio::test]
+async fn alter() {
+    let (_stack, pooled, direct) = statement_stack(PGCAT).await;
+    let query = "SELECT tag, sum(v) AS s FROM t GROUP BY tag";
+    let run = async |sql: &str| {
+        pooled
+            .batch_execute(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    };
+    let row = "SELECT name || ' ' || schedule || ' ' || refresh_mode || ' ' || effective_mode || ' ' || status
+               FROM pgtrickle.stream_tables";
+    let is = async |expected: &str| {
+        assert_eq!(scalar(&direct, row).await.as_deref(), Some(expected));
+    };
+    // The worker hears of it a moment later, and may be at it.
+    let stays_behind = async || {
+        for _ in 0..5 {
+            direct
+                .batch_execute("UPDATE t SET v = v + 1")
+                .await
+                .expect("write");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let differences = differences(&direct, "TABLE a", query).await;
+            if !differences.expect("compared").is_empty() {
+                return;
+            }
+        }
+        panic!("it is refreshed all the same");
+    };
+    run(&format!("CREATE STREAM TABLE a AS {query}")).await;
+    run("ALTER STREAM TABLE a SET (schedule = 'manual')").await;
+    is("a manual auto incremental active").await;
+    stays_behind().await;
+    run("ALTER STREAM TABLE IF EXISTS public.a RESET (schedule);").await;
+    is("a live auto incremental active").await;
+    converges(&direct, "a", query, LIMIT).await;
+
+    run("ALTER STREAM TABLE a SUSPEND").await;
+    is("a live auto incremental suspended").await;
+    stays_behind().await;
+    run("REFRESH STREAM TABLE a").await;
+    converges(&direct, "a", query, Duration::ZERO).await;
+    is("a live auto incremental suspended").await;
+    stays_behind().await;
+    // Also by the extended protocol.
+    pooled
+        .execute("ALTER STREAM TABLE a RESUME", &[])
+        .await
+        .expect("resumed");
+    is("a live auto incremental active").await;
+    converges(&direct, "a", query, LIMIT).await;
+
+    run("ALTER STREAM TABLE a SET (refresh_mode = full, schedule = '1h')").await;
+    is("a 1h full full active").await;
+    run("BEGIN; ALTER STREAM TABLE a SET (refresh_mode = incremental, schedule = live); ROLLBACK")
+        .await;
+    is("a 1h full full active").await;
+    run("ALTER STREAM TABLE a RESET (refresh_mode, schedule)").await;
+    converges(&direct, "a", query, LIMIT).await;
+    is("a live auto incremental active").await;
+    direct
+        .batch_execute("DELETE FROM t WHERE id % 2 = 0")
+        .await
+        .expect("write");
+    converges(&direct, "a", query, LIMIT).await;
+
+    // With a reader, which follows.
+    run("CREATE STREAM TABLE reader AS SELECT max(s) AS most FROM a").await;
+    run("CREATE SCHEMA moved").await;
+    run("ALTER STREAM TABLE a RENAME TO b").await;
+    run("ALTER STREAM TABLE b SET SCHEMA moved").await;
+    direct
+        .batch_execute("UPDATE t SET v = v + 1000")
+        .await
+        .expect("write");
+    converges(&direct, "moved.b", query, LIMIT).await;
+    converges(&direct, "reader", "SELECT max(s) FROM moved.b", LIMIT).await;
+
+    run("ALTER STREAM TABLE IF EXISTS nowhere SUSPEND").await;
+    run("CREATE STREAM TABLE full_only AS WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 3) SELECT n FROM r").await;
+    for (sql, code) in [
+        ("ALTER STREAM TABLE nowhere SUSPEND", "42P01"),
+        ("ALTER STREAM TABLE t SUSPEND", "42809"),
+        ("ALTER STREAM TABLE moved.b OWNER TO postgres", "0A000"),
+        ("ALTER STREAM TABLE moved.b SET (speed = 1)", "22023"),
+        ("ALTER STREAM TABLE moved.b RENAME COLUMN s TO x", "42809"),
+        (
+            "ALTER STREAM TABLE full_only SET (refresh_mode = incremental)",
+            "0A000",
+        ),
+    ] {
+        assert_eq!(refused(&pooled, sql).await.code().code(), code, "{sql}");
+    }
+}

@@ -3,12 +3,11 @@
 use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
 use super::lookup::refused;
-use super::options::RefreshMode;
 use super::parse::Create;
 use super::patience::patiently;
 use super::syntax::{QualifiedName, identifier, literal};
 use crate::conn::{Conn, Error};
-use crate::engine::{self, Definition, Isolation, Mode, StreamTableId};
+use crate::engine::{self, Definition, Isolation, StreamTableId};
 use crate::session::Session;
 
 /// Creates the stream table. `default_schedule` is the configured one.
@@ -61,11 +60,7 @@ pub(super) fn definition(create: &Create, schema: String, default_schedule: &str
             .schedule
             .clone()
             .unwrap_or_else(|| default_schedule.to_owned()),
-        refresh_mode: match create.options.refresh_mode {
-            None | Some(RefreshMode::Auto) => Mode::Auto,
-            Some(RefreshMode::Incremental) => Mode::Incremental,
-            Some(RefreshMode::Full) => Mode::Full,
-        },
+        refresh_mode: create.options.refresh_mode.unwrap_or_default(),
         with_data: create.with_data,
     }
 }

@@ -1,5 +1,6 @@
 //! The stream-table statements: their grammar, and what each does.
 
+pub(crate) mod alter;
 pub(crate) mod create;
 pub(crate) mod drop;
 pub(crate) mod explain;
@@ -14,7 +15,8 @@ pub(crate) mod syntax;
 pub(crate) mod verify;
 mod wants;
 
-pub use options::{Options, RefreshMode, Schedule};
+pub use alter::{Action as AlterAction, Alter};
+pub use options::{Options, Schedule};
 pub(crate) use parse::parts;
 pub use parse::{Command, Create, Drop, parse};
 pub use run::{Outcome, run};

@@ -6,6 +6,8 @@ use pg_query::NodeEnum;
 use pg_query::protobuf::DefElem;
 use pgcat::plugins::ErrorFields;
 
+use crate::engine::Mode;
+
 /// When a stream table is refreshed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
@@ -17,20 +19,12 @@ pub enum Schedule {
     Manual,
 }
 
-/// How the user asked for it to be refreshed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefreshMode {
-    Auto,
-    Incremental,
-    Full,
-}
-
 /// The options given; what was not given is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// As the user wrote it; it has been parsed by [`Schedule::parse`].
     pub schedule: Option<String>,
-    pub refresh_mode: Option<RefreshMode>,
+    pub refresh_mode: Option<Mode>,
 }
 
 const VALID: &str = "Valid options are: schedule, refresh_mode.";
@@ -45,6 +39,25 @@ impl Options {
             options.set(option)?;
         }
         Ok(options)
+    }
+
+    /// The options that are named in a RESET.
+    pub(super) fn names(
+        list: &[pg_query::protobuf::Node],
+    ) -> Result<Vec<&'static str>, Box<ErrorFields>> {
+        let options = list.iter().filter_map(|node| match &node.node {
+            Some(NodeEnum::DefElem(option)) => Some(option),
+            _ => None,
+        });
+        let known = options.map(|option| match option.defname.as_str() {
+            "schedule" => Ok("schedule"),
+            "refresh_mode" => Ok("refresh_mode"),
+            other => {
+                let message = format!("unrecognized parameter \"{other}\"");
+                Err(invalid(message).hint(VALID).into())
+            }
+        });
+        known.collect()
     }
 
     fn set(&mut self, option: &DefElem) -> Result<(), Box<ErrorFields>> {
@@ -77,24 +90,22 @@ impl Options {
             Schedule::parse(&value)?;
             self.schedule = Some(value);
         } else {
-            self.refresh_mode = Some(RefreshMode::parse(&value)?);
+            self.refresh_mode = Some(refresh_mode(&value)?);
         }
         Ok(())
     }
 }
 
-impl RefreshMode {
-    fn parse(value: &str) -> Result<Self, Box<ErrorFields>> {
-        match value.to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::Auto),
-            "incremental" => Ok(Self::Incremental),
-            "full" => Ok(Self::Full),
-            _ => Err(invalid(format!(
-                "invalid value for parameter \"refresh_mode\": \"{value}\""
-            ))
-            .hint("Valid values are: auto, incremental, full.")
-            .into()),
-        }
+fn refresh_mode(value: &str) -> Result<Mode, Box<ErrorFields>> {
+    match value.to_ascii_lowercase().as_str() {
+        "auto" => Ok(Mode::Auto),
+        "incremental" => Ok(Mode::Incremental),
+        "full" => Ok(Mode::Full),
+        _ => Err(invalid(format!(
+            "invalid value for parameter \"refresh_mode\": \"{value}\""
+        ))
+        .hint("Valid values are: auto, incremental, full.")
+        .into()),
     }
 }
 

@@ -4,12 +4,14 @@ use pg_query::NodeEnum;
 use pg_query::protobuf::{CreateTableAsStmt, DropBehavior, DropStmt, RangeVar, RefreshMatViewStmt};
 use pgcat::plugins::ErrorFields;
 
+use super::alter::{self, Alter};
 use super::options::Options;
 use super::syntax::{Borrowed, QualifiedName, Words, characters};
 
 /// A stream-table statement, syntactically right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
+    Alter(Alter),
     Create(Create),
     Drop(Drop),
     Refresh {
@@ -61,6 +63,8 @@ pub fn parse(sql: &str) -> Option<Result<Command, Box<ErrorFields>>> {
     let words = Words::new(sql);
     let command = if words.starts_with(&["create", "stream", "table"]) {
         create(sql, &words).map(Command::Create)
+    } else if words.starts_with(&["alter", "stream", "table"]) {
+        alter::parse(sql, &words).map(Command::Alter)
     } else if words.starts_with(&["drop", "stream", "table"]) {
         drop_tables(sql, &words).map(Command::Drop)
     } else if words.starts_with(&["refresh", "stream", "table"]) {
@@ -84,13 +88,9 @@ pub fn parse(sql: &str) -> Option<Result<Command, Box<ErrorFields>>> {
 }
 
 fn unsupported(words: &Words<'_>) -> Option<&'static str> {
-    if words.starts_with(&["create", "or", "replace", "stream", "table"]) {
-        Some("CREATE OR REPLACE STREAM TABLE")
-    } else if words.starts_with(&["alter", "stream", "table"]) {
-        Some("ALTER STREAM TABLE")
-    } else {
-        None
-    }
+    words
+        .starts_with(&["create", "or", "replace", "stream", "table"])
+        .then_some("CREATE OR REPLACE STREAM TABLE")
 }
 
 /// Tells `EXPLAIN … STREAM TABLE t` from `EXPLAIN SELECT … FROM stream TABLE …`, which PostgreSQL
@@ -296,7 +296,7 @@ fn refresh(sql: &str, words: &Words<'_>) -> Result<Command, Box<ErrorFields>> {
 }
 
 /// The statement with `STREAM TABLE` (its second and third words) read as `MATERIALIZED VIEW`.
-fn borrow_as_view(sql: &str, words: &Words<'_>) -> Borrowed {
+pub(super) fn borrow_as_view(sql: &str, words: &Words<'_>) -> Borrowed {
     let span = match (words.span(1), words.span(2)) {
         (Some(stream), Some(table)) => stream.start..table.end,
         _ => 0..0,
@@ -304,7 +304,7 @@ fn borrow_as_view(sql: &str, words: &Words<'_>) -> Borrowed {
     Borrowed::new(sql, span, "MATERIALIZED VIEW")
 }
 
-fn relation(name: Option<&RangeVar>) -> Result<QualifiedName, Box<ErrorFields>> {
+pub(super) fn relation(name: Option<&RangeVar>) -> Result<QualifiedName, Box<ErrorFields>> {
     let parts = name.map(|name| {
         [&name.catalogname, &name.schemaname, &name.relname]
             .into_iter()
@@ -332,8 +332,9 @@ fn string(node: &pg_query::protobuf::Node) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::RefreshMode;
+    use super::super::alter::Action;
     use super::*;
+    use crate::engine::Mode;
 
     fn created(sql: &str) -> Create {
         match parse(sql) {
@@ -362,7 +363,7 @@ mod tests {
         assert!(create.if_not_exists && !create.with_data);
         assert_eq!(create.columns, ["a", "B"]);
         assert_eq!(create.options.schedule.as_deref(), Some("5s"));
-        assert_eq!(create.options.refresh_mode, Some(RefreshMode::Full));
+        assert_eq!(create.options.refresh_mode, Some(Mode::Full));
         assert_eq!(create.query, "-- é\n select '), as', 1\n");
         let from_query: String = sql.chars().skip(create.query_offset as usize).collect();
         assert!(from_query.starts_with("-- é\n select"), "{from_query}");
@@ -477,6 +478,61 @@ mod tests {
     }
 
     #[test]
+    fn alter() {
+        let altered = |sql: &str| match parse(sql) {
+            Some(Ok(Command::Alter(alter))) => alter,
+            other => panic!("{sql}: {other:?}"),
+        };
+        let action = |sql: &str| altered(sql).action;
+        let live = Options {
+            schedule: Some("live".to_owned()),
+            refresh_mode: None,
+        };
+        let set = "alter stream table if exists \"S\".T set (schedule = live) -- x";
+        let both = altered(set);
+        assert_eq!(
+            (both.name.to_string().as_str(), both.if_exists),
+            ("S.t", true)
+        );
+        assert_eq!(both.action, Action::Set(live));
+        assert_eq!(
+            action("Alter Stream Table t Reset (refresh_mode);"),
+            Action::Reset {
+                schedule: false,
+                refresh_mode: true
+            }
+        );
+        assert_eq!(action("alter stream table t SUSPEND ;"), Action::Suspend);
+        assert_eq!(action("alter stream table suspend resume"), Action::Resume);
+        for (sql, table) in [
+            (
+                "alter /* é */ stream table t rename to resume",
+                "alter /* é */        table t rename to resume",
+            ),
+            (
+                "ALTER STREAM TABLE t SET SCHEMA s",
+                "ALTER        TABLE t SET SCHEMA s",
+            ),
+        ] {
+            assert_eq!(action(sql), Action::Table(table.to_owned()));
+        }
+        for (sql, code) in [
+            ("alter stream table t", "42601"),
+            ("alter stream table suspend", "42601"),
+            ("alter stream table t set", "42601"),
+            ("alter stream table t u suspend", "42601"),
+            ("alter stream table t set (speed = 1)", "22023"),
+            ("alter stream table t reset (speed)", "22023"),
+            ("alter stream table t set (schedule = 'often')", "22023"),
+            ("alter stream table t owner to x", "0A000"),
+            ("alter stream table t as select 1", "0A000"),
+            ("alter stream table t add column x int", "0A000"),
+        ] {
+            assert_eq!(error(sql).0, code, "{sql}");
+        }
+    }
+
+    #[test]
     fn others() {
         assert_eq!(
             parse("DROP STREAM TABLE IF EXISTS a, b.\"C\" CASCADE"),
@@ -500,7 +556,7 @@ mod tests {
             name: "t".to_owned(),
         };
         assert_eq!(
-            parse("refresh stream table T /**/ FULL -- x"),
+            parse("refresh stream table T /**/ FULL ; -- x"),
             Some(Ok(Command::Refresh {
                 name: t.clone(),
                 full: true
@@ -514,15 +570,10 @@ mod tests {
             }))
         );
         assert_eq!(parse(" Show Stream /* */ Tables "), Some(Ok(Command::Show)));
-        for (sql, name) in [
-            (
-                "create or replace stream table t as select 1",
-                "CREATE OR REPLACE STREAM TABLE",
-            ),
-            ("alter stream table t suspend", "ALTER STREAM TABLE"),
-        ] {
-            assert_eq!(parse(sql), Some(Ok(Command::Unsupported(name))), "{sql}");
-        }
+        assert_eq!(
+            parse("create or replace stream table t as select 1"),
+            Some(Ok(Command::Unsupported("CREATE OR REPLACE STREAM TABLE")))
+        );
         let t = || QualifiedName {
             schema: Some("s".to_owned()),
             name: "t".to_owned(),

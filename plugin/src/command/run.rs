@@ -1,7 +1,7 @@
 //! Running a [`Command`].
 
 use super::parse::Command;
-use super::{create, drop, explain, refresh, show, verify};
+use super::{alter, create, drop, explain, refresh, show, verify};
 use crate::conn::Error;
 use crate::session::Session;
 
@@ -31,6 +31,10 @@ pub async fn run(
         changed,
     };
     match command {
+        Command::Alter(alter) => {
+            alter::run(session, alter, default_schedule).await?;
+            Ok(done("ALTER STREAM TABLE", true))
+        }
         Command::Create(create) => {
             create::run(session, create, default_schedule).await?;
             Ok(done("CREATE STREAM TABLE", true))

@@ -182,11 +182,14 @@ pub(super) struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
+    /// Without the semicolons at the end.
     pub(super) fn new(sql: &'a str) -> Self {
-        Self {
-            sql,
-            tokens: lexer::tokens(sql).collect(),
-        }
+        let mut tokens: Vec<_> = lexer::tokens(sql).collect();
+        while tokens
+            .pop_if(|last| last.kind == Kind::Symbol(b';'))
+            .is_some()
+        {}
+        Self { sql, tokens }
     }
 
     pub(super) fn starts_with(&self, words: &[&str]) -> bool {

@@ -48,7 +48,7 @@ pub use memory::Memory;
 pub use rebuild::refresh_in_transaction;
 pub use refresh::{refresh, refresh_by_name};
 pub use remove::drop;
-pub use replan::{drop_definition_view, recreate_definition_view, replan};
+pub use replan::{drop_definition_view, recreate_definition_view, replan, set_mode};
 pub use summary::{Summary, by_name};
 
 /// The identity of a stream table in `pgtrickle.catalog`.

@@ -27,6 +27,30 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
         return Ok(());
     }
     let renamed_only = drift::meaning(&now) == drift::meaning(&record.fingerprint);
+    plan_anew(c, record, renamed_only).await
+}
+
+/// Has the stream table refreshed in this way from now on, in the caller's transaction. The next refresh rebuilds it.
+///
+/// # Errors
+/// As [`replan`].
+pub async fn set_mode<C: Conn>(c: &mut C, id: StreamTableId, mode: Mode) -> Result<(), Error> {
+    let changed = c
+        .query(&format!(
+            "UPDATE pgtrickle.catalog SET refresh_mode = {0} WHERE id = {id} AND refresh_mode <> {0} RETURNING 1",
+            literal(mode.as_str())
+        ))
+        .await?;
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let record = record::read(c, id).await?;
+    plan_anew(c, record, false).await
+}
+
+/// `renamed_only`: what is there stays right.
+async fn plan_anew<C: Conn>(c: &mut C, record: Record, renamed_only: bool) -> Result<(), Error> {
+    let id = record.id;
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     let mode = match record.refresh_mode.as_str() {
         "full" => Mode::Full,
