@@ -157,8 +157,11 @@ impl Session {
         let sql = std::str::from_utf8(sql).ok()?;
         let mut pieces: Vec<Piece> = Vec::new();
         let mut all_plain = true;
+        let (mut counted, mut offset) = (0, 0);
         for range in statements::split(sql) {
-            let offset = sql[..range.start].chars().count() as u32;
+            // Not from the start each time: there may be very many.
+            offset += sql[counted..range.start].chars().count() as u32;
+            counted = range.start;
             let text = &sql[range];
             let what = match self.inspect_statement(text.as_bytes()) {
                 Action::Allow => What::Plain(text.to_owned()),
