@@ -273,6 +273,8 @@ impl Session {
                 if let Some(server) = &mut self.server {
                     // It may be any function, and leave anything behind.
                     server.dirty = true;
+                    // As a Query.
+                    server.unsynced &= server.ledger.is_skipping();
                     server
                         .ledger
                         .push(Request::FunctionCall, Fate::Forward, Undo::Nothing);
