@@ -227,6 +227,24 @@ fn kill_ends_clients_wherever_they_are() {
     client(&pooler).run("SELECT 1");
 }
 
+/// What the name stands for depends on the reply.
+#[test]
+fn kill_ends_a_client_whose_next_message_depends_on_replies() {
+    let pooler = start(&config(1));
+    let mut settling = client(&pooler);
+    settling.send(Messages::new().parse("s", "SELECT 1").sync());
+    settling.ready();
+    settling.send(
+        Messages::new()
+            .query("SELECT pg_sleep(61)")
+            .parse("s", "SELECT 2")
+            .sync(),
+    );
+    std::thread::sleep(QUIET);
+    admin(&pooler, "pgbouncer").run("KILL postgres");
+    assert_ended(&mut settling);
+}
+
 #[test]
 fn one_client_is_killed_by_its_number() {
     let pooler = start(&config(2));

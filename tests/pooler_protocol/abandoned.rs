@@ -236,3 +236,22 @@ fn a_temporary_view_by_way_of_a_plugin() {
     client.run("CREATE OR REPLACE TEMP VIEW left_behind AS SELECT 666 AS leaked");
     stage.assert_clean();
 }
+
+#[test]
+fn a_function_call_ends_a_batch_without_sync() {
+    // pi().
+    let call = [1610_u32.to_be_bytes().as_slice(), &[0; 6]].concat();
+    let batch = Messages::new()
+        .statement("SELECT 1")
+        .flush()
+        .message(b'F', &call);
+    same(|client| {
+        client.send(&batch);
+        client.ready();
+    });
+    let stage = stage();
+    let mut client = stage.client();
+    client.send(&batch);
+    client.ready();
+    stage.client().run("SELECT 1");
+}

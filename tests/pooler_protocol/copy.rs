@@ -366,3 +366,24 @@ fn late_copy_data_in_two_parts_around_the_end_of_a_set() {
         wire.query("RESET work_mem");
     });
 }
+
+/// The server ends the connection over it. What waits for outstanding replies in other places would wait for the data.
+#[test]
+fn a_message_that_is_no_data_in_the_middle_of_a_copy() {
+    for message in [
+        Messages::new().query("LISTEN copied_at"),
+        Messages::new().query("EXECUTE s"),
+        Messages::new().parse("s", "SELECT 1").sync(),
+        Messages::new().bind("", "s", &[]).execute("").sync(),
+        Messages::new().close_statement("s").sync(),
+    ] {
+        same_after(&table("copied_with_others"), |wire| {
+            wire.send(Messages::new().parse("s", "SELECT 1").sync());
+            wire.ready();
+            wire.send(Messages::new().query("COPY copied_with_others FROM STDIN"));
+            wire.until(b'G');
+            wire.send(&message);
+            while wire.try_message().is_some() {}
+        });
+    }
+}

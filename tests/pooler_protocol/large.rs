@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::thread;
+use std::time::Duration;
 
 use test_support::wire::{Messages, tags};
 
@@ -182,4 +183,63 @@ fn large_messages_of_every_kind() {
             wire.query("COPY large TO STDOUT");
         },
     );
+}
+
+/// What the pooler answers itself waits for the replies before it, and must not pile up.
+#[test]
+fn many_messages_behind_a_statement_that_takes_long() {
+    let _alone = alone();
+    let stage = Stage::new(1);
+    let before = peak_memory(&stage.pooler);
+    let mut client = stage.client();
+    client.send(Messages::new().query("SELECT pg_sleep(100)"));
+    let mut closes = Messages::new();
+    for _ in 0..10_000 {
+        closes = closes.close_statement("PGCAT_1");
+    }
+    let flood = thread::spawn(move || while client.try_send(&closes) {});
+    thread::sleep(Duration::from_secs(4));
+    let grown = peak_memory(&stage.pooler) - before;
+    drop(stage);
+    flood.join().unwrap();
+    assert!(grown < 40_000, "{grown} kB more");
+}
+
+/// A batch need not end for its replies to be read.
+#[test]
+fn a_long_batch_without_sync() {
+    same(|wire| {
+        let mut batch = Messages::new();
+        for _ in 0..5000 {
+            batch = batch.statement("SELECT 1");
+        }
+        wire.send(batch.flush());
+        for _ in 0..5000 {
+            wire.until(b'C');
+        }
+        wire.send(Messages::new().sync());
+        wire.ready();
+    });
+}
+
+#[test]
+fn statements_closed_in_a_batch_without_end() {
+    let _alone = alone();
+    let stage = Stage::new(1);
+    let before = peak_memory(&stage.pooler);
+    let mut client = stage.client();
+    for n in 0..1500 {
+        let name = format!("{n:050000}");
+        client.send(
+            Messages::new()
+                .parse(&name, "SELECT 1")
+                .close_statement(&name)
+                .flush(),
+        );
+        client.until(b'3');
+    }
+    let grown = peak_memory(&stage.pooler) - before;
+    assert!(grown < 40_000, "{grown} kB more");
+    client.send(Messages::new().sync());
+    client.ready();
 }

@@ -20,6 +20,9 @@ const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 
+/// How many statements are kept that replies to come may yet be about.
+const DROPPED_LIMIT: usize = 256;
+
 impl Session {
     pub(super) fn extended(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         // Bind may be large, and only its names matter; the others are needed whole.
@@ -509,6 +512,13 @@ impl Session {
         let (kind, name) = kind_and_name(walk.body())?;
         if kind != b'P' && self.may_vanish(name) {
             return Ok(Step::Stop(Event::Settle));
+        }
+        if self.dropped.len() >= DROPPED_LIMIT {
+            // A client that never lets the server catch up, or sends no Sync, would have it grow for ever.
+            if self.is_in_doubt() {
+                return Ok(Step::Stop(Event::Settle));
+            }
+            self.dropped.clear();
         }
         let known = match kind {
             b'P' => self.portals.remove(name).is_some(),

@@ -41,6 +41,19 @@ pub(super) struct Walk<'a> {
     pub header: Header,
 }
 
+/// Whether a server that waits for the data of a COPY takes this message.
+fn may_come_in_copy(tag: u8) -> bool {
+    matches!(
+        tag,
+        frontend::COPY_DATA
+            | frontend::COPY_DONE
+            | frontend::COPY_FAIL
+            | frontend::FLUSH
+            | frontend::SYNC
+            | frontend::TERMINATE
+    )
+}
+
 impl<'a> Walk<'a> {
     /// As much of the current message's body as is here.
     pub fn body(&self) -> &'a [u8] {
@@ -152,6 +165,13 @@ impl Session {
             // The connection is lost. Reading from it says so, after the server's last words.
             server.out = Default::default();
         }
+        if self.client_body.left == 0
+            && let Some(server) = &mut self.server
+            && server.ledger.is_long()
+        {
+            // Nothing more is read before some of it is answered, and replies to a batch may wait for its Sync.
+            message::flush(server.out.tail());
+        }
         if event.is_none() && self.client_body.left == 0 {
             // Late COPY data may have kept the server from being asked, or given back, at the end of the transaction.
             self.ask_for_settings();
@@ -211,6 +231,15 @@ impl Session {
     }
 
     fn process_request(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
+        if let Some(server) = &mut self.server
+            && server.ledger.is_copying_in()
+            && !may_come_in_copy(walk.header.tag)
+        {
+            // PostgreSQL ends the connection over it. Some of these wait for what is outstanding, and that would be the
+            // data of the COPY, which come behind.
+            server.unaccounted = true;
+            return Ok(Step::Forward);
+        }
         match walk.header.tag {
             frontend::QUERY => self.query(walk),
             frontend::TERMINATE => Ok(Step::Event(Event::Terminated)),
@@ -244,6 +273,8 @@ impl Session {
                 if let Some(server) = &mut self.server {
                     // It may be any function, and leave anything behind.
                     server.dirty = true;
+                    // As a Query.
+                    server.unsynced &= server.ledger.is_skipping();
                     server
                         .ledger
                         .push(Request::FunctionCall, Fate::Forward, Undo::Nothing);

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::time::timeout;
 
@@ -12,7 +13,7 @@ use super::notify::{self, ListenStatement};
 use super::pipeline::PipelineEnd;
 use super::rows;
 use super::server::Server;
-use super::session::{ClientStatement, LAST_WORK, Session, UnnamedStatement};
+use super::session::{ClientStatement, LAST_WORK, Session, UnnamedStatement, shutting_down};
 use crate::error::Error;
 use crate::plugins::{
     Action, Completion, PluginQuery, ServerHandle, SessionView, Statement, TransactionContext,
@@ -157,8 +158,11 @@ impl Session {
         let sql = std::str::from_utf8(sql).ok()?;
         let mut pieces: Vec<Piece> = Vec::new();
         let mut all_plain = true;
+        let (mut counted, mut offset) = (0, 0);
         for range in statements::split(sql) {
-            let offset = sql[..range.start].chars().count() as u32;
+            // Not from the start each time: there may be very many.
+            offset += sql[counted..range.start].chars().count() as u32;
+            counted = range.start;
             let text = &sql[range];
             let what = match self.inspect_statement(text.as_bytes()) {
                 Action::Allow => What::Plain(text.to_owned()),
@@ -261,7 +265,13 @@ impl Session {
     pub(super) async fn settle(&mut self) -> Result<(), Error> {
         self.ask_for_replies();
         loop {
-            let drained = poll_fn(|cx| self.poll_drain(cx));
+            let drained = poll_fn(|cx| {
+                // The relay leaves it to its caller, where it does not read from the client.
+                if self.registration.handle.killed.get() {
+                    return Poll::Ready(Err(Error::Refused(Box::new(shutting_down()))));
+                }
+                self.poll_drain(cx)
+            });
             match timeout(LAST_WORK, drained).await {
                 Ok(outcome) => return outcome,
                 Err(_) if self.has_left() => {

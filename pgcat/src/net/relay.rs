@@ -140,10 +140,14 @@ impl Session {
                 .is_none_or(|server| !self.is_pooled() && server.is_reusable())
     }
 
+    /// Neither are bytes kept without limit that the server does not take, nor what is expected of it.
     fn server_takes_more(&self) -> bool {
-        self.server
-            .as_ref()
-            .is_none_or(|server| server.out.is_empty())
+        self.server.as_ref().is_none_or(|server| {
+            let answers_first = server.ledger.is_long()
+                && !server.ledger.is_copying_in()
+                && self.client_body.left == 0;
+            server.out.is_empty() && !answers_first
+        })
     }
 
     /// Reads from the client once, and processes what came.

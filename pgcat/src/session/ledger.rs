@@ -119,6 +119,9 @@ impl Item {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unexpected;
 
+/// More than drivers have in a batch, as a rule.
+const LONG: usize = 4096;
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -144,6 +147,12 @@ impl Ledger {
     /// Whether replies are outstanding.
     pub fn is_waiting(&self) -> bool {
         !self.items.is_empty()
+    }
+
+    /// Whether so much is outstanding that more is not to be asked for. What the pooler answers itself takes nothing of
+    /// the server, which may be busy for long; and some messages are compared to all that is outstanding.
+    pub fn is_long(&self) -> bool {
+        self.items.len() >= LONG
     }
 
     /// Whether one reply is outstanding, with this fate.

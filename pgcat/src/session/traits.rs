@@ -109,6 +109,12 @@ fn is_plain_select(text: &[u8]) -> bool {
 pub fn custom_settings(text: &str) -> Vec<String> {
     let tokens: Vec<Token> = lexer::tokens(text).collect();
     let mut names = Vec::new();
+    // Each is the argument of one set_config at most, so that a text of nothing but these costs no more than others.
+    let mut strings = tokens
+        .iter()
+        .enumerate()
+        .filter(|(_, token)| token.kind == Kind::String)
+        .peekable();
     for (index, token) in tokens.iter().enumerate() {
         let rest = &tokens[index + 1..];
         if token.is_word(text, "set") {
@@ -117,8 +123,9 @@ pub fn custom_settings(text: &str) -> Vec<String> {
                 .is_some_and(|t| t.is_word(text, "session") || t.is_word(text, "local"));
             names.extend(dotted_name(text, &rest[usize::from(skipped)..]));
         } else if token.is_word(text, "set_config") {
-            let argument = rest.iter().find(|t| t.kind == Kind::String);
-            let name = argument.map(|t| text[t.span.clone()].trim_matches('\''));
+            while strings.next_if(|(at, _)| *at < index).is_some() {}
+            let argument = strings.next();
+            let name = argument.map(|(_, t)| text[t.span.clone()].trim_matches('\''));
             names.extend(
                 name.filter(|name| name.contains('.'))
                     .map(str::to_ascii_lowercase),
@@ -128,9 +135,12 @@ pub fn custom_settings(text: &str) -> Vec<String> {
     names
 }
 
+/// Of a setting's name, dots included. `set.set.set…` would else be as many names, each as long as the rest of the text.
+const NAME_TOKENS: usize = 31;
+
 fn dotted_name(text: &str, tokens: &[Token]) -> Option<String> {
     let mut name = String::new();
-    for token in tokens {
+    for token in tokens.iter().take(NAME_TOKENS) {
         let part = &text[token.span.clone()];
         match token.kind {
             Kind::Word if name.is_empty() || name.ends_with('.') => {
@@ -220,6 +230,21 @@ mod tests {
             ["a.b"]
         );
         assert!(custom_settings("SET search_path = a.b").is_empty());
+        assert_eq!(
+            custom_settings("SELECT set_config('a.b', set_config('c.d', '1', true), true)"),
+            ["a.b", "c.d"]
+        );
+    }
+
+    #[test]
+    fn what_a_text_may_set_is_not_much_longer_than_the_text() {
+        for text in [
+            "set.".repeat(5000) + "x",
+            format!("{}'{}.a'", "set_config ".repeat(5000), "x".repeat(50000)),
+        ] {
+            let length: usize = custom_settings(&text).iter().map(String::len).sum();
+            assert!(length < 32 * text.len(), "{length}");
+        }
     }
 
     #[test]
