@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Client;
+
 use crate::orders;
 use crate::plan::Plan;
 use crate::report::{Table, median, ms, ratio};
@@ -43,6 +45,7 @@ pub async fn run(plan: &Plan) {
         &[
             "query",
             "orders",
+            "incremental",
             "REFRESH STREAM TABLE",
             &format!("to {first} orders"),
             "REFRESH MATERIALIZED VIEW",
@@ -79,6 +82,8 @@ pub async fn run(plan: &Plan) {
                 }
             }
             stage::assert_equal(&direct, "flat", query).await;
+            let timed = incremental.len();
+            let by_changes = by_changes(&direct, timed).await;
             let incremental = median(&incremental);
             let full = time(&direct, "REFRESH MATERIALIZED VIEW flat_full").await;
             if of_first.len() == index {
@@ -88,6 +93,7 @@ pub async fn run(plan: &Plan) {
             table.row(&[
                 (*name).to_owned(),
                 rows.to_string(),
+                format!("{by_changes}/{timed}"),
                 ms(incremental),
                 ratio(incremental.as_secs_f64(), first_incremental.as_secs_f64()),
                 ms(full),
@@ -99,4 +105,15 @@ pub async fn run(plan: &Plan) {
         }
     }
     table.print();
+}
+
+/// How many of the last refreshes were incremental, and not a recompute that promised to be faster.
+async fn by_changes(client: &Client, refreshes: usize) -> i64 {
+    let sql = format!(
+        "SELECT count(*) FILTER (WHERE mode = 'incremental') FROM (
+             SELECT mode FROM pgtrickle.refresh_history WHERE name = 'flat'
+             ORDER BY started_at DESC LIMIT {refreshes}) last"
+    );
+    let row = client.query_one(&sql, &[]).await.expect("the history");
+    row.get(0)
 }

@@ -1,6 +1,6 @@
 //! `make bench`: what stream tables and the pooler cost, measured in one run.
 //!
-//! `BENCH_QUICK=1` takes some minutes instead of half an hour, with fewer repetitions and smaller sources.
+//! With `BENCH_QUICK=1` there are fewer repetitions and smaller tables.
 //! `bench latency pooler` runs only the parts named (latency, refresh, flat, many, nexmark, capture, tpch, pooler).
 
 mod capture;
