@@ -69,10 +69,13 @@ pub async fn run(plan: &Plan) {
         ]);
     };
 
-    let mut probes = 0;
+    let mut probe = Probe::new(
+        "INSERT INTO orders (customer_id, amount) VALUES (0, 1)",
+        "SELECT orders FROM revenue_by_region WHERE region = 'probe'",
+    );
     // The first refreshes plan and cache.
-    time_commits(&pooler, &client, 10, &mut probes).await;
-    let idle = time_commits(&pooler, &client, plan.latency_samples, &mut probes).await;
+    probe.time(&pooler, &client, 10).await;
+    let idle = probe.time(&pooler, &client, plan.latency_samples).await;
     add("idle", &idle, 0.0);
 
     let done = Arc::new(AtomicBool::new(false));
@@ -84,7 +87,7 @@ pub async fn run(plan: &Plan) {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (began, before) = (Instant::now(), written.load(Ordering::Relaxed));
-    let busy = time_commits(&pooler, &client, plan.latency_samples, &mut probes).await;
+    let busy = probe.time(&pooler, &client, plan.latency_samples).await;
     let rate = (written.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
     done.store(true, Ordering::Relaxed);
     for writer in writers {
@@ -110,43 +113,55 @@ async fn write(client: Client, done: Arc<AtomicBool>, written: Arc<AtomicU64>) {
     }
 }
 
-/// Commits a row of the region `probe` and looks until the stream table counts it. Time runs from the
-/// moment the client knows of its commit.
-async fn time_commits(
-    pooler: &Pooler,
-    writer: &Client,
-    samples: usize,
-    probes: &mut i64,
-) -> Vec<Duration> {
-    let reader = stage::pooled(pooler).await;
-    let insert = writer
-        .prepare("INSERT INTO orders (customer_id, amount) VALUES (0, 1)")
-        .await
-        .expect("prepare");
-    let look = reader
-        .prepare("SELECT orders FROM revenue_by_region WHERE region = 'probe'")
-        .await
-        .expect("prepare");
-    let mut times = Vec::new();
-    while times.len() < samples {
-        writer.execute(&insert, &[]).await.expect("insert");
-        let committed = Instant::now();
-        *probes += 1;
-        loop {
-            let row = reader.query_opt(&look, &[]).await.expect("look");
-            if row.is_some_and(|row| row.get::<_, i64>(0) >= *probes) {
-                break;
-            }
-            assert!(
-                committed.elapsed() < Duration::from_secs(30),
-                "the stream table does not follow"
-            );
-            tokio::time::sleep(LOOK).await;
+/// What is committed, and where it shows.
+pub struct Probe {
+    insert: String,
+    look: String,
+    inserted: i64,
+}
+
+impl Probe {
+    /// `look` counts, in a stream table, what `insert` has inserted so far.
+    pub fn new(insert: impl Into<String>, look: impl Into<String>) -> Self {
+        Self {
+            insert: insert.into(),
+            look: look.into(),
+            inserted: 0,
         }
-        times.push(committed.elapsed());
-        // Not in step with the worker's own pauses.
-        let pause = 5 + (times.len() as u64 * 7) % 13;
-        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
-    times
+
+    /// Commits and looks until the stream table counts it. Time runs from the moment the client knows of
+    /// its commit.
+    pub async fn time(
+        &mut self,
+        pooler: &Pooler,
+        writer: &Client,
+        samples: usize,
+    ) -> Vec<Duration> {
+        let reader = stage::pooled(pooler).await;
+        let insert = writer.prepare(&self.insert).await.expect("prepare");
+        let look = reader.prepare(&self.look).await.expect("prepare");
+        let mut times = Vec::new();
+        while times.len() < samples {
+            writer.execute(&insert, &[]).await.expect("insert");
+            let committed = Instant::now();
+            self.inserted += 1;
+            loop {
+                let row = reader.query_opt(&look, &[]).await.expect("look");
+                if row.is_some_and(|row| row.get::<_, i64>(0) >= self.inserted) {
+                    break;
+                }
+                assert!(
+                    committed.elapsed() < Duration::from_secs(30),
+                    "the stream table does not follow"
+                );
+                tokio::time::sleep(LOOK).await;
+            }
+            times.push(committed.elapsed());
+            // Not in step with the worker's own pauses.
+            let pause = 5 + (times.len() as u64 * 7) % 13;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        times
+    }
 }

@@ -1,10 +1,14 @@
 //! `make bench`: what stream tables and the pooler cost, measured in one run.
 //!
-//! `BENCH_QUICK=1` takes about a minute instead of five, with fewer repetitions and no 4M-row source.
-//! `bench latency pooler` runs only the parts named (latency, refresh, capture, tpch, pooler).
+//! With `BENCH_QUICK=1` there are fewer repetitions and smaller tables.
+//! `bench latency pooler` runs only the parts named (latency, refresh, flat, many, nexmark, capture, tpch, pooler).
 
 mod capture;
+mod flat;
 mod latency;
+mod many;
+mod nexmark;
+mod orders;
 mod plan;
 mod pooler;
 mod refresh;
@@ -31,6 +35,15 @@ async fn main() {
     }
     if wanted("refresh") {
         refresh::run(&plan).await;
+    }
+    if wanted("flat") {
+        flat::run(&plan).await;
+    }
+    if wanted("many") {
+        many::run(&plan).await;
+    }
+    if wanted("nexmark") {
+        nexmark::run(&plan).await;
     }
     if wanted("capture") {
         capture::run(&plan).await;

@@ -9,8 +9,18 @@ pub struct Plan {
     pub latency_samples: usize,
     /// Rows of the sources.
     pub source_rows: Vec<u32>,
+    /// Rows of the sources in `flat`.
+    pub flat_rows: Vec<u32>,
     /// Refreshes per number of changed rows.
     pub refreshes: usize,
+    /// Stream tables, and sources, in `many`.
+    pub many_tables: u32,
+    /// How long the pooler is watched while nothing happens.
+    pub idle: Duration,
+    /// Events per second in `nexmark`.
+    pub event_rates: Vec<u32>,
+    /// How long each of them lasts.
+    pub event_time: Duration,
     /// Repetitions of the bulk statements.
     pub bulk_repetitions: usize,
     /// Single-row statements per batch.
@@ -34,6 +44,11 @@ impl Plan {
             Self {
                 latency_samples: 60,
                 source_rows: vec![300_000],
+                flat_rows: vec![100_000, 1_000_000],
+                many_tables: 200,
+                idle: Duration::from_secs(5),
+                event_rates: vec![1_000],
+                event_time: Duration::from_secs(5),
                 refreshes: 2,
                 bulk_repetitions: 1,
                 single_rows: 300,
@@ -47,6 +62,11 @@ impl Plan {
             Self {
                 latency_samples: 300,
                 source_rows: vec![1_000_000, 4_000_000],
+                flat_rows: vec![100_000, 1_000_000, 10_000_000],
+                many_tables: 1_000,
+                idle: Duration::from_secs(20),
+                event_rates: vec![1_000, 2_000, 5_000, 10_000, 20_000],
+                event_time: Duration::from_secs(15),
                 refreshes: 5,
                 bulk_repetitions: 3,
                 single_rows: 1000,

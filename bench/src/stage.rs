@@ -1,6 +1,7 @@
 //! The servers the benchmark runs on.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use test_support::{Auth, Certificate, Pooler, PoolerConfig, Postgres, Settings};
 use tokio_postgres::Client;
@@ -88,4 +89,25 @@ pub async fn run(client: &Client, sql: &str) {
     if let Err(error) = client.batch_execute(sql).await {
         panic!("{sql}: {error:?}");
     }
+}
+
+/// How long statements take that must succeed.
+pub async fn time(client: &Client, sql: &str) -> Duration {
+    let began = Instant::now();
+    run(client, sql).await;
+    began.elapsed()
+}
+
+/// A wrong table is not fast.
+///
+/// # Panics
+/// If the stream table is not its query.
+pub async fn assert_equal(client: &Client, table: &str, query: &str) {
+    let sql = format!(
+        "WITH query AS MATERIALIZED ({query}) SELECT count(*)
+         FROM ((TABLE {table} EXCEPT ALL TABLE query) UNION ALL (TABLE query EXCEPT ALL TABLE {table})) d"
+    );
+    let row = client.query_one(&sql, &[]).await.expect("comparison");
+    let different: i64 = row.get(0);
+    assert_eq!(different, 0, "rows of {table} that differ from its query");
 }

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::plan::Plan;
 use crate::report::{Table, median, ms, ratio};
-use crate::stage;
+use crate::stage::{self, time};
 
 /// One in so many orders, customers, parts, offers and suppliers changes; 0: a single order comes.
 const BATCHES: [(u32, &str); 3] = [(0, "one order"), (1000, "0.1 %"), (100, "1 %")];
@@ -122,10 +122,4 @@ async fn assert_equal(client: &Client, name: &str) {
         .iter()
         .any(|m| matches!(m, tokio_postgres::SimpleQueryMessage::Row(_)));
     assert!(!different, "{name} is not its query");
-}
-
-async fn time(client: &Client, sql: &str) -> Duration {
-    let began = Instant::now();
-    stage::run(client, sql).await;
-    began.elapsed()
 }
