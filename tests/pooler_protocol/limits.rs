@@ -151,7 +151,13 @@ fn a_cancel_request_is_no_login() {
             .general("max_client_logins = 1\nclient_login_timeout = 60000")
             .user_with("postgres", 2, TRUST)
     });
-    let mut client = login(&pooler, "postgres", "postgres").expect("a client");
+    // The pooler was asked whether it is there, and may take a moment to see that the asker has gone.
+    let found = RefCell::new(None);
+    eventually("a client", || {
+        *found.borrow_mut() = login(&pooler, "postgres", "postgres").ok();
+        found.borrow().is_some()
+    });
+    let mut client = found.take().expect("it is logged in");
     sleep(&mut client, "logins");
     let silent = RefCell::new(Vec::new());
     eventually("somebody is logging in", || {

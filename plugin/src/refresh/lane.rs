@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -280,6 +281,10 @@ impl Lane {
     /// Looks for DDL that nobody told us of. A refresh looks by itself, so this is for those at rest.
     async fn check_definitions(&self) -> Result<(), Error> {
         for table in self.all().iter().filter(|table| table.is_at_rest()) {
+            // There may be a thousand: a commit does not wait for all of them.
+            if pin!(self.bell.notified()).enable() {
+                self.wake_pending().await?;
+            }
             let drift = self
                 .read(async |conn| engine::check(conn, table.id).await)
                 .await;
