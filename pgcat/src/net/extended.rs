@@ -102,7 +102,8 @@ impl Session {
         }
         if traits.may_name_statement
             && let Ok(text) = std::str::from_utf8(text)
-            && let Some(name) = self.foreign_name(text)
+            && let Some((prepared_use, name)) = prepared_use(text)
+            && self.is_foreign_use(prepared_use, &name)
         {
             return Ok(Step::Event(Event::FailBatch(Box::new(unknown(
                 name.as_bytes(),
@@ -413,15 +414,13 @@ impl Session {
     }
 
     /// Whether a statement by this name would be that of other clients.
-    pub(super) fn is_foreign(&self, name: &[u8]) -> bool {
+    fn is_foreign(&self, name: &[u8]) -> bool {
         may_be_server_name(name) && !self.statements.contains_key(name)
     }
 
-    /// The name in a text that uses or closes a statement of other clients.
-    pub(super) fn foreign_name(&self, text: &str) -> Option<String> {
-        let (prepared_use, name) = prepared_use(text)?;
-        let foreign = prepared_use != PreparedUse::Prepare && self.is_foreign(name.as_bytes());
-        foreign.then_some(name)
+    /// Whether SQL that does this with a name uses or closes a statement of other clients.
+    pub(super) fn is_foreign_use(&self, prepared_use: PreparedUse, name: &str) -> bool {
+        prepared_use != PreparedUse::Prepare && self.is_foreign(name.as_bytes())
     }
 
     fn is_failed(&self) -> bool {
@@ -439,16 +438,10 @@ impl Session {
         let (_, _, rest) = bind_names(body)?;
         let given = u16::from_be_bytes(*codes(rest)?.1.first_chunk()?);
         let name = String::from_utf8_lossy(name);
-        let mut error = ErrorFields::error(
-            "08P01",
-            format!(
-                "bind message supplies {given} parameters, but prepared statement \"{name}\" requires {wanted}"
-            ),
+        let text = format!(
+            "bind message supplies {given} parameters, but prepared statement \"{name}\" requires {wanted}"
         );
-        error.other = vec![
-            (b'F', "postgres.c".to_owned()),
-            (b'R', "exec_bind_message".to_owned()),
-        ];
+        let error = ErrorFields::error("08P01", text).raised_in("postgres.c", "exec_bind_message");
         (given != wanted).then_some(error)
     }
 
@@ -610,12 +603,7 @@ pub(super) fn in_failed_transaction() -> ErrorFields {
 pub(super) fn unknown(name: &[u8]) -> ErrorFields {
     let name = String::from_utf8_lossy(name);
     let text = format!("prepared statement \"{name}\" does not exist");
-    let mut error = ErrorFields::error("26000", text);
-    error.other = vec![
-        (b'F', "prepare.c".to_owned()),
-        (b'R', "FetchPreparedStatement".to_owned()),
-    ];
-    error
+    ErrorFields::error("26000", text).raised_in("prepare.c", "FetchPreparedStatement")
 }
 
 /// The end of a Parse of a text that is parsed even in a failed transaction.

@@ -184,9 +184,10 @@ impl Session {
     pub(super) fn pieces_naming_statements(&self, sql: &[u8]) -> Option<Vec<Piece>> {
         let sql = std::str::from_utf8(sql).ok()?;
         let names_one = |text: &str| {
-            let known = prepared_use(text)
-                .is_some_and(|(_, name)| self.statements.contains_key(name.as_bytes()));
-            known || self.foreign_name(text).is_some()
+            prepared_use(text).is_some_and(|(prepared_use, name)| {
+                self.statements.contains_key(name.as_bytes())
+                    || self.is_foreign_use(prepared_use, &name)
+            })
         };
         let ranges = statements::split(sql);
         if !ranges.iter().any(|range| names_one(&sql[range.clone()])) {
@@ -397,10 +398,10 @@ impl Session {
             return self.run_plain(sql, offset).await;
         };
         let Some(known) = self.statements.get(name.as_bytes()) else {
-            return match self.foreign_name(sql) {
-                Some(name) => self.refuse(unknown(name.as_bytes())).await,
-                None => self.run_plain(sql, offset).await,
-            };
+            if self.is_foreign_use(prepared_use, &name) {
+                return self.refuse(unknown(name.as_bytes())).await;
+            }
+            return self.run_plain(sql, offset).await;
         };
         let rest = match (prepared_use, known) {
             (PreparedUse::Deallocate, _) => {

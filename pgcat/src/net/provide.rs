@@ -171,10 +171,6 @@ impl Server {
 /// PostgreSQL's error for a prepared statement whose result has changed. Drivers know it by its code and
 /// the routine, and prepare the statement again.
 fn result_type_changed() -> ErrorFields {
-    let mut error = ErrorFields::error("0A000", "cached plan must not change result type");
-    error.other = vec![
-        (b'F', "plancache.c".to_owned()),
-        (b'R', "RevalidateCachedQuery".to_owned()),
-    ];
-    error
+    ErrorFields::error("0A000", "cached plan must not change result type")
+        .raised_in("plancache.c", "RevalidateCachedQuery")
 }

@@ -69,6 +69,13 @@ impl ErrorFields {
         self
     }
 
+    /// Where in its source PostgreSQL raises this error: drivers know some by the routine.
+    #[must_use]
+    pub fn raised_in(mut self, file: &str, routine: &str) -> Self {
+        self.other = vec![(b'F', file.to_owned()), (b'R', routine.to_owned())];
+        self
+    }
+
     #[must_use]
     pub fn position(mut self, position: u32) -> Self {
         self.position = Some(position);
