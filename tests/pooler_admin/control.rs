@@ -1,5 +1,6 @@
 //! PAUSE, KILL, RECONNECT, SHUTDOWN and the like.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use test_support::wire::{Message, Messages, PROTOCOL_3_0, Wire, sqlstate, startup, tags};
@@ -243,6 +244,24 @@ fn kill_ends_a_client_whose_next_message_depends_on_replies() {
     std::thread::sleep(QUIET);
     admin(&pooler, "pgbouncer").run("KILL postgres");
     assert_ended(&mut settling);
+}
+
+/// There is no server for it, and the rest of it is awaited only to be dropped.
+#[test]
+fn kill_ends_a_client_in_the_middle_of_a_refused_query() {
+    let pooler = start(&config(1).general("connect_timeout = 300"));
+    let mut occupant = client(&pooler);
+    occupant.run("BEGIN");
+    let mut refused = client(&pooler);
+    let query = Messages::new().query(&format!("SELECT '{}'", "x".repeat(2_000_000)));
+    let message: &[u8] = query.as_ref();
+    refused
+        .sender()
+        .write_all(&message[..1_500_000])
+        .expect("a part of it");
+    std::thread::sleep(QUIET + Duration::from_millis(300));
+    admin(&pooler, "pgbouncer").run("KILL postgres");
+    assert_ended(&mut refused);
 }
 
 #[test]

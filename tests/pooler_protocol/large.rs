@@ -107,6 +107,34 @@ fn a_row_of_50_megabytes_passes_through_little_memory() {
     stage.assert_clean();
 }
 
+/// What is refused for want of a server is dropped as it comes.
+#[test]
+fn a_refused_query_of_50_megabytes_takes_little_memory() {
+    let _alone = alone();
+    let stage = Stage::with(1, |config| config.general("connect_timeout = 300"));
+    let mut occupant = stage.occupant();
+    let mut client = stage.client();
+    let before = peak_memory(&stage.pooler);
+    let query = format!("SELECT '{}'", "x".repeat(50_000_000));
+    client.send(Messages::new().query(&query).query("SELECT"));
+    assert_eq!(tags(&client.ready()), "EZ");
+    assert_eq!(tags(&client.ready()), "EZ");
+    let grown = peak_memory(&stage.pooler) - before;
+    assert!(grown < 8_000, "{grown} kB for a Query that is refused");
+    occupant.run("ROLLBACK");
+    client.run("SELECT 1");
+}
+
+/// A word that may be a command needs the whole text to be looked at, and it comes in hundreds of pieces.
+#[test]
+fn a_query_of_50_megabytes_with_a_word_of_commands() {
+    let _alone = alone();
+    let stage = Stage::new(1);
+    let query = format!("SELECT length('listen {}')", "x".repeat(50_000_000));
+    assert_eq!(stage.client().value(&query), "50000007");
+    stage.assert_clean();
+}
+
 #[test]
 fn copies_of_50_megabytes_pass_through_little_memory() {
     let _alone = alone();

@@ -26,15 +26,10 @@ const DROPPED_LIMIT: usize = 256;
 impl Session {
     pub(super) fn extended(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         // Bind may be large, and only its names matter; the others are needed whole.
-        if !walk.is_complete() && walk.header.tag != frontend::BIND {
+        if !walk.is_complete()
+            && (walk.header.tag != frontend::BIND || bind_names(walk.body()).is_none())
+        {
             return Ok(Step::Wait);
-        }
-        if walk.header.tag == frontend::BIND && bind_names(walk.body()).is_none() {
-            return if walk.is_complete() {
-                Err(Error::protocol("invalid string in message"))
-            } else {
-                Ok(Step::Wait)
-            };
         }
         if let Some(step) = self.route_batch(walk) {
             return Ok(step);
@@ -355,7 +350,7 @@ impl Session {
 
     fn bind(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
         let Some((portal, name, _)) = bind_names(walk.body()) else {
-            return Ok(Step::Wait);
+            return Err(Error::protocol("invalid string in message"));
         };
         if let Some(statement) = self.handled_statement(name) {
             if !walk.is_complete() {

@@ -81,6 +81,7 @@ impl Session {
             header: Header { tag: 0, body: 0 },
         };
         let mut event = None;
+        self.input_wanted = 0;
         while walk.at < data.len() {
             if self.client_body.left > 0 {
                 let n = self.client_body.left.min(data.len() - walk.at);
@@ -138,7 +139,12 @@ impl Session {
                     event = Some(stop);
                     break;
                 }
-                Step::Wait => break,
+                Step::Wait => {
+                    // To look at it with every read would take a time that grows with the square of its size.
+                    let here = data.len() - walk.at;
+                    self.input_wanted = walk.header.total().min(2 * here);
+                    break;
+                }
             }
         }
         if walk.at > 0 || event.is_some() {

@@ -2,6 +2,7 @@
 //! and transaction effects look to the client.
 
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
@@ -646,32 +647,49 @@ impl Session {
         if !simple {
             self.flush_client().await?;
         }
+        // Of the message being dropped, which may be as large as any.
+        let mut left = 0;
+        let mut last = false;
         loop {
-            let header =
-                Header::read(&self.input).map_err(|_| Error::protocol("invalid message length"))?;
-            if let Some(header) = header
-                && self.input.len() >= header.total()
-            {
-                self.input.drain(..header.total());
-                match header.tag {
-                    frontend::TERMINATE => {
-                        return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
+            let here = left.min(self.input.len());
+            self.input.drain(..here);
+            left -= here;
+            if left == 0 {
+                if last {
+                    break;
+                }
+                let header = Header::read(&self.input)
+                    .map_err(|_| Error::protocol("invalid message length"))?;
+                if let Some(header) = header {
+                    if header.tag == frontend::TERMINATE {
+                        return Err(Error::Client(ErrorKind::UnexpectedEof.into()));
                     }
-                    frontend::QUERY | frontend::FUNCTION_CALL if simple => break,
-                    frontend::SYNC => break,
-                    _ => continue,
+                    left = header.total();
+                    last = match header.tag {
+                        frontend::QUERY | frontend::FUNCTION_CALL => simple,
+                        tag => tag == frontend::SYNC,
+                    };
+                    continue;
                 }
             }
-            let n = poll_fn(|cx| self.io.poll_read_into(cx, &mut self.input))
-                .await
-                .map_err(Error::Client)?;
-            if n == 0 {
-                return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
-            }
+            self.read_or_killed().await?;
         }
         self.input_ready = !self.input.is_empty();
         message::ready_for_query(self.out.tail(), TransactionStatus::Idle);
         self.flush_client().await
+    }
+
+    /// Reads what more the client sends.
+    async fn read_or_killed(&mut self) -> Result<(), Error> {
+        let handle = self.registration.handle.clone();
+        tokio::select! {
+            read = poll_fn(|cx| self.io.poll_read_into(cx, &mut self.input)) => match read {
+                Ok(0) => Err(Error::Client(ErrorKind::UnexpectedEof.into())),
+                Ok(_) => Ok(()),
+                Err(error) => Err(Error::Client(error)),
+            },
+            () = handle.killing.notified() => Err(Error::Refused(Box::new(shutting_down()))),
+        }
     }
 }
 

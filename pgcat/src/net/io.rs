@@ -64,6 +64,19 @@ impl Io {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        // A stream that always has more must not keep the thread from its other tasks.
+        let turn = ready!(coop::poll_proceed(cx));
+        let read = ready!(self.poll_read_unlimited(cx, buffer));
+        turn.made_progress();
+        Poll::Ready(read)
+    }
+
+    /// As [`Io::poll_read`], where the caller itself sees to it that the thread's other tasks get their turn.
+    pub fn poll_read_unlimited(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         match self {
             Self::Memory(stream) => {
                 let mut buffer = ReadBuf::new(buffer);
@@ -71,7 +84,7 @@ impl Io {
                     .poll_read(cx, &mut buffer)
                     .map_ok(|()| buffer.filled().len())
             }
-            Self::Mirrored(stream) => stream.io.poll_read(cx, buffer),
+            Self::Mirrored(stream) => stream.io.poll_read_unlimited(cx, buffer),
             Self::Tcp(stream) => stream.poll_recv(cx, buffer),
             Self::Tls(stream) => stream.poll_read(cx, buffer),
             Self::Unix(stream) => stream.poll_recv(cx, buffer),
@@ -97,7 +110,7 @@ impl Io {
         match self {
             Self::Memory(_) | Self::Tls(_) => {
                 let mut cx = Context::from_waker(Waker::noop());
-                match self.poll_read(&mut cx, buffer) {
+                match self.poll_read_unlimited(&mut cx, buffer) {
                     Poll::Ready(outcome) => Some(outcome),
                     Poll::Pending => None,
                 }
@@ -284,11 +297,8 @@ impl<S: Socket> Watched<S> {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        // A stream that always has more must not keep the thread from its other tasks.
-        let turn = ready!(coop::poll_proceed(cx));
         loop {
             if let Some(outcome) = self.try_recv(buffer) {
-                turn.made_progress();
                 return Poll::Ready(outcome);
             }
             // Another task may have used the socket before.

@@ -93,7 +93,12 @@ impl Session {
             if self.thread.shutting_down.get() && self.may_end() {
                 return Poll::Ready(Ok(Event::Shutdown));
             }
-            if !progress {
+            // Mostly the server's last reply has just been passed on.
+            let at_rest = client_waits
+                && self.server.is_none()
+                && self.out.is_empty()
+                && self.registration.handle.inbox.is_empty();
+            if !progress || at_rest {
                 return Poll::Pending;
             }
         }
@@ -160,7 +165,7 @@ impl Session {
             self.input_ready = false;
             return Poll::Ready(self.process_input(cx));
         }
-        let n = match self.io.poll_read(cx, scratch) {
+        let n = match self.io.poll_read_unlimited(cx, scratch) {
             Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Some(Event::Closed))),
             Poll::Ready(Ok(n)) => n,
             Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Client(error))),
@@ -168,6 +173,9 @@ impl Session {
         };
         if !self.input.is_empty() {
             self.input.extend_from_slice(&scratch[..n]);
+            if self.input.len() < self.input_wanted {
+                return Poll::Ready(Ok(None));
+            }
             return Poll::Ready(self.process_input(cx));
         }
         let data = &scratch[..n];
@@ -196,7 +204,7 @@ impl Session {
         let Some(server) = &mut self.server else {
             return Poll::Pending;
         };
-        let n = match server.io.poll_read(cx, scratch) {
+        let n = match server.io.poll_read_unlimited(cx, scratch) {
             Poll::Ready(Ok(0)) => {
                 return Poll::Ready(Err(Error::Server(io::ErrorKind::UnexpectedEof.into())));
             }

@@ -52,6 +52,8 @@ pub struct Session {
     pub(super) input: Vec<u8>,
     /// `input` may hold a complete message: look before reading more.
     pub(super) input_ready: bool,
+    /// How many bytes of `input` there have to be before they are looked at again.
+    pub(super) input_wanted: usize,
     /// Bytes of the client's current message that are still to come, and whether they are forwarded.
     pub(super) client_body: Body,
     pub(super) out: OutBuffer,
@@ -194,6 +196,7 @@ impl Session {
             io,
             input_ready: !input.is_empty(),
             input,
+            input_wanted: 0,
             client_body: Body::default(),
             out: OutBuffer::default(),
             server: None,

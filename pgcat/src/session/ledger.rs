@@ -93,23 +93,39 @@ impl Undo {
     }
 }
 
+/// What is rare is boxed: every request of every transaction comes and goes here.
 #[derive(Debug)]
 enum Item {
     Expect {
         request: Request,
         fate: Fate,
-        undo: Undo,
+        undo: Option<Box<Undo>>,
     },
     /// The client ended a COPY, perhaps before it could know that there is one.
     CopyEnd,
     /// A reply made by the pooler, due when everything before it has been answered.
-    Synthetic { reply: Box<[u8]>, undo: Undo },
+    Synthetic(Box<Synthetic>),
+}
+
+#[derive(Debug)]
+struct Synthetic {
+    reply: Box<[u8]>,
+    undo: Undo,
 }
 
 impl Item {
     fn undo(&self) -> Option<&Undo> {
         match self {
-            Self::Expect { undo, .. } | Self::Synthetic { undo, .. } => Some(undo),
+            Self::Expect { undo, .. } => undo.as_deref(),
+            Self::Synthetic(synthetic) => Some(&synthetic.undo),
+            Self::CopyEnd => None,
+        }
+    }
+
+    fn into_undo(self) -> Option<Undo> {
+        match self {
+            Self::Expect { undo, .. } => undo.map(|undo| *undo),
+            Self::Synthetic(synthetic) => Some(synthetic.undo),
             Self::CopyEnd => None,
         }
     }
@@ -195,6 +211,7 @@ impl Ledger {
             return;
         }
         self.named += usize::from(undo.is_of_named());
+        let undo = (undo != Undo::Nothing).then(|| Box::new(undo));
         self.items.push_back(Item::Expect {
             request,
             fate,
@@ -215,7 +232,8 @@ impl Ledger {
         } else {
             let reply = reply.into();
             self.named += usize::from(undo.is_of_named());
-            self.items.push_back(Item::Synthetic { reply, undo });
+            let synthetic = Box::new(Synthetic { reply, undo });
+            self.items.push_back(Item::Synthetic(synthetic));
         }
     }
 
@@ -276,13 +294,13 @@ impl Ledger {
 
     /// Whether a synthetic reply has become due.
     pub fn has_due(&self) -> bool {
-        matches!(self.items.front(), Some(Item::Synthetic { .. }))
+        matches!(self.items.front(), Some(Item::Synthetic(_)))
     }
 
     /// Appends the synthetic replies that have become due.
     pub fn take_due(&mut self, out: &mut Vec<u8>) {
-        while let Some(Item::Synthetic { reply, .. }) = self.items.front() {
-            out.extend_from_slice(reply);
+        while let Some(Item::Synthetic(synthetic)) = self.items.front() {
+            out.extend_from_slice(&synthetic.reply);
             self.pop();
             self.drop_copy_ends();
         }
@@ -422,7 +440,7 @@ impl Ledger {
                 self.skipping = false;
                 break;
             }
-            if let Some(Item::Expect { undo, .. } | Item::Synthetic { undo, .. }) = self.pop()
+            if let Some(undo) = self.pop().and_then(Item::into_undo)
                 && undo != Undo::Nothing
             {
                 self.undone.push(undo);

@@ -14,14 +14,18 @@ pub fn build(out: &mut Vec<u8>, tag: u8, fill: impl FnOnce(&mut Vec<u8>)) {
 /// Appends a string with its terminating NUL. A NUL inside the text would end it early on the other
 /// side; what follows it is dropped.
 pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
-    let end = memchr::memchr(0, text).unwrap_or(text.len());
-    out.extend_from_slice(&text[..end]);
+    let text = take_cstr(text).map_or(text, |(text, _)| text);
+    out.extend_from_slice(text);
     out.push(0);
 }
 
+/// As long as names are, in which a search by vectors costs more than a plain one.
+const NAME: usize = 16;
+
 /// Splits a NUL-terminated string off the front of `bytes`; `None` if there is no NUL.
 pub fn take_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr::memchr(0, bytes)?;
+    let near = bytes.iter().take(NAME).position(|&byte| byte == 0);
+    let end = near.or_else(|| memchr::memchr(0, bytes))?;
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
