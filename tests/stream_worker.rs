@@ -80,6 +80,37 @@ async fn the_worker_keeps_no_connection_in_session_mode() {
     eventually(&direct, "SELECT s::text FROM alone_st", "42").await;
 }
 
+/// A cron line says when, and nothing else: neither a commit that is seen nor a start of the pooler.
+#[tokio::test]
+async fn a_cron_line_is_kept_to() {
+    let stack = Stack::start(PGCAT, 15);
+    let pooled = stack.pooled().await;
+    pooled
+        .batch_execute(
+            "CREATE TABLE timed (a int);
+             CREATE STREAM TABLE often WITH (schedule = '*/2 * * * * *') AS SELECT a FROM timed;
+             CREATE STREAM TABLE rarely WITH (schedule = '0 0 29 2 *') AS SELECT a FROM timed;",
+        )
+        .await
+        .expect("stream tables");
+    for n in 1..=2 {
+        let sql = format!("INSERT INTO timed VALUES ({n})");
+        pooled.batch_execute(&sql).await.expect("a row");
+        eventually(&pooled, "SELECT count(*)::text FROM often", &n.to_string()).await;
+    }
+    let rarely = "SELECT count(*)::text FROM rarely";
+    assert_eq!(scalar(&pooled, rarely).await.as_deref(), Some("0"));
+    pooled
+        .batch_execute("ALTER STREAM TABLE rarely SET (schedule = '@weekly')")
+        .await
+        .expect("altered");
+    assert_eq!(scalar(&pooled, rarely).await.as_deref(), Some("0"));
+    let never = "ALTER STREAM TABLE rarely SET (schedule = '0 0 30 2 *')";
+    let error = refused(&pooled, never).await;
+    assert_eq!(error.code().code(), "22023");
+    assert_eq!(error.detail(), Some("There is no such time."));
+}
+
 /// `$` is a letter of identifiers, and begins a parameter elsewhere.
 #[tokio::test]
 async fn columns_may_be_named_like_parameters() {

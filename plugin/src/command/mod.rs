@@ -10,16 +10,18 @@ mod parse;
 mod patience;
 pub(crate) mod refresh;
 mod run;
+mod schedule;
 pub(crate) mod show;
 pub(crate) mod syntax;
 pub(crate) mod verify;
 mod wants;
 
 pub use alter::{Action as AlterAction, Alter};
-pub use options::{Options, Schedule};
+pub use options::Options;
 pub(crate) use parse::parts;
 pub use parse::{Command, Create, Drop, parse};
 pub use run::{Outcome, run};
+pub use schedule::{Schedule, due_in};
 pub use syntax::{QualifiedName, identifier, literal};
 pub use wants::wants;
 

@@ -1,23 +1,11 @@
 //! The options of `WITH (…)`.
 
-use std::time::Duration;
-
 use pg_query::NodeEnum;
 use pg_query::protobuf::DefElem;
 use pgcat::plugins::ErrorFields;
 
+use super::schedule::Schedule;
 use crate::engine::Mode;
-
-/// When a stream table is refreshed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
-    /// As soon as a commit is seen.
-    Live,
-    /// This long after the last refresh began.
-    Every(Duration),
-    /// Only by `REFRESH STREAM TABLE`.
-    Manual,
-}
 
 /// The options given; what was not given is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,63 +97,7 @@ fn refresh_mode(value: &str) -> Result<Mode, Box<ErrorFields>> {
     }
 }
 
-impl Schedule {
-    /// Reads `live`, `manual` or a duration such as `5s` or `1h30m`.
-    ///
-    /// # Errors
-    /// 22023 for what is none of these, 0A000 for cron lines.
-    pub fn parse(text: &str) -> Result<Self, Box<ErrorFields>> {
-        let trimmed = text.trim();
-        if trimmed.eq_ignore_ascii_case("live") {
-            return Ok(Self::Live);
-        }
-        if trimmed.eq_ignore_ascii_case("manual") {
-            return Ok(Self::Manual);
-        }
-        if let Some(duration) = duration(trimmed) {
-            return Ok(Self::Every(duration));
-        }
-        if trimmed.starts_with('@') || trimmed.split_whitespace().count() >= 5 {
-            return Err(
-                ErrorFields::error("0A000", "cron schedules are not supported yet")
-                    .hint("Use a duration such as '5m', 'live' or 'manual'.")
-                    .into(),
-            );
-        }
-        Err(invalid(format!(
-            "invalid value for parameter \"schedule\": \"{text}\""
-        ))
-        .hint("Valid values are 'live', 'manual' and durations such as '5s', '10m' or '1h30m'.")
-        .into())
-    }
-}
-
-/// A sum of numbers with units s, m, h, d and w, at least a second.
-fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut seconds = 0_u64;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = rest[..digits].parse().ok()?;
-        rest = rest[digits..].trim_start();
-        let unit = match rest.chars().next()?.to_ascii_lowercase() {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            'w' => 604_800,
-            _ => return None,
-        };
-        rest = rest[1..].trim_start();
-        seconds = seconds.checked_add(number.checked_mul(unit)?)?;
-    }
-    // Ten years: past that a timer's arithmetic overflows before anybody would notice.
-    (1..=315_360_000)
-        .contains(&seconds)
-        .then(|| Duration::from_secs(seconds))
-}
-
-fn invalid(message: String) -> ErrorFields {
+pub(super) fn invalid(message: String) -> ErrorFields {
     ErrorFields::error("22023", message)
 }
 
@@ -181,40 +113,5 @@ fn value(option: &DefElem) -> Option<String> {
             _ => None,
         },
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        let seconds = |text| duration(text).map(|duration| duration.as_secs());
-        assert_eq!(seconds("5s"), Some(5));
-        assert_eq!(seconds("1h30m"), Some(5400));
-        assert_eq!(seconds("1W 2d"), Some(777_600));
-        for bad in [
-            "",
-            "5",
-            "s",
-            "0s",
-            "-5s",
-            "5x",
-            "99999999999999999999s",
-            "5é",
-            "1.5h",
-        ] {
-            assert_eq!(seconds(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn schedules() {
-        assert_eq!(Schedule::parse("LIVE"), Ok(Schedule::Live));
-        assert_eq!(Schedule::parse("manual"), Ok(Schedule::Manual));
-        assert_eq!(Schedule::parse("@hourly").unwrap_err().code, "0A000");
-        assert_eq!(Schedule::parse("*/5 * * * *").unwrap_err().code, "0A000");
-        assert_eq!(Schedule::parse("often").unwrap_err().code, "22023");
     }
 }

@@ -12,7 +12,7 @@ use super::database::Listed;
 use super::history::Failure;
 use super::lane::Lane;
 use super::pace::{self, FAILURES_TO_ERROR};
-use crate::command::{Schedule, literal};
+use crate::command::{self, Schedule, literal};
 use crate::conn::{Conn, Error};
 use crate::engine::{self, Drift, How, Isolation, RefreshOutcome, StreamTableId};
 
@@ -20,6 +20,8 @@ use crate::engine::{self, Drift, How, Isolation, RefreshOutcome, StreamTableId};
 const CREATION: Duration = Duration::from_secs(10);
 /// A refresh that takes longer is slow: it must not take the last connection.
 const SLOW: Duration = Duration::from_millis(500);
+/// The longest wait for a time of the clock, which may be set meanwhile.
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
 /// A stream table refreshed this recently needs no check for DDL: a refresh checks by itself.
 const FRESH: Duration = Duration::from_millis(500);
 
@@ -68,8 +70,8 @@ impl Table {
     pub(super) fn update(&self, listed: Listed) {
         let changed = {
             let known = self.listed.borrow();
-            (known.schedule, &known.status, known.wanted)
-                != (listed.schedule, &listed.status, listed.wanted)
+            (&known.schedule, &known.status, known.wanted)
+                != (&listed.schedule, &listed.status, listed.wanted)
         };
         let ring = changed || (listed.stale && listed.wanted && !self.running.get());
         *self.listed.borrow_mut() = listed;
@@ -80,7 +82,7 @@ impl Table {
     }
 
     pub(super) fn schedule(&self) -> Schedule {
-        self.listed.borrow().schedule
+        self.listed.borrow().schedule.clone()
     }
 
     /// There are changes waiting.
@@ -144,18 +146,24 @@ impl Table {
         // never been right: CREATE in a REPEATABLE READ block sees an old snapshot.
         (listed.stale && (listed.schedule != Schedule::Manual || listed.never_current))
             || (self.failures.get() > 0 && listed.schedule != Schedule::Manual)
-            || self.due_in(listed.schedule).is_some_and(|d| d.is_zero())
+            || self.due_in(&listed.schedule).is_some_and(|d| d.is_zero())
     }
 
-    fn due_in(&self, schedule: Schedule) -> Option<Duration> {
+    fn due_in(&self, schedule: &Schedule) -> Option<Duration> {
+        let since = self.refreshed_at.get().map(|at| at.elapsed());
         let interval = match schedule {
-            Schedule::Every(interval) => interval,
+            Schedule::At(cron) => {
+                return match since {
+                    Some(since) => Some(command::due_in(cron, since)?.min(CLOCK_LOOK)),
+                    None => Some(Duration::ZERO),
+                };
+            }
+            Schedule::Every(interval) => *interval,
             Schedule::Live if self.is_recomputed() => {
                 pace::recompute_after(self.last_took.get(), self.written.get())
             }
             Schedule::Live | Schedule::Manual => return None,
         };
-        let since = self.refreshed_at.get().map(|at| at.elapsed());
         Some(since.map_or(Duration::ZERO, |since| interval.saturating_sub(since)))
     }
 
@@ -166,7 +174,7 @@ impl Table {
         } else if self.listed.borrow().status == "creating" {
             Some(CREATION)
         } else if self.serves() && self.listed.borrow().wanted {
-            self.due_in(self.schedule())
+            self.due_in(&self.schedule())
         } else {
             None
         };
