@@ -229,3 +229,46 @@ async fn two_sub_selects_change_at_once() {
     )
     .await;
 }
+
+/// A transaction id that nobody needs is a record in the log, a commit to wait for, and a look at all buffers.
+#[tokio::test(flavor = "current_thread")]
+async fn a_statement_without_a_change_takes_no_transaction_id() {
+    LocalSet::new()
+        .run_until(async {
+            let server = Postgres::start(15);
+            let mut c = connect(&server).await;
+            c.batch_execute(SCHEMA).await.unwrap();
+            let query = "SELECT k, count(*) AS n, sum(b) AS s FROM l GROUP BY k";
+            let id = create(&mut c, "by_k", query).await.unwrap();
+            let without_a_change = [
+                "INSERT INTO l SELECT 9, 9, 9 WHERE false",
+                "UPDATE l SET b = 7 WHERE id = 100",
+                "DELETE FROM l WHERE id = 100",
+            ];
+            for statement in without_a_change {
+                let sql = format!("BEGIN; {statement}");
+                c.batch_execute(&sql).await.unwrap();
+                let sql = "SELECT pg_current_xact_id_if_assigned() IS NULL";
+                let none: bool = c.query_one(sql, &[]).await.unwrap().get(0);
+                assert!(none, "{statement}");
+                c.batch_execute("ROLLBACK").await.unwrap();
+            }
+            // All rows of a statement have one number; those of the statements of a transaction are in order.
+            c.batch_execute(
+                "BEGIN; UPDATE l SET b = b + 1; DELETE FROM l WHERE k = 0; INSERT INTO l SELECT i, 0, 5 FROM generate_series(20, 29) i; COMMIT",
+            )
+            .await
+            .unwrap();
+            let sql = "SELECT id::text FROM pgtrickle.buffer";
+            let buffer: String = c.query_one(sql, &[]).await.unwrap().get(0);
+            let sql = &format!(
+                "SELECT count(DISTINCT seq), count(DISTINCT xid), count(*) > 3 FROM pgtrickle.changes_{buffer}"
+            );
+            let row = c.query_one(sql, &[]).await.unwrap();
+            let seen: (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
+            assert_eq!(seen, (3, 1, true));
+            refresh(&mut c, id).await;
+            assert_eq!(differences(&mut c, "by_k", query).await, [""; 0]);
+        })
+        .await;
+}

@@ -70,6 +70,10 @@ pub(super) fn code(id: i64, table: &Table, columns: &BTreeMap<i32, Column>) -> S
             ),
         )
     } else {
+        // Both once for a statement, and not at all for one that has changed nothing: for each row they cost as much as all
+        // the rest. A sub-select is not evaluated before the first row, and not again.
+        let stamp = "(SELECT pg_catalog.nextval('pgtrickle.change_seq')), (SELECT pg_catalog.pg_current_xact_id())";
+        let insert = format!("INSERT INTO pgtrickle.changes_{id} (seq, xid, w{target})");
         let both = format!(
             "SELECT (-1)::pg_catalog.int8{0} FROM pgt_old UNION ALL SELECT 1{0} FROM pgt_new",
             source("")
@@ -84,19 +88,19 @@ pub(super) fn code(id: i64, table: &Table, columns: &BTreeMap<i32, Column>) -> S
                 format!(" GROUP BY {}", &numbers[2..])
             };
             format!(
-                "{insert} SELECT pg_catalog.sum(b.w){numbers} FROM ({both}) b(w{}){group} HAVING pg_catalog.sum(b.w) <> 0",
+                "{insert} SELECT {stamp}, pg_catalog.sum(b.w){numbers} FROM ({both}) b(w{}){group} HAVING pg_catalog.sum(b.w) <> 0",
                 numbers.replace("b.", "")
             )
         } else {
-            format!("{insert} {both}")
+            format!("{insert} SELECT {stamp}, b.* FROM ({both}) b")
         };
         (
             format!("TG_RELID <> {relid}"),
             format!(
                 "IF TG_OP = 'INSERT' THEN
-                    {insert} SELECT 1{0} FROM pgt_new;
+                    {insert} SELECT {stamp}, 1{0} FROM pgt_new;
                 ELSIF TG_OP = 'DELETE' THEN
-                    {insert} SELECT -1{0} FROM pgt_old;
+                    {insert} SELECT {stamp}, -1{0} FROM pgt_old;
                 ELSE
                     {update};
                 END IF;",
