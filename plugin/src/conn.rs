@@ -141,7 +141,7 @@ pub trait Conn {
 }
 
 /// Why something did not work, and so who is to act.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Error {
     /// The server refused a statement; a retry would not help.
     Server(Box<ErrorFields>),
