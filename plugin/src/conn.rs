@@ -189,6 +189,14 @@ impl Error {
         }
     }
 
+    /// Whether it is one of the server or the pool as a whole, and says nothing about what was asked.
+    pub fn is_the_servers(&self) -> bool {
+        matches!(self, Self::Connection(_))
+            || ["08", "53", "57P", "58"]
+                .iter()
+                .any(|class| self.code().starts_with(class))
+    }
+
     /// Whether the same call may succeed when it is made again.
     pub fn is_transient(&self) -> bool {
         matches!(

@@ -26,7 +26,7 @@ pub struct Refreshed {
 /// before that one is.
 ///
 /// # Errors
-/// [`Error::Connection`], and [`Error::Conflict`]: all of it again a little later.
+/// [`Error::Conflict`], and those of the server as a whole: all of it again a little later.
 pub async fn refresh_together<C: Conn>(
     c: &mut C,
     memory: &Memory,
@@ -38,7 +38,7 @@ pub async fn refresh_together<C: Conn>(
     for &id in ids {
         match member(c, memory, id).await {
             Ok(member) => members.push(member),
-            Err(error @ Error::Connection(_)) => return Err(error),
+            Err(error) if is_of_all(&error) => return Err(error),
             Err(error) => {
                 if error.is_transient() {
                     awaited.extend(table(c, id).await?);
@@ -164,19 +164,35 @@ impl Member {
         }
     }
 
+    /// Reads its row anew, now that it is locked, if that is not of this version any more: somebody else has refreshed it.
+    async fn catch_up<C: Conn>(&mut self, c: &mut C, version: &str) -> Result<(), InTheWay> {
+        if self.work.record.version == version {
+            return Ok(());
+        }
+        let record = record::read(c, self.work.record.id).await;
+        let old = std::mem::replace(&mut self.work.record, record.map_err(InTheWay::OfAll)?);
+        self.remembered = false;
+        // Others would have to be locked.
+        if old.locks() == self.work.record.locks() {
+            Ok(())
+        } else {
+            Err(InTheWay::Contended)
+        }
+    }
+
     /// Sees to it that the next attempt may succeed, or goes without it.
     async fn remedy<C: Conn>(&mut self, c: &mut C, trouble: Trouble) -> Result<(), Error> {
-        let remembered = std::mem::take(&mut self.remembered);
+        self.remembered = false;
         let remedied = match trouble {
-            // Not as remembered.
-            Trouble::Error(Error::Busy) if remembered => {
+            // Not as remembered, or as just read.
+            Trouble::Error(Error::Busy) => {
                 let read = record::read_briefly(c, self.work.record.id).await;
                 read.map(|record| self.work.record = record)
             }
             trouble => self.work.remedy(c, trouble).await,
         };
         match remedied {
-            Err(error @ Error::Connection(_)) => Err(error),
+            Err(error) if is_of_all(&error) => Err(error),
             remedied => {
                 self.error = remedied.err();
                 Ok(())
@@ -209,41 +225,60 @@ impl Member {
     }
 }
 
-/// Something is in the way: of this member, or of all.
-type InTheWay = (Option<usize>, Trouble);
-
-fn of_all(error: Error) -> InTheWay {
-    (None, Trouble::Error(error))
+/// What has kept an attempt from its end.
+enum InTheWay {
+    /// Of this member.
+    Of(usize, Trouble),
+    OfAll(Error),
+    /// Somebody else has begun with some of them at the same time.
+    Contended,
 }
+
+/// How often to begin anew before going on without those that somebody else has locked.
+const PATIENCE: u32 = 4;
 
 async fn refresh_all<C: Conn>(
     c: &mut C,
     memory: &Memory,
     mut members: Vec<Member>,
 ) -> Result<Vec<Refreshed>, Error> {
+    let mut patience = PATIENCE;
     loop {
         put_in_order(&mut members);
-        let Err((member, trouble)) = transaction(c, &mut members).await else {
+        let Err(obstacle) = transaction(c, &mut members, patience > 0).await else {
             break;
         };
         rollback(c).await;
-        if let Trouble::Error(error @ (Error::Connection(_) | Error::Conflict(_))) = trouble {
-            return Err(error);
-        }
-        match (member, trouble) {
-            (Some(i), trouble) => members[i].remedy(c, trouble).await?,
+        match obstacle {
+            InTheWay::Of(_, Trouble::Error(error)) if is_of_all(&error) => return Err(error),
+            InTheWay::Of(i, trouble) => {
+                if matches!(trouble, Trouble::Error(Error::Busy)) {
+                    patience = patience.checked_sub(1).ok_or(Error::Busy)?;
+                }
+                members[i].remedy(c, trouble).await?;
+            }
+            InTheWay::OfAll(error) if is_of_all(&error) => return Err(error),
             // Whoever is the cause meets it again in his own refresh.
-            (None, _) if members.iter().any(|member| member.remembered) => {
+            InTheWay::OfAll(_) if members.iter().any(|member| member.remembered) => {
                 members
                     .iter_mut()
                     .for_each(|member| member.remembered = false);
             }
-            (None, Trouble::Error(error)) => return Err(error),
-            (None, Trouble::OtherRows) => return Err(Error::Busy),
+            InTheWay::OfAll(error) => return Err(error),
+            InTheWay::Contended => {
+                patience = patience.checked_sub(1).ok_or(Error::Busy)?;
+                let pause = "SELECT pg_catalog.pg_sleep(0.002 + 0.02 * pg_catalog.random())";
+                c.query(pause).await?;
+            }
         }
     }
     let answered = members.into_iter().filter(|member| !member.held_back);
     Ok(answered.map(|member| done(memory, member)).collect())
+}
+
+/// Whether no member is to blame.
+fn is_of_all(error: &Error) -> bool {
+    error.is_the_servers() || matches!(error, Error::Conflict(_))
 }
 
 /// After the commit.
@@ -303,8 +338,12 @@ fn circle(members: &[Member]) -> Vec<usize> {
     }
 }
 
-/// One attempt.
-async fn transaction<C: Conn>(c: &mut C, members: &mut [Member]) -> Result<(), InTheWay> {
+/// One attempt. `patient`: rather none of them than without those that somebody else has locked.
+async fn transaction<C: Conn>(
+    c: &mut C,
+    members: &mut [Member],
+    patient: bool,
+) -> Result<(), InTheWay> {
     for member in members.iter_mut() {
         member.outcome = RefreshOutcome::nothing();
         member.seen = None;
@@ -319,9 +358,11 @@ async fn transaction<C: Conn>(c: &mut C, members: &mut [Member]) -> Result<(), I
     lock_sources(c, members, &active).await?;
     // The path of our SQL. The snapshot of it all is that of this statement.
     let settings = settings::of_refresh(&members[first].work.record.plan.settings, None, false);
-    c.query_kept(settings, Vec::new()).await.map_err(of_all)?;
+    c.query_kept(settings, Vec::new())
+        .await
+        .map_err(InTheWay::OfAll)?;
     let due = due(c, members, &active).await?;
-    take_turn(c, members, &due).await?;
+    take_turn(c, members, &due, patient).await?;
     for i in 0..members.len() {
         let read = &members[..i];
         let has_work = due[i]
@@ -331,11 +372,11 @@ async fn transaction<C: Conn>(c: &mut C, members: &mut [Member]) -> Result<(), I
         if has_work && !members[i].is_out() {
             let started = Instant::now();
             let refreshed = one(c, &mut members[i]).await;
-            refreshed.map_err(|trouble| (Some(i), trouble))?;
+            refreshed.map_err(|trouble| InTheWay::Of(i, trouble))?;
             members[i].took = started.elapsed();
         }
     }
-    c.query("COMMIT").await.map_err(of_all)?;
+    c.query("COMMIT").await.map_err(InTheWay::OfAll)?;
     Ok(())
 }
 
@@ -364,16 +405,16 @@ async fn lock_sources<C: Conn>(
     let Err(error) = c.run(&statements(active)).await else {
         return Ok(());
     };
-    if !matches!(error, Error::Connection(_)) {
+    if !is_of_all(&error) {
         // Whose is it?
         for &i in active {
             rollback(c).await;
             if let Err(error) = c.run(&statements(&[i])).await {
-                return Err((Some(i), Trouble::Error(gone_is_drift(error))));
+                return Err(InTheWay::Of(i, Trouble::Error(gone_is_drift(error))));
             }
         }
     }
-    Err(of_all(error))
+    Err(InTheWay::OfAll(error))
 }
 
 /// Which of them are to be refreshed for a reason of their own.
@@ -387,7 +428,7 @@ async fn due<C: Conn>(
         .filter(|&&i| members[i].awaits_changes())
         .map(|&i| members[i].work.record.id)
         .collect();
-    let found = pending(c, &asked).await.map_err(of_all)?;
+    let found = pending(c, &asked).await.map_err(InTheWay::OfAll)?;
     let mut due = vec![false; members.len()];
     for &i in active {
         due[i] = !members[i].awaits_changes() || found.contains(&members[i].work.record.id);
@@ -401,6 +442,7 @@ async fn take_turn<C: Conn>(
     c: &mut C,
     members: &mut [Member],
     due: &[bool],
+    patient: bool,
 ) -> Result<(), InTheWay> {
     let mut wanted = due.to_vec();
     for i in 0..members.len() {
@@ -411,20 +453,27 @@ async fn take_turn<C: Conn>(
     if wanted.is_empty() {
         return Ok(());
     }
-    let id = |i: usize| members[i].work.record.id.0;
-    let ids: Vec<_> = wanted.iter().map(|&i| id(i).to_string()).collect();
-    let sql = "SELECT id FROM pgtrickle.catalog WHERE id = ANY ($1::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED";
+    let ids = wanted
+        .iter()
+        .map(|&i| members[i].work.record.id.to_string());
+    let ids = ids.collect::<Vec<_>>().join(",");
+    let sql = "SELECT id, xmin::text FROM pgtrickle.catalog WHERE id = ANY ($1::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED";
     let rows = c
-        .query_kept(sql.to_owned(), vec![format!("{{{}}}", ids.join(","))])
+        .query_kept(sql.to_owned(), vec![format!("{{{ids}}}")])
         .await
-        .map_err(of_all)?;
-    let locked: Vec<_> = rows.iter().filter_map(|r| r.int(0)).collect();
-    let busy: Vec<_> = wanted
-        .into_iter()
-        .filter(|&i| !locked.contains(&id(i)))
-        .collect();
-    for i in busy {
-        members[i].error = Some(Error::Busy);
+        .map_err(InTheWay::OfAll)?;
+    if patient && !rows.is_empty() && rows.len() < wanted.len() {
+        return Err(InTheWay::Contended);
+    }
+    for i in wanted {
+        let id = members[i].work.record.id;
+        match rows.iter().find(|row| row.int(0) == Some(id.0)) {
+            Some(row) => {
+                let version = row.text(1).unwrap_or_default();
+                members[i].catch_up(c, version).await?;
+            }
+            None => members[i].error = Some(Error::Busy),
+        }
     }
     hold_back(members);
     Ok(())

@@ -131,14 +131,11 @@ impl Group {
 
     /// These have not been refreshed, as they read one that somebody else is busy with. They are when that is.
     fn hold_back(&self, tables: impl Iterator<Item = Rc<Table>>) {
-        let now = Instant::now();
-        let awaited = self.members.iter().filter(|table| table.waits());
-        let until = awaited.filter_map(|table| table.acts_at(now)).max();
+        let waiting = self.members.iter().filter(|table| table.waits());
+        let until = waiting.map(|table| table.left_alone_until()).max();
         for table in tables {
             table.wake();
-            table.leave_alone_for(until.map_or(Duration::from_millis(10), |until| {
-                until.saturating_duration_since(now)
-            }));
+            table.leave_alone_until(until.unwrap_or_else(Instant::now));
         }
     }
 
@@ -206,6 +203,7 @@ async fn act(group: &Group, lane: &Rc<Lane>, ready: Vec<Rc<Table>>) {
             for table in &tables {
                 table::failed(table, lane, took, error.clone()).await;
             }
+            leave_alone_alike(tables.iter());
             return;
         }
     };
@@ -229,8 +227,17 @@ async fn act(group: &Group, lane: &Rc<Lane>, ready: Vec<Rc<Table>>) {
             Err(error) => table::failed(&table, lane, took, error).await,
         }
     }
+    leave_alone_alike(group.members.iter().filter(|table| table.waits()));
     group.hold_back(held_back.into_iter());
     group.rest(&succeeded, took);
+}
+
+/// What had to be put off together is tried again together: one alone would run ahead.
+fn leave_alone_alike<'a>(tables: impl Iterator<Item = &'a Rc<Table>> + Clone) {
+    let until = tables.clone().map(|table| table.left_alone_until()).max();
+    for table in tables {
+        table.leave_alone_until(until.unwrap_or_else(Instant::now));
+    }
 }
 
 fn contains(tables: &[Rc<Table>], id: StreamTableId) -> bool {

@@ -19,7 +19,7 @@ use super::own_writes::OwnWrites;
 use super::pace;
 use super::role::{WorkerConn, in_transaction};
 use super::signal::Signal;
-use super::table::{self, Table};
+use super::table::Table;
 use crate::command::Schedule;
 use crate::conn::Error;
 use crate::engine::{self, Drift, Memory, StreamTableId};
@@ -307,7 +307,7 @@ impl Lane {
                 Ok(Drift::None) => {}
                 Ok(Drift::TableGone) => self.leftovers.set(true),
                 Ok(Drift::Sources(_) | Drift::DefinitionGone) => table.drifted(),
-                Err(error) if table::is_the_servers(&error) => return Err(error),
+                Err(error) if error.is_the_servers() => return Err(error),
                 // Its own trouble, which its own refresh meets and reports.
                 Err(_) => table.drifted(),
             }

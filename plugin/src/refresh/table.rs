@@ -247,7 +247,15 @@ impl Table {
     }
 
     pub(super) fn leave_alone_for(&self, gap: Duration) {
-        self.not_before.set(Instant::now() + gap);
+        self.leave_alone_until(Instant::now() + gap);
+    }
+
+    pub(super) fn leave_alone_until(&self, at: Instant) {
+        self.not_before.set(at);
+    }
+
+    pub(super) fn left_alone_until(&self) -> Instant {
+        self.not_before.get()
     }
 
     fn gap(&self) -> Duration {
@@ -355,7 +363,7 @@ async fn gap_after_failure(table: &Table, lane: &Lane, took: Duration, error: Er
         .saturating_add(1)
         .max(table.listed.borrow().failures.min(2) + 1);
     table.failures.set(failures);
-    if is_the_servers(&error) {
+    if error.is_the_servers() {
         log::debug!("stream tables: {}: {error}", table.listed.borrow().name);
     } else {
         let fields = Box::<ErrorFields>::from(error);
@@ -367,14 +375,6 @@ async fn gap_after_failure(table: &Table, lane: &Lane, took: Duration, error: Er
         }
     }
     pace::retry_after(failures).max(pace::gap_after(took))
-}
-
-/// Is the failure one of the server or the pool as a whole, and says nothing about the stream table?
-pub(super) fn is_the_servers(error: &Error) -> bool {
-    matches!(error, Error::Connection(_))
-        || ["08", "53", "57P", "58"]
-            .iter()
-            .any(|class| error.code().starts_with(class))
 }
 
 /// Makes the failure visible in the catalog.
@@ -427,7 +427,7 @@ async fn finish_creation(table: &Table, lane: &Lane) -> Result<(), Error> {
         Ok(())
     });
     match loaded.await {
-        Err(error @ (Error::Server(_) | Error::Refused(_))) if !is_the_servers(&error) => {
+        Err(error @ (Error::Server(_) | Error::Refused(_))) if !error.is_the_servers() => {
             log::warn!(
                 "unfinished stream table {} is taken back: {error}",
                 table.listed.borrow().name
