@@ -169,9 +169,14 @@ impl Member {
         if self.work.record.version == version {
             return Ok(());
         }
-        let record = record::read(c, self.work.record.id).await;
-        let old = std::mem::replace(&mut self.work.record, record.map_err(InTheWay::OfAll)?);
         self.remembered = false;
+        let record = match record::read(c, self.work.record.id).await {
+            Ok(record) => record,
+            Err(error) if is_of_all(&error) => return Err(InTheWay::OfAll(error)),
+            // Dropped, say: that shows elsewhere.
+            Err(_) => return Err(InTheWay::Contended),
+        };
+        let old = std::mem::replace(&mut self.work.record, record);
         // Others would have to be locked.
         if old.locks() == self.work.record.locks() {
             Ok(())
