@@ -141,7 +141,7 @@ pub trait Conn {
 }
 
 /// Why something did not work, and so who is to act.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Error {
     /// The server refused a statement; a retry would not help.
     Server(Box<ErrorFields>),
@@ -187,6 +187,14 @@ impl Error {
             Self::Connection(_) => "08006",
             Self::Internal(_) => "XX000",
         }
+    }
+
+    /// Whether it is one of the server or the pool as a whole, and says nothing about what was asked.
+    pub fn is_the_servers(&self) -> bool {
+        matches!(self, Self::Connection(_))
+            || ["08", "53", "57P", "58"]
+                .iter()
+                .any(|class| self.code().starts_with(class))
     }
 
     /// Whether the same call may succeed when it is made again.

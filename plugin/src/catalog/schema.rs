@@ -98,7 +98,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     // All but last_error: an error message may quote data.
     "GRANT SELECT (id, owner, target_schema, target_name, relid, def_view, schedule, refresh_mode, effective_mode, reason,
         status, with_data, plan, fingerprint, frontier_snapshot, frontier_xid, frontier_seq, frontier_cluster, created_at,
-        last_refresh, failures, full_seconds, base_seconds, change_seconds) ON pgtrickle.catalog TO PUBLIC",
+        last_refresh, failures, full_seconds, base_seconds, change_seconds, xmin) ON pgtrickle.catalog TO PUBLIC",
     "GRANT SELECT ON pgtrickle.buffer, pgtrickle.source TO PUBLIC",
     "GRANT SELECT (id, stream_table, owner, started_at) ON pgtrickle.history TO PUBLIC",
     "CREATE FUNCTION pgtrickle.pending_changes(id bigint) RETURNS bigint LANGUAGE plpgsql STABLE

@@ -4,7 +4,7 @@ use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
 use super::lookup::refused;
 use super::parse::Create;
-use super::patience::patiently;
+use super::patience::{patiently, persistently};
 use super::syntax::{QualifiedName, identifier, literal};
 use crate::conn::{Conn, Error};
 use crate::engine::{self, Definition, Isolation, StreamTableId};
@@ -31,20 +31,30 @@ pub(crate) async fn run(
         return warn(session, id, &definition.name).await;
     }
     let id = define_patiently(session, &definition).await?;
-    let loaded = async {
-        session.begin().await?;
-        if claim(session, id, "").await? {
-            engine::load(session, id, Isolation::ReadCommitted).await?;
-        }
-        session.commit().await
-    };
-    match loaded.await {
+    match load(session, id).await {
         Ok(()) => warn(session, id, &definition.name).await,
         Err(error) => {
             undo(session, id).await;
             Err(error)
         }
     }
+}
+
+/// The second transaction, which reads the data.
+async fn load(session: &mut impl Session, id: StreamTableId) -> Result<(), Error> {
+    let memory = session.memory();
+    // Not refreshed together before, the stream tables that it reads may be of different moments.
+    let together = persistently(session, async |session| {
+        engine::load_with_sources(session, &memory, id).await
+    });
+    if together.await? {
+        return Ok(());
+    }
+    session.begin().await?;
+    if claim(session, id, "").await? {
+        engine::load(session, id, Isolation::ReadCommitted).await?;
+    }
+    session.commit().await
 }
 
 /// What the engine is to make.

@@ -29,22 +29,41 @@ pub(super) async fn patiently<S: Session, T>(
     session: &mut S,
     mut work: impl AsyncFnMut(&mut S) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
-    loop {
+    persistently(session, async |session| {
         session.begin().await?;
         let done = async {
             session.query("SET LOCAL lock_timeout = '100ms'").await?;
             work(session).await
         };
-        let error = match done.await {
+        match done.await {
             Ok(value) => {
                 session.commit().await?;
-                return Ok(value);
+                Ok(value)
             }
+            Err(error) => {
+                session.rollback().await?;
+                Err(error)
+            }
+        }
+    })
+    .await
+}
+
+/// The same for work that runs transactions, and ends them.
+///
+/// # Errors
+/// As [`patiently`].
+pub(super) async fn persistently<S: Session, T>(
+    session: &mut S,
+    mut work: impl AsyncFnMut(&mut S) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let started = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match work(session).await {
+            Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        session.rollback().await?;
         let again = matches!(
             error,
             Error::LockNotAvailable(_) | Error::Conflict(_) | Error::Busy

@@ -2,7 +2,7 @@
 //! for granted. The server checks each of these assumptions, and the statement that finds one wrong fails the transaction.
 
 use super::RefreshOutcome;
-use super::conclude::{Done, ending};
+use super::conclude::{Done, Place, ending};
 use super::look::{Changes, Now, look, opening};
 use super::record::{Record, SLACK};
 use super::settings;
@@ -99,6 +99,7 @@ fn compose(record: &mut Record, changed: Vec<u32>, named: bool) -> Result<Option
             changes: None,
             emptied: &emptied,
         },
+        &Place::Alone,
     )?);
     Ok(Some(Batch {
         statements,
@@ -150,7 +151,7 @@ fn as_predicted(record: &Record, changed: &[u32]) -> String {
     conditions.join(" AND ")
 }
 
-/// No ANALYZE is needed: [`super::refresh::analyze`] in SQL.
+/// No ANALYZE is needed: [`super::incremental::analyze`] in SQL.
 fn is_known(rows: &str, analysed: &str) -> String {
     format!(
         "{analysed} > 0 AND {rows} <= 4 * greatest({analysed}, 25) AND ({analysed} <= 100 OR {rows} * 4 >= {analysed})"
@@ -186,7 +187,7 @@ impl Batch {
         record: &mut Record,
     ) -> Result<RefreshOutcome, Error> {
         let results = c.run(&self.statements).await?;
-        let now = Now::read(results.get(self.look))?;
+        let now = Now::read(results.get(self.look), Place::Alone)?;
         let staged = results.get(self.look + 1).and_then(|rows| rows.first());
         let changes = staged.map(|row| Changes::of_all(record, row));
         record.took_in(changes.iter().flatten().map(|changes| changes.due).sum());

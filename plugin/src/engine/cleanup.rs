@@ -133,14 +133,18 @@ async fn clean<C: Conn>(c: &mut C, id: i64) -> Result<u64, Error> {
         ),
     ])
     .await?;
+    // Also what stream tables refreshed together have written for each other: their snapshots do not show that yet.
     let rows = c
         .query(&format!(
-            "WITH gone AS (DELETE FROM pgtrickle.changes_{id} WHERE xid < coalesce(
-                (SELECT pg_catalog.pg_snapshot_xmin(c.frontier_snapshot) FROM pgtrickle.catalog c
-                 JOIN pgtrickle.source s ON s.stream_table = c.id
-                 WHERE s.buffer = {id} AND c.frontier_snapshot IS NOT NULL
-                 ORDER BY pg_catalog.pg_snapshot_xmin(c.frontier_snapshot) LIMIT 1),
-                pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())) RETURNING 1)
+            "WITH taken AS MATERIALIZED (
+                SELECT pg_catalog.pg_snapshot_xmin(c.frontier_snapshot) AS before, c.frontier_xid AS own, c.frontier_seq AS seq
+                FROM pgtrickle.catalog c JOIN pgtrickle.source s ON s.stream_table = c.id
+                WHERE s.buffer = {id} AND c.frontier_snapshot IS NOT NULL),
+             gone AS (DELETE FROM pgtrickle.changes_{id} b WHERE b.xid < coalesce(
+                    (SELECT t.before FROM taken t ORDER BY t.before LIMIT 1),
+                    pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()))
+                OR b.xid = ANY (ARRAY(SELECT t.own FROM taken t)) AND NOT EXISTS (SELECT FROM taken t
+                    WHERE b.xid >= t.before AND (b.xid <> t.own OR b.seq > t.seq)) RETURNING 1)
              SELECT pg_catalog.count(*) FROM gone"
         ))
         .await?;

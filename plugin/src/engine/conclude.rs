@@ -4,7 +4,7 @@ use super::look::Now;
 use super::record::Record;
 use super::refresh::Attempt;
 use super::{RefreshOutcome, cost, fingerprint};
-use crate::conn::{Conn, Error, Statement};
+use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::{apply, is_raised, raise_unless};
 use crate::plan::literal;
 
@@ -12,7 +12,7 @@ use crate::plan::literal;
 const CHANGED: &str = "pgtrickle: other sources";
 
 /// Applies what is staged, empties the staging tables of these buffers, writes frontier and history, checks the fingerprint
-/// a last time, and commits: in one go, as a check that fails fails the transaction.
+/// a last time, and commits if it is [`Place::Alone`]: in one go, as a check that fails fails the transaction.
 pub(super) async fn finish<C: Conn>(
     c: &mut C,
     record: &Record,
@@ -22,7 +22,8 @@ pub(super) async fn finish<C: Conn>(
 ) -> Result<Attempt, Error> {
     let beyond = now.beyond.as_deref();
     let cluster = &now.frontier.cluster;
-    statements.extend(ending(record, cluster, beyond, &done)?);
+    statements.extend(ending(record, cluster, beyond, &done, &now.place)?);
+    let concluded = statements.len() - 1 - usize::from(now.place == Place::Alone);
     let results = match c.run(&statements).await {
         Err(Error::Server(fields)) if apply::is_about_other_rows(&fields) => {
             return Ok(Attempt::Rebuild);
@@ -34,20 +35,20 @@ pub(super) async fn finish<C: Conn>(
         }
         results => results?,
     };
-    let counts = results.iter().rev().nth(1).and_then(|rows| rows.first());
+    let counts = results.get(concluded).and_then(|rows| rows.first());
     let reason = done.reason.map(str::to_owned);
-    Ok(Attempt::Done(RefreshOutcome::new(
-        done.mode, reason, counts,
-    )))
+    let outcome = RefreshOutcome::new(done.mode, reason, counts);
+    Ok(Attempt::Done(outcome, None))
 }
 
-/// The last two statements of a refresh. `beyond` is what a snapshot does not hold still, as it was found first.
+/// The last statements of a refresh. `beyond` is what a snapshot does not hold still, as it was found first.
 pub(super) fn ending(
     record: &Record,
     cluster: &str,
     beyond: Option<&str>,
     done: &Done<'_>,
-) -> Result<[Statement; 2], Error> {
+    place: &Place,
+) -> Result<Vec<Statement>, Error> {
     let check = match fingerprint::beyond_snapshot(&record.plan) {
         Some(now) => {
             let seen = beyond.map_or_else(|| "NULL".to_owned(), literal);
@@ -55,21 +56,70 @@ pub(super) fn ending(
         }
         None => "0".to_owned(),
     };
-    // Without values that differ from one refresh to the next: the server keeps its plan. All that this transaction writes
-    // comes after its snapshot.
+    // Values that differ from one refresh to the next are parameters: the server keeps its plan.
+    let (started_at, seq) = match place {
+        Place::Alone => ("transaction_timestamp()", "0"),
+        Place::Among { .. } => ("$2", "$3::bigint"),
+    };
     let set = format!(
-        ", frontier_snapshot = pg_current_snapshot(), frontier_xid = pg_current_xact_id(), frontier_seq = 0,
+        ", frontier_snapshot = pg_current_snapshot(), frontier_xid = pg_current_xact_id(), frontier_seq = {seq},
             frontier_cluster = {}",
         literal(cluster)
     );
     let conclusion = Conclusion {
-        started_at: "transaction_timestamp()",
+        started_at,
         done,
         set: &set,
         check: &check,
     };
-    let commit = Statement::kept("COMMIT".to_owned(), Vec::new());
-    Ok([conclusion.statement(record, record.target()?), commit])
+    let mut statement = conclusion.statement(record, record.target()?);
+    match place {
+        Place::Alone => {
+            let commit = Statement::kept("COMMIT".to_owned(), Vec::new());
+            Ok(vec![statement, commit])
+        }
+        Place::Among { started_at, seq } => {
+            statement
+                .parameters
+                .extend([started_at.clone(), seq.to_string()]);
+            Ok(vec![statement])
+        }
+    }
+}
+
+/// A refresh's place in its transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is all that the transaction does: what that writes comes after the refresh's own look at the changes.
+    Alone,
+    /// One of several. Of what the transaction itself writes, it takes in all up to `seq`.
+    Among {
+        /// By the server's clock.
+        started_at: String,
+        seq: i64,
+    },
+}
+
+impl Place {
+    /// The statement that tells the place of one of several, when all before it have written what they write.
+    pub(super) const NEXT: &str =
+        "SELECT pg_catalog.clock_timestamp()::text, pg_catalog.nextval('pgtrickle.change_seq')";
+
+    /// What [`Place::NEXT`] told.
+    pub(super) fn read(row: Option<&Row>) -> Result<Self, Error> {
+        let told = row.and_then(|row| Some((row.text(0)?.to_owned(), row.int(1)?)));
+        let (started_at, seq) =
+            told.ok_or_else(|| Error::Internal("no place in the transaction".to_owned()))?;
+        Ok(Self::Among { started_at, seq })
+    }
+
+    /// Up to where the refresh takes in what its own transaction has written.
+    pub(super) fn seq(&self) -> i64 {
+        match self {
+            Self::Alone => 0,
+            Self::Among { seq, .. } => *seq,
+        }
+    }
 }
 
 /// What a refresh has done.

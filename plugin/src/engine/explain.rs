@@ -48,9 +48,28 @@ pub async fn explain<C: Conn>(
         row.text(1).unwrap_or_default(),
         row.text(2).unwrap_or_default()
     )];
+    let group = group(c, id).await?;
+    lines.extend(group.map(|names| format!("Refreshed together with: {names}")));
     lines.extend(describe(id.0, &record.plan, verbose)?);
     lines.extend(advice(&indexes::missing(c, id.0, &record.plan).await?));
     Ok(lines)
+}
+
+/// The others of its group.
+async fn group<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Option<String>, Error> {
+    let rows = c
+        .query(&format!(
+            "WITH RECURSIVE pair(reader, read) AS MATERIALIZED (
+                SELECT c.id, o.id FROM pgtrickle.source s JOIN pgtrickle.catalog c ON c.id = s.stream_table
+                JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner),
+             member(id) AS (SELECT {id}::bigint UNION
+                SELECT CASE WHEN p.reader = m.id THEN p.read ELSE p.reader END
+                FROM member m JOIN pair p ON m.id = p.reader OR m.id = p.read)
+             SELECT pg_catalog.string_agg(c.relid::pg_catalog.regclass::text, ', ' ORDER BY c.id)
+             FROM member m JOIN pgtrickle.catalog c ON c.id = m.id WHERE c.id <> {id}"
+        ))
+        .await?;
+    Ok(rows.first().and_then(|row| row.text(0)).map(str::to_owned))
 }
 
 /// How a stream table of this definition would be kept. Leaves work for a rollback behind.

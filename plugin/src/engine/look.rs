@@ -1,11 +1,12 @@
 //! How a refresh begins: locks, settings, and whether all is as remembered.
 
+use super::conclude::Place;
 use super::record::{self, FROM, OWNED, Record, TARGET};
 use super::{fingerprint, settings};
 use crate::conn::{Error, Row, Statement};
 use crate::delta::stage::{Frontier, STAGED};
 
-/// What comes before [`look`]. `named` is an expression over the name as the first parameter, which the caller's path gives
+/// What comes before [`look`] where the refresh is alone in its transaction. `named` is an expression over the name as the first parameter, which the caller's path gives
 /// its meaning: so it is evaluated before that is pinned.
 pub(super) fn opening(
     record: &Record,
@@ -42,6 +43,7 @@ fn beyond(record: &Record) -> String {
 
 /// What [`look`] found.
 pub(super) struct Now {
+    pub place: Place,
     /// The one that this refresh will leave.
     pub frontier: Frontier,
     stored: Option<(String, i64)>,
@@ -56,17 +58,17 @@ pub(super) struct Now {
 }
 
 impl Now {
-    pub(super) fn read(rows: Option<&Vec<Row>>) -> Result<Self, Error> {
+    pub(super) fn read(rows: Option<&Vec<Row>>, place: Place) -> Result<Self, Error> {
         let row = rows.and_then(|r| r.first()).ok_or(Error::Busy)?;
         let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
         Ok(Self {
             frontier: Frontier {
                 snapshot: text(0),
                 xid: text(1).parse().unwrap_or_default(),
-                // All that this transaction writes comes after its snapshot.
-                seq: 0,
+                seq: place.seq(),
                 cluster: text(4),
             },
+            place,
             stored: row.text(2).map(str::to_owned).zip(row.int(3)),
             same_fingerprint: row.is_true(5),
             beyond: row.text(6).map(str::to_owned),

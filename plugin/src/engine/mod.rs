@@ -5,8 +5,10 @@
 //!   [`Error::LockNotAvailable`] roll back, wait a little, again), then `BEGIN`, [`load`], `COMMIT`. Whoever finds a
 //!   stream table with status `creating` and no user's table may call [`load`] again: it finishes the work.
 //! - CREATE inside a block: [`define`] and [`load`] in the caller's transaction.
-//! - The worker: [`pending`] to learn who has work, [`refresh`] for each, [`cleanup_buffers`] now and then.
-//! - Every function but [`refresh`] and [`cleanup_buffers`] works in the caller's transaction.
+//! - CREATE outside a block of a stream table that reads others: [`load_with_sources`] as the second step.
+//! - The worker: [`pending`] to learn who has work, [`refresh`] for each, or [`refresh_together`] for those that read one
+//!   another, [`cleanup_buffers`] now and then.
+//! - Every function but these and [`refresh_by_name`] works in the caller's transaction.
 //! - Source DDL: [`dependents`] of the relations, forward the statement (for ALTER COLUMN TYPE and DROP COLUMN between
 //!   [`drop_definition_view`] and [`recreate_definition_view`]), then [`replan`] each.
 //! - `lock_timeout` is the caller's: in a block the user's own value counts, as for PostgreSQL's own DDL.
@@ -15,11 +17,14 @@ mod at_once;
 mod cleanup;
 mod conclude;
 mod cost;
+mod cycle;
 mod define;
 mod drift;
 mod explain;
 mod fingerprint;
+mod group;
 mod habit;
+mod incremental;
 mod load;
 mod look;
 mod memory;
@@ -43,6 +48,7 @@ pub use explain::{
     Differences, MissingIndex, differences, explain, explain_definition, last_refreshes,
     missing_indexes,
 };
+pub use group::{Refreshed, load_with_sources, refresh_together};
 pub use load::load;
 pub use memory::Memory;
 pub use rebuild::refresh_in_transaction;
@@ -136,6 +142,23 @@ pub struct RefreshOutcome {
 }
 
 impl RefreshOutcome {
+    /// Nothing was waiting.
+    fn nothing() -> Self {
+        Self {
+            mode: "none",
+            ..Self::default()
+        }
+    }
+
+    /// The table has been filled for the first time.
+    fn loaded() -> Self {
+        Self {
+            mode: "full",
+            changed: true,
+            ..Self::default()
+        }
+    }
+
     /// `counts`: rows inserted, rows deleted.
     fn new(mode: &'static str, reason: Option<String>, counts: Option<&Row>) -> Self {
         let count = |i: usize| counts.and_then(|row| row.int(i)).unwrap_or_default();

@@ -67,11 +67,7 @@ pub async fn refresh_in_transaction<C: Conn>(
     let mut record = record::read(c, id).await?;
     if record.relid.is_none() {
         load::load(c, id, Isolation::ReadCommitted).await?;
-        return Ok(RefreshOutcome {
-            mode: "full",
-            changed: true,
-            ..RefreshOutcome::default()
-        });
+        return Ok(RefreshOutcome::loaded());
     }
     c.query(&format!(
         "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"

@@ -7,7 +7,8 @@ use super::at_once::Batch;
 use super::fingerprint;
 use super::habit::Habit;
 use super::look::Now;
-use crate::conn::{Conn, Error, Statement};
+use super::settings;
+use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::apply::Target;
 use crate::delta::stage::Frontier;
 use crate::plan::{Column, Plan, terms};
@@ -33,6 +34,8 @@ pub(super) struct Record {
     pub beyond: Option<String>,
     /// What the fingerprint is made of.
     pub undigested: Option<String>,
+    /// It reads other stream tables of its owner's.
+    pub reads_others: bool,
     pub habit: Habit,
     /// The last refresh in one round trip.
     pub batch: Option<Batch>,
@@ -44,6 +47,13 @@ pub(super) struct Record {
     unsized_changes: Option<i64>,
     /// What was found to be the delta, by [`Record::delta`]'s arguments.
     deltas: HashMap<(usize, Vec<u32>, Vec<bool>), Option<String>>,
+}
+
+/// What a refresh from changes has found.
+pub(super) struct Seen {
+    /// The tables that have changed.
+    pub changed: Vec<u32>,
+    pub now: Now,
 }
 
 /// Deltas remembered for each stage: of many sources, any set may change.
@@ -86,7 +96,32 @@ fn magnitude(relation: &str) -> String {
 pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
     read_where(c, "c.id = $1::bigint", id.to_string())
         .await?
-        .ok_or_else(|| Error::refused("42704", format!("stream table {id} does not exist")))
+        .ok_or_else(|| unknown(id))
+}
+
+/// The same in a transaction of its own, that does not wait for long: the sizes of tables are not told while these are locked.
+///
+/// # Errors
+/// As [`read`], and [`Error::LockNotAvailable`].
+pub(super) async fn read_briefly<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
+    let [begin, timeout] = settings::begin().map(|sql| Statement::kept(sql, Vec::new()));
+    let row = Statement::kept(select("c.id = $1::bigint"), vec![id.to_string()]);
+    let commit = Statement::kept("COMMIT".to_owned(), Vec::new());
+    match c.run(&[begin, timeout, row, commit]).await {
+        Ok(results) => {
+            let row = results.get(2).and_then(|rows| rows.first());
+            row.map_or_else(|| Err(unknown(id)), from_row)
+        }
+        Err(error) => {
+            // A lost connection shows in the next statement.
+            let _ = c.query("ROLLBACK").await;
+            Err(error)
+        }
+    }
+}
+
+fn unknown(id: StreamTableId) -> Error {
+    Error::refused("42704", format!("stream table {id} does not exist"))
 }
 
 /// Reads the row of the stream table that a name stands for, if the current role owns both it and the user's table.
@@ -116,17 +151,24 @@ async fn read_where<C: Conn>(
     condition: &str,
     parameter: String,
 ) -> Result<Option<Record>, Error> {
-    let sql = format!(
+    let rows = c.query_kept(select(condition), vec![parameter]).await?;
+    rows.first().map(from_row).transpose()
+}
+
+/// The query for what [`from_row`] reads.
+fn select(condition: &str) -> String {
+    format!(
         "SELECT c.def_view::bigint, c.relid::bigint, c.target_schema, c.target_name, c.status, c.refresh_mode, c.with_data,
             c.plan, c.fingerprint, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, c.frontier_cluster,
-            {TARGET}, {}, c.id, c.xmin::text
+            {TARGET}, {}, c.id, c.xmin::text,
+            EXISTS (SELECT FROM pgtrickle.source s JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner
+                WHERE s.stream_table = c.id)
          FROM {FROM} WHERE {condition}",
         sizes(),
-    );
-    let rows = c.query_kept(sql, vec![parameter]).await?;
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
+    )
+}
+
+fn from_row(row: &Row) -> Result<Record, Error> {
     let id = StreamTableId(row.int(17).unwrap_or_default());
     let text = |i: usize| row.text(i).unwrap_or_default().to_owned();
     let broken = |what: &str| {
@@ -149,7 +191,7 @@ async fn read_where<C: Conn>(
         _ => None,
     };
     let target = target(&row.0[13..], &plan).map_err(|_| broken("columns"))?;
-    Ok(Some(Record {
+    Ok(Record {
         id,
         view: row
             .int(0)
@@ -165,6 +207,7 @@ async fn read_where<C: Conn>(
         frontier,
         target,
         target_seen: (text(13), text(14)),
+        reads_others: row.is_true(19),
         beyond: None,
         undigested: None,
         habit: Habit::default(),
@@ -173,7 +216,7 @@ async fn read_where<C: Conn>(
         sizes: text(16),
         unsized_changes: None,
         deltas: HashMap::new(),
-    }))
+    })
 }
 
 /// The user's table from [`TARGET`].
@@ -268,8 +311,13 @@ impl Record {
         }
     }
 
-    /// A refresh has found this and been committed.
-    pub(super) fn saw(&mut self, now: Now) {
+    /// A refresh has found this, if it was from changes, and been committed.
+    pub(super) fn saw(&mut self, seen: Option<Box<Seen>>) {
+        let Some(seen) = seen else {
+            return;
+        };
+        let Seen { changed, now } = *seen;
+        self.habit.saw(changed);
         let text = |i: usize| now.target.text(i).unwrap_or_default().to_owned();
         self.target_seen = (text(0), text(1));
         self.beyond = now.beyond;
@@ -287,6 +335,12 @@ impl Record {
     /// It will be used again without another look at the sizes of tables.
     pub(super) fn grows_old(&mut self) {
         self.unsized_changes.get_or_insert(0);
+    }
+
+    /// What users call it.
+    pub(super) fn shown_name(&self) -> String {
+        let target = self.target.as_ref();
+        target.map_or_else(|| self.name.clone(), |target| target.name.clone())
     }
 
     /// The user's table.

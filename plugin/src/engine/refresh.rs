@@ -3,18 +3,18 @@
 use pgcat::plugins::ErrorFields;
 
 use super::at_once;
-use super::conclude::{Done, finish};
+use super::conclude::Place;
+use super::incremental::incremental;
 use super::look::{Changes, Now, look, opening};
 use super::memory::Memory;
 use super::rebuild::rebuild;
-use super::record::{self, Record};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, load, replan, settings, stages};
+use super::record::{self, Record, Seen};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, group, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::stage::stage;
-use crate::delta::{apply, estimated_rows, keyed, partition};
-use crate::plan::{Body, Column};
 
-/// Brings a stream table up to date, in transactions of its own.
+/// Brings a stream table up to date, in transactions of its own. The stream tables of its owner that it reads come along,
+/// other than manual ones, so that it is its query over the tables below them.
 ///
 /// # Errors
 /// [`Error::Busy`] while another session does it, [`Error::Conflict`] and [`Error::LockNotAvailable`]: again a little later;
@@ -25,7 +25,7 @@ pub async fn refresh<C: Conn>(
     id: StreamTableId,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
-    if let Some(record) = memory.take(id).filter(|_| how == How::Auto)
+    if let Some(record) = memory.take(id).filter(|record| is_quick(record, how))
         && let Some(outcome) = by_memory(c, memory, record, None).await?
     {
         return Ok(outcome);
@@ -45,7 +45,8 @@ pub async fn refresh_by_name<C: Conn>(
     name: String,
     how: How,
 ) -> Result<Option<RefreshOutcome>, Error> {
-    if let Some(record) = memory.take_named(&name).filter(|_| how == How::Auto)
+    let remembered = memory.take_named(&name);
+    if let Some(record) = remembered.filter(|record| is_quick(record, how))
         && let Some(outcome) = by_memory(c, memory, record, Some(&name)).await?
     {
         return Ok(Some(outcome));
@@ -56,6 +57,11 @@ pub async fn refresh_by_name<C: Conn>(
     refresh_record(c, memory, record, Some(name), how)
         .await
         .map(Some)
+}
+
+/// Whether it may be that nothing but the stream table itself has to be looked at.
+fn is_quick(record: &Record, how: How) -> bool {
+    how == How::Auto && !record.reads_others
 }
 
 /// Refreshes without reading the stream table's row first. `None`: it is not as remembered, or something is in the way that
@@ -83,9 +89,13 @@ async fn by_memory<C: Conn>(
         }
     }
     match attempt(c, &mut record, name, None).await {
-        Ok(Attempt::Done(outcome)) => {
+        Ok(Attempt::Done(outcome, _)) => {
             remember(memory, record, name.map(str::to_owned), &outcome);
             Ok(Some(outcome))
+        }
+        Ok(Attempt::Nothing) => {
+            memory.keep(record, name.map(str::to_owned));
+            Ok(Some(RefreshOutcome::nothing()))
         }
         Err(error @ Error::Connection(_)) => Err(error),
         Err(error @ (Error::LockNotAvailable(_) | Error::Conflict(_))) => {
@@ -99,7 +109,13 @@ async fn by_memory<C: Conn>(
     }
 }
 
-fn remember(memory: &Memory, record: Record, name: Option<String>, outcome: &RefreshOutcome) {
+/// Remembers a stream table after a refresh.
+pub(super) fn remember(
+    memory: &Memory,
+    record: Record,
+    name: Option<String>,
+    outcome: &RefreshOutcome,
+) {
     // A full one was for a reason, or there is no other way.
     if matches!(outcome.mode, "incremental" | "none") {
         memory.keep(record, name);
@@ -109,57 +125,102 @@ fn remember(memory: &Memory, record: Record, name: Option<String>, outcome: &Ref
 async fn refresh_record<C: Conn>(
     c: &mut C,
     memory: &Memory,
-    mut record: Record,
+    record: Record,
     name: Option<String>,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
-    let mut demand = (how == How::Full).then_some("a full refresh was asked for");
-    let mut attempts = 0;
+    if record.reads_others {
+        return group::refresh_with_sources(c, memory, record, how).await;
+    }
+    let mut work = Work::new(record, how);
     loop {
-        match attempt(c, &mut record, None, demand).await {
-            Ok(Attempt::Done(outcome)) => {
-                remember(memory, record, name, &outcome);
+        let trouble = match attempt(c, &mut work.record, None, work.demand).await {
+            Ok(Attempt::Done(outcome, _)) => {
+                remember(memory, work.record, name, &outcome);
                 return Ok(outcome);
             }
-            Ok(Attempt::Rebuild) if demand.is_some() => {
-                rollback(c).await;
+            Ok(Attempt::Nothing) => {
+                memory.keep(work.record, name);
+                return Ok(RefreshOutcome::nothing());
+            }
+            Ok(Attempt::Rebuild) => Trouble::OtherRows,
+            Err(error) => Trouble::Error(error),
+        };
+        rollback(c).await;
+        work.remedy(c, trouble).await?;
+    }
+}
+
+/// A refresh that may take several attempts.
+pub(super) struct Work {
+    pub record: Record,
+    /// Why it is to be a full one.
+    pub demand: Option<&'static str>,
+    failed_attempts: u32,
+}
+
+/// Why an attempt has failed.
+pub(super) enum Trouble {
+    /// [`Attempt::Rebuild`].
+    OtherRows,
+    Error(Error),
+}
+
+impl Work {
+    pub(super) fn new(record: Record, how: How) -> Self {
+        Self {
+            record,
+            demand: (how == How::Full).then_some("a full refresh was asked for"),
+            failed_attempts: 0,
+        }
+    }
+
+    /// Sees to it that the next attempt may succeed. The one that failed has been rolled back.
+    ///
+    /// # Errors
+    /// That of the attempt, if nothing is left to try.
+    pub(super) async fn remedy<C: Conn>(
+        &mut self,
+        c: &mut C,
+        trouble: Trouble,
+    ) -> Result<(), Error> {
+        match trouble {
+            Trouble::OtherRows if self.demand.is_some() => {
                 let message = format!(
                     "rows of stream table \"{}\" could not be deleted",
-                    record.name
+                    self.record.name
                 );
                 let error = ErrorFields::error("55000", message);
                 return Err(Error::Refused(Box::new(error.hint(
                     "It may have a trigger that suppresses the deletion, or row security.",
                 ))));
             }
-            Ok(Attempt::Rebuild) => {
-                rollback(c).await;
-                demand = Some("the table held other rows than the last refresh left");
+            Trouble::OtherRows => {
+                self.demand = Some("the table held other rows than the last refresh left");
             }
-            Err(Error::Drift(_)) => {
-                rollback(c).await;
-                in_transaction_replan(c, record.id).await?;
+            Trouble::Error(Error::Drift(_)) => in_transaction_replan(c, self.record.id).await?,
+            Trouble::Error(Error::Server(fields))
+                if self.demand.is_none() && may_be_ours(&fields.code) =>
+            {
+                self.demand = Some("the change alone could not be computed");
             }
-            Err(Error::Server(fields)) if demand.is_none() && may_be_ours(&fields.code) => {
-                rollback(c).await;
-                demand = Some("the change alone could not be computed");
-            }
-            Err(error) => {
-                rollback(c).await;
-                return Err(error);
-            }
+            Trouble::Error(error) => return Err(error),
         }
         // A change of the sources was taken in, or a rebuild was found necessary.
-        attempts += 1;
-        if attempts == 3 {
+        self.failed_attempts += 1;
+        if self.failed_attempts == 3 {
             return Err(Error::Drift("they keep changing".to_owned()));
         }
-        record = record::read(c, record.id).await?;
+        self.record = record::read_briefly(c, self.record.id).await?;
+        Ok(())
     }
 }
 
 pub(super) enum Attempt {
-    Done(RefreshOutcome),
+    /// With what there is to be remembered once it is committed.
+    Done(RefreshOutcome, Option<Box<Seen>>),
+    /// Nothing was waiting.
+    Nothing,
     /// The user's table is not what we left.
     Rebuild,
 }
@@ -175,7 +236,7 @@ fn may_be_ours(code: &str) -> bool {
         || code == "23514"
 }
 
-async fn rollback<C: Conn>(c: &mut C) {
+pub(super) async fn rollback<C: Conn>(c: &mut C) {
     // A lost connection shows in the next statement.
     let _ = c.query("ROLLBACK").await;
 }
@@ -199,41 +260,87 @@ async fn attempt<C: Conn>(
     name: Option<&str>,
     demand: Option<&str>,
 ) -> Result<Attempt, Error> {
-    let id = record.id;
-    record.batch = None;
     if record.relid.is_none() {
         c.query("BEGIN").await?;
-        load::load(c, id, Isolation::ReadCommitted).await?;
+        load::load(c, record.id, Isolation::ReadCommitted).await?;
         c.query("COMMIT").await?;
-        return Ok(Attempt::Done(RefreshOutcome {
-            mode: "full",
-            changed: true,
-            ..RefreshOutcome::default()
-        }));
+        return Ok(Attempt::Done(RefreshOutcome::loaded(), None));
     }
-    record.target()?;
-    let stages = demand.is_none()
+    let named = name.map(|_| "pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8");
+    let opening = opening(record, named, name, stages(record, demand));
+    let attempt = within(c, record, opening, Within::Own { name }, demand).await?;
+    match attempt {
+        Attempt::Done(outcome, seen) => {
+            record.saw(seen);
+            Ok(Attempt::Done(outcome, None))
+        }
+        Attempt::Nothing => {
+            c.query("ROLLBACK").await?;
+            Ok(Attempt::Nothing)
+        }
+        Attempt::Rebuild => Ok(Attempt::Rebuild),
+    }
+}
+
+/// A transaction in which a refresh runs.
+#[derive(Clone, Copy)]
+pub(super) enum Within<'a> {
+    /// Its own. The record must be that of the stream table that the name stands for, if one is given.
+    Own { name: Option<&'a str> },
+    /// One in which others have been refreshed before it.
+    Shared,
+}
+
+/// Whether the changes are to be staged.
+fn stages(record: &Record, demand: Option<&str>) -> bool {
+    demand.is_none()
         && record.frontier.is_some()
         && !record.plan.is_full()
-        && record.buffers().next().is_some();
-    let named = name.map(|_| "pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8");
-    let mut statements = opening(record, named, name, stages);
+        && record.buffers().next().is_some()
+}
+
+/// The same in a transaction that others are refreshed in.
+pub(super) async fn refresh_among<C: Conn>(
+    c: &mut C,
+    record: &mut Record,
+    demand: Option<&str>,
+) -> Result<Attempt, Error> {
+    let settings = settings::of_refresh(&record.plan.settings, None, stages(record, demand));
+    let opening = [settings, Place::NEXT.to_owned()];
+    let opening = opening.map(|sql| Statement::kept(sql, Vec::new())).into();
+    within(c, record, opening, Within::Shared, demand).await
+}
+
+/// What there is to do once the sources are locked. `opening` is sent first.
+async fn within<C: Conn>(
+    c: &mut C,
+    record: &mut Record,
+    opening: Vec<Statement>,
+    within: Within<'_>,
+    demand: Option<&str>,
+) -> Result<Attempt, Error> {
+    record.batch = None;
+    record.target()?;
+    let mut statements = opening;
     let same = format!("{} = c.fingerprint", record.fingerprint_now());
     let look = look(record, &same, &record.undigested_now());
     statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
-    if let Some(frontier) = record.frontier.as_ref().filter(|_| stages) {
+    if let Some(frontier) = record.frontier.as_ref().filter(|_| stages(record, demand)) {
         let (sql, parameters) = stage(&record.captured(), frontier, &settings::planned());
         statements.push(record.kept(&sql, parameters));
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
-    if let Some(row) = name.and_then(|_| results.get(head - 2)?.first())
-        && row.int(0) != record.relid.map(i64::from)
-    {
+    let before = results.get(head - 2).and_then(|rows| rows.first());
+    let (place, named) = match within {
+        Within::Own { name } => (Place::Alone, name.is_some()),
+        Within::Shared => (Place::read(before)?, false),
+    };
+    if named && before.is_some_and(|row| row.int(0) != record.relid.map(i64::from)) {
         return Err(Error::Busy);
     }
-    let now = Now::read(results.get(head - 1))?;
-    if !now.confirms(record) || name.is_some() && !now.owned {
+    let now = Now::read(results.get(head - 1), place)?;
+    if !now.confirms(record) || named && !now.owned {
         // Somebody was faster between our read and our lock.
         return Err(Error::Busy);
     }
@@ -243,11 +350,7 @@ async fn attempt<C: Conn>(
     let known = (record.frontier.as_ref()).is_some_and(|f| f.cluster == now.frontier.cluster);
     if known && demand.is_none() && !record.plan.is_full() && record.buffers().next().is_none() {
         // A query without sources.
-        c.query("ROLLBACK").await?;
-        return Ok(Attempt::Done(RefreshOutcome {
-            mode: "none",
-            ..RefreshOutcome::default()
-        }));
+        return Ok(Attempt::Nothing);
     }
     let Some(found) = results.get(head).and_then(|r| r.first()).filter(|_| known) else {
         let reason = demand.unwrap_or("the changes since the last refresh are not known");
@@ -264,174 +367,30 @@ async fn attempt<C: Conn>(
         .await;
     }
     if changes.iter().all(|changes| changes.due == 0) {
-        c.query("ROLLBACK").await?;
         record.habit.saw(Vec::new());
-        return Ok(Attempt::Done(RefreshOutcome {
-            mode: "none",
-            ..RefreshOutcome::default()
-        }));
+        return Ok(Attempt::Nothing);
     }
     let due = changes.iter().map(|changes| changes.due).sum();
     if let Some(reason) = cost::too_many(c, record, due).await? {
         return rebuild(c, record, &now, &reason).await;
     }
-    let done = incremental(c, record, &now, &changes).await?;
-    if let Attempt::Done(_) = done {
-        let changed = changes.iter().filter(|c| c.net > 0);
-        record.habit.saw(changed.map(|c| c.relid).collect());
-        record.saw(now);
+    match incremental(c, record, &now, &changes).await? {
+        Attempt::Done(outcome, _) => {
+            let changed = changes.iter().filter(|c| c.net > 0);
+            let changed = changed.map(|c| c.relid).collect();
+            let seen = Some(Box::new(Seen { changed, now }));
+            Ok(Attempt::Done(outcome, seen))
+        }
+        other => Ok(other),
     }
-    Ok(done)
 }
 
 /// A table that vanished under its name was renamed or dropped.
-fn gone_is_drift(error: Error) -> Error {
+pub(super) fn gone_is_drift(error: Error) -> Error {
     match &error {
         Error::Server(fields) if matches!(fields.code.as_str(), "42P01" | "3F000" | "42703") => {
             Error::Drift(fields.message.clone())
         }
         _ => error,
-    }
-}
-
-/// ANALYZE where the staging table's size is far from what the planner last heard of: it would scan whole tables for a few
-/// rows. A table analysed while empty counts as never analysed, as PostgreSQL takes it for ten pages then.
-pub(super) fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<String> {
-    let (rows, analysed) = (rows as f64, analysed.unwrap_or(-1.0));
-    let known = analysed > 0.0
-        && rows <= 4.0 * analysed.max(25.0)
-        && (analysed <= 100.0 || rows * 4.0 >= analysed);
-    (rows > 0.0 && !known).then(|| format!("ANALYZE {table}"))
-}
-
-async fn incremental<C: Conn>(
-    c: &mut C,
-    record: &mut Record,
-    now: &Now,
-    changes: &[Changes],
-) -> Result<Attempt, Error> {
-    let id = record.id.0;
-    let due = changes.iter().map(|c| c.due).sum();
-    record.resize(c, due).await?;
-    let changes: Vec<_> = changes.iter().filter(|c| c.net > 0).collect();
-    let changed: Vec<_> = changes.iter().map(|c| c.relid).collect();
-    let mut total = changes.iter().map(|c| c.net).sum();
-    let mut emptied = Vec::new();
-    let mut statements: Vec<Statement> = Vec::new();
-    for changes in &changes {
-        let table = format!("pgtrickle.delta_{}", changes.buffer);
-        let analyze = analyze(&table, changes.net, changes.analysed);
-        statements.extend(analyze.map(Statement::from));
-        emptied.push(table);
-    }
-    let mut changed_stages = Vec::new();
-    for i in 0..record.plan.stages.len() {
-        let delta = record.delta(i, &changed, &changed_stages)?;
-        let stage = &record.plan.stages[i];
-        let slot = format!("{id}_{}", i + 1);
-        let target = stages::target(id, i + 1, stage);
-        let mut count = 0;
-        if let Some(delta) = delta {
-            let piece = Piece {
-                slot: &slot,
-                body: &stage.body,
-                columns: &stage.columns,
-                table: &target.name,
-            };
-            piece.change(c, record, &delta, &mut statements).await?;
-            let out = format!("pgtrickle.out_{slot}");
-            let look = format!("SELECT count(*), {} FROM {out}", estimated_rows(&out));
-            statements.push(look.into());
-            let results = c.run(&std::mem::take(&mut statements)).await?;
-            let row = results.last().and_then(|r| r.first()).cloned();
-            let row = row.unwrap_or_default();
-            count = row.int(0).unwrap_or_default();
-            if count > 0 {
-                let analysed = row.text(1).and_then(|n| n.parse().ok());
-                statements.extend(analyze(&out, count, analysed).map(Statement::from));
-                let replace = apply::replace(&slot, &stage.body, &stage.columns, &target);
-                statements.push(format!("WITH {replace} SELECT ok FROM checked").into());
-            }
-            emptied.push(out);
-            total += count;
-        }
-        changed_stages.push(count > 0);
-    }
-    if let Some(delta) = record.delta(changed_stages.len(), &changed, &changed_stages)? {
-        let slot = id.to_string();
-        let piece = Piece {
-            slot: &slot,
-            body: &record.plan.body,
-            columns: &record.plan.columns,
-            table: &record.target()?.name,
-        };
-        piece.change(c, record, &delta, &mut statements).await?;
-        let analyze = analyze(&format!("pgtrickle.out_{id}"), total, now.out_rows());
-        statements.extend(analyze.map(Statement::from));
-    }
-    let done = Done {
-        mode: "incremental",
-        reason: None,
-        changes: (due >= cost::MANY).then_some(due),
-        emptied: &emptied,
-    };
-    finish(c, record, now, statements, done).await
-}
-
-/// A stage, or the result.
-struct Piece<'a> {
-    slot: &'a str,
-    body: &'a Body,
-    columns: &'a [Column],
-    /// The table its rows are in.
-    table: &'a str,
-}
-
-impl Piece<'_> {
-    /// Adds the statements that put the change of its rows into its staging table. `delta` is that of its body.
-    async fn change<C: Conn>(
-        &self,
-        c: &mut C,
-        record: &Record,
-        delta: &str,
-        statements: &mut Vec<Statement>,
-    ) -> Result<(), Error> {
-        let slot = self.slot;
-        let kept = |sql: String| record.kept(&sql, Vec::new());
-        let affected = match self.body {
-            Body::Keyed(k) if k.by_weights => {
-                statements.push(kept(keyed::by_weights(slot, k, self.columns, delta)));
-                keyed::left_over(slot, k)
-            }
-            Body::Keyed(k) => Some(keyed::affected(slot, k.keys.len(), k.args.len(), delta)),
-            Body::Partition(p) => Some(keyed::affected(slot, p.keys.len(), p.args, delta)),
-            Body::Linear { .. } | Body::Full { .. } => {
-                statements.push(kept(apply::collect(slot, self.columns, "", delta)));
-                None
-            }
-        };
-        let Some(affected) = affected else {
-            return Ok(());
-        };
-        statements.push(kept(affected));
-        let results = c.run(&std::mem::take(statements)).await?;
-        let row = results.last().and_then(|r| r.first()).cloned();
-        let row = row.unwrap_or_default();
-        let count = row.int(0).unwrap_or_default();
-        if count > 0 {
-            let analysed = row.text(2).and_then(|n| n.parse().ok());
-            statements.extend(
-                analyze(&format!("pgtrickle.keys_{slot}"), count, analysed).map(Statement::from),
-            );
-            let recompute = match self.body {
-                Body::Keyed(k) => keyed::recompute(slot, k, self.columns, row.is_true(1)),
-                Body::Partition(p) => {
-                    partition::recompute(slot, p, self.columns, self.table, row.is_true(1))
-                }
-                Body::Linear { .. } | Body::Full { .. } => Vec::new(),
-            };
-            statements.extend(recompute.into_iter().map(kept));
-        }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{How, Mode, StreamTableId, define, drift, rebuild, settings, stages};
+use super::{How, Mode, StreamTableId, cycle, define, drift, rebuild, settings, stages};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
@@ -76,6 +76,7 @@ async fn plan_anew<C: Conn>(c: &mut C, record: Record, renamed_only: bool) -> Re
     )
     .await?;
     define::refuse_full(mode, &plan)?;
+    cycle::refuse(c, &record, &plan).await?;
     let mut retyped = false;
     if !renamed_only {
         define::make_tables(c, id.0, &plan).await?;

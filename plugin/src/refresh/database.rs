@@ -110,6 +110,8 @@ pub(super) struct Listed {
     pub failures: u32,
     pub since_refresh: Option<Duration>,
     pub age: Duration,
+    /// The stream tables of the same owner that its query reads.
+    pub reads: Vec<StreamTableId>,
 }
 
 /// Serves one database for ever.
@@ -309,7 +311,9 @@ async fn list(conn: &mut impl Conn) -> Result<Vec<Listed>, Error> {
         c.relid IS NOT NULL AND r.oid IS NULL, c.failures, \
         extract(epoch FROM pg_catalog.clock_timestamp() - c.last_refresh)::float8, \
         extract(epoch FROM pg_catalog.clock_timestamp() - c.created_at)::float8, \
-        c.effective_mode = 'full', c.frontier_xid IS NULL \
+        c.effective_mode = 'full', c.frontier_xid IS NULL, \
+        (SELECT pg_catalog.string_agg(o.id::text, ' ') FROM pgtrickle.source s \
+            JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner WHERE s.stream_table = c.id) \
         FROM pgtrickle.catalog c \
         LEFT JOIN pg_catalog.pg_class r ON r.oid = c.relid \
         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace ORDER BY c.id";
@@ -340,6 +344,12 @@ fn listed(row: &Row) -> Option<Listed> {
         age: seconds(11).unwrap_or_default(),
         full: row.is_true(12),
         never_current: row.is_true(13),
+        reads: row
+            .text(14)
+            .unwrap_or_default()
+            .split_whitespace()
+            .filter_map(|id| id.parse().ok().map(StreamTableId))
+            .collect(),
     })
 }
 

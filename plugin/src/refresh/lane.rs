@@ -1,7 +1,7 @@
 //! One owner's stream tables in a database: which of them have work waiting, and the housekeeping.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use tokio::task::JoinHandle;
 use super::board::Notes;
 use super::clients::{Clients, Lease};
 use super::database::Listed;
+use super::group::{self, Group};
 use super::history::{self, Failure};
 use super::own_writes::OwnWrites;
 use super::pace;
 use super::role::{WorkerConn, in_transaction};
 use super::signal::Signal;
-use super::table::{self, Table};
+use super::table::Table;
 use crate::command::Schedule;
 use crate::conn::Error;
 use crate::engine::{self, Drift, Memory, StreamTableId};
@@ -34,7 +35,9 @@ pub(super) struct Lane {
     /// The role to work as, where the pool's user is another.
     role: Option<String>,
     signal: Arc<Signal>,
-    tables: RefCell<HashMap<StreamTableId, (Rc<Table>, Task)>>,
+    tables: RefCell<BTreeMap<StreamTableId, Rc<Table>>>,
+    /// The tasks of those that hang together.
+    groups: RefCell<HashMap<BTreeSet<StreamTableId>, Task>>,
     bell: Notify,
     /// Somebody wrote something, maybe DDL beside the pooler.
     suspicious: Cell<bool>,
@@ -82,8 +85,8 @@ impl std::ops::Deref for LaneHandle {
 
 impl Drop for LaneHandle {
     fn drop(&mut self) {
-        // The tables' tasks hold the lane.
-        self.lane.tables.borrow_mut().clear();
+        // The tasks hold the lane.
+        self.lane.groups.borrow_mut().clear();
     }
 }
 
@@ -101,6 +104,7 @@ impl Lane {
             role,
             signal,
             tables: RefCell::default(),
+            groups: RefCell::default(),
             bell: Notify::new(),
             suspicious: Cell::new(false),
             failures: RefCell::default(),
@@ -132,13 +136,28 @@ impl Lane {
                 continue;
             }
             match tables.get(&listed.id) {
-                Some((table, _)) => table.update(listed),
+                Some(table) => table.update(listed),
                 None => {
                     let table = Table::new(listed);
-                    let task = Task::spawn(table::serve(Rc::clone(&table), Rc::clone(self)));
-                    tables.insert(table.id, (table, task));
+                    tables.insert(table.id, table);
                 }
             }
+        }
+        self.regroup(&tables);
+    }
+
+    /// Those that hang together get a task, unless they have it already.
+    fn regroup(self: &Rc<Self>, tables: &BTreeMap<StreamTableId, Rc<Table>>) {
+        let reads = tables.iter().map(|(&id, table)| (id, table.sources()));
+        let mut found = group::groups(&reads.collect());
+        let mut groups = self.groups.borrow_mut();
+        // A refresh under way is taken back.
+        groups.retain(|ids, _| found.remove(ids));
+        for ids in found {
+            let members = ids.iter().filter_map(|id| tables.get(id).cloned());
+            let group = Group::new(members.collect());
+            let task = Task::spawn(group::serve(group, Rc::clone(self)));
+            groups.insert(ids, task);
         }
     }
 
@@ -150,7 +169,7 @@ impl Lane {
     /// Something was written in the database: changes beside the pooler, or DDL.
     pub(super) fn written_somewhere(&self) {
         self.suspicious.set(true);
-        for (table, _) in self.tables.borrow().values() {
+        for table in self.tables.borrow().values() {
             table.written();
         }
         self.bell.notify_one();
@@ -198,11 +217,7 @@ impl Lane {
     }
 
     fn all(&self) -> Vec<Rc<Table>> {
-        self.tables
-            .borrow()
-            .values()
-            .map(|(table, _)| Rc::clone(table))
-            .collect()
+        self.tables.borrow().values().map(Rc::clone).collect()
     }
 
     async fn rounds(self: Rc<Self>) {
@@ -292,7 +307,7 @@ impl Lane {
                 Ok(Drift::None) => {}
                 Ok(Drift::TableGone) => self.leftovers.set(true),
                 Ok(Drift::Sources(_) | Drift::DefinitionGone) => table.drifted(),
-                Err(error) if table::is_the_servers(&error) => return Err(error),
+                Err(error) if error.is_the_servers() => return Err(error),
                 // Its own trouble, which its own refresh meets and reports.
                 Err(_) => table.drifted(),
             }

@@ -4,12 +4,14 @@
 //! ```text
 //! Worker ─ Database (one per server database: polls, reads the catalog)
 //!            └ Lane (one per owner: asks which stream tables have changes waiting; history, clean-up)
-//!                └ Table (one per stream table: refreshes, retries, reports)
+//!                └ Group (one per set of stream tables that hang together: refreshes them)
+//!                    └ Table (one per stream table: when, retries, reports)
 //! ```
 
 mod board;
 mod clients;
 mod database;
+mod group;
 mod history;
 mod lane;
 mod own_writes;

@@ -1,5 +1,4 @@
-//! One stream table: when it is refreshed, and what happens when that fails. Each has a task of its own,
-//! so that a slow or failing one holds up nobody.
+//! One stream table: when it is to be refreshed, and what happens when that fails.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,7 +13,7 @@ use super::lane::Lane;
 use super::pace::{self, FAILURES_TO_ERROR};
 use crate::command::{self, Schedule, literal};
 use crate::conn::{Conn, Error};
-use crate::engine::{self, Drift, How, Isolation, RefreshOutcome, StreamTableId};
+use crate::engine::{self, Drift, Isolation, RefreshOutcome, StreamTableId};
 
 /// A CREATE STREAM TABLE that has not loaded its data by now has died between its two steps.
 const CREATION: Duration = Duration::from_secs(10);
@@ -25,11 +24,26 @@ const CLOCK_LOOK: Duration = Duration::from_secs(60);
 /// A stream table refreshed this recently needs no check for DDL: a refresh checks by itself.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// How often a stream table is refreshed, from often to seldom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pace {
+    Live,
+    /// Live, and recomputed as a whole or slow: as often as its cost allows.
+    Slow,
+    Every(Duration),
+    /// At times of the clock, and not when others are.
+    Clock,
+    Manual,
+}
+
 pub(super) struct Table {
     pub(super) id: StreamTableId,
     listed: RefCell<Listed>,
     listed_at: Cell<Instant>,
-    bell: Notify,
+    /// There is something to do, as far as others know.
+    woken: Cell<bool>,
+    /// That of its group.
+    bell: RefCell<Rc<Notify>>,
     running: Cell<bool>,
     /// Its sources are no longer as planned.
     drifted: Cell<bool>,
@@ -50,7 +64,9 @@ impl Table {
         let table = Self {
             id: listed.id,
             listed_at: Cell::new(now),
-            bell: Notify::new(),
+            // After a start of the pooler nobody knows what has happened meanwhile.
+            woken: Cell::new(true),
+            bell: RefCell::default(),
             running: Cell::new(false),
             drifted: Cell::new(false),
             not_before: Cell::new(now),
@@ -61,8 +77,6 @@ impl Table {
             written: Cell::new(true),
             listed: RefCell::new(listed),
         };
-        // After a start of the pooler nobody knows what has happened meanwhile.
-        table.bell.notify_one();
         Rc::new(table)
     }
 
@@ -77,8 +91,25 @@ impl Table {
         *self.listed.borrow_mut() = listed;
         self.listed_at.set(Instant::now());
         if ring {
-            self.bell.notify_one();
+            self.wake();
         }
+    }
+
+    /// It is one of a group that waits for this bell.
+    pub(super) fn join(&self, bell: &Rc<Notify>) {
+        *self.bell.borrow_mut() = Rc::clone(bell);
+        // The group that it was in may have been at work.
+        self.running.set(false);
+        self.wake();
+    }
+
+    pub(super) fn reads(&self, other: StreamTableId) -> bool {
+        self.listed.borrow().reads.contains(&other)
+    }
+
+    /// The stream tables of the same owner that it reads.
+    pub(super) fn sources(&self) -> Vec<StreamTableId> {
+        self.listed.borrow().reads.clone()
     }
 
     pub(super) fn schedule(&self) -> Schedule {
@@ -87,7 +118,8 @@ impl Table {
 
     /// There are changes waiting.
     pub(super) fn wake(&self) {
-        self.bell.notify_one();
+        self.woken.set(true);
+        self.bell.borrow().notify_one();
     }
 
     /// Something was written in the database. Of what a full refresh reads nothing is captured, so any
@@ -95,7 +127,7 @@ impl Table {
     pub(super) fn written(&self) {
         self.written.set(true);
         if self.is_recomputed() {
-            self.bell.notify_one();
+            self.wake();
         }
     }
 
@@ -107,7 +139,7 @@ impl Table {
 
     pub(super) fn drifted(&self) {
         self.drifted.set(true);
-        self.bell.notify_one();
+        self.wake();
     }
 
     /// Is it to be asked whether changes wait for it?
@@ -130,6 +162,49 @@ impl Table {
                 .refreshed_at
                 .get()
                 .is_none_or(|at| at.elapsed() > FRESH)
+    }
+
+    /// Since its creation.
+    fn age(&self) -> Duration {
+        self.listed.borrow().age + self.listed_at.get().elapsed()
+    }
+
+    /// Is it slow?
+    pub(super) fn is_slow(&self) -> bool {
+        self.last_took.get() > SLOW
+    }
+
+    /// Is it to be refreshed together with others that are due, and are refreshed as seldom?
+    pub(super) fn keeps_company(&self) -> bool {
+        let wanted = self.listed.borrow().wanted;
+        let sound = self.failures.get() == 0 && !self.drifted.get();
+        let by_company = !matches!(self.pace(), Pace::Clock | Pace::Manual);
+        wanted && sound && by_company && self.serves()
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        match self.schedule() {
+            Schedule::Live if self.is_recomputed() => Pace::Slow,
+            Schedule::Live => Pace::Live,
+            Schedule::Every(interval) => Pace::Every(interval),
+            Schedule::At(_) => Pace::Clock,
+            Schedule::Manual => Pace::Manual,
+        }
+    }
+
+    /// Did it lose against somebody else, and is not to try again yet?
+    pub(super) fn waits(&self) -> bool {
+        self.conflicts.get() > 0 && !self.gap().is_zero()
+    }
+
+    /// A refresh of it begins.
+    pub(super) fn begin(&self) {
+        // Before it reads: what is written meanwhile counts for the next.
+        self.written.set(false);
+    }
+
+    pub(super) fn set_running(&self, running: bool) {
+        self.running.set(running);
     }
 
     fn serves(&self) -> bool {
@@ -167,30 +242,32 @@ impl Table {
         Some(since.map_or(Duration::ZERO, |since| interval.saturating_sub(since)))
     }
 
-    /// Waits until there is something to do.
-    async fn wait(&self) {
-        let timer = if self.failures.get() > 0 || self.conflicts.get() > 0 {
-            Some(self.gap())
+    /// When there is something to do; `None`: when the bell rings.
+    pub(super) fn acts_at(&self, now: Instant) -> Option<Instant> {
+        let wait = if self.woken.get() {
+            Duration::ZERO
+        } else if self.failures.get() > 0 || self.conflicts.get() > 0 {
+            self.gap()
         } else if self.listed.borrow().status == "creating" {
-            Some(CREATION)
+            CREATION.saturating_sub(self.age())
         } else if self.serves() && self.listed.borrow().wanted {
-            self.due_in(&self.schedule())
+            self.due_in(&self.schedule())?
         } else {
-            None
+            return None;
         };
-        match timer {
-            Some(timer) => {
-                tokio::select! {
-                    () = self.bell.notified() => {}
-                    () = tokio::time::sleep(timer) => {}
-                }
-            }
-            None => self.bell.notified().await,
-        }
-        let gap = self.gap();
-        if !gap.is_zero() {
-            tokio::time::sleep(gap).await;
-        }
+        Some((now + wait).max(self.not_before.get()))
+    }
+
+    pub(super) fn leave_alone_for(&self, gap: Duration) {
+        self.leave_alone_until(Instant::now() + gap);
+    }
+
+    pub(super) fn leave_alone_until(&self, at: Instant) {
+        self.not_before.set(at);
+    }
+
+    pub(super) fn left_alone_until(&self) -> Instant {
+        self.not_before.get()
     }
 
     fn gap(&self) -> Duration {
@@ -200,81 +277,48 @@ impl Table {
     }
 }
 
-/// Serves one stream table for ever.
-pub(super) async fn serve(table: Rc<Table>, lane: Rc<Lane>) {
-    loop {
-        table.wait().await;
-        let started = Instant::now();
-        table.running.set(true);
-        let done = act(&table, &lane).await;
-        table.running.set(false);
-        let took = started.elapsed();
-        let gap = match done {
-            Ok(None) => {
-                table.failures.set(0);
-                table.conflicts.set(0);
-                // While it was busy it was not asked about.
-                lane.wake();
-                Duration::ZERO
-            }
-            Ok(Some(outcome)) => {
-                succeeded(&table, &lane, started, outcome).await;
-                // Changes that came meanwhile, and those it made for stream tables that read it.
-                lane.wake();
-                pace::gap_after(took)
-            }
-            Err(error) => failed(&table, &lane, took, error).await,
-        };
-        table.not_before.set(Instant::now() + gap);
-    }
-}
-
-/// Does what is to be done; `None` if that is nothing.
-async fn act(table: &Rc<Table>, lane: &Rc<Lane>) -> Result<Option<RefreshOutcome>, Error> {
-    let (status, live, wanted, age) = {
+/// Whether it is to be refreshed now; does what else there is to do.
+pub(super) async fn prepare(table: &Table, lane: &Lane) -> Result<bool, Error> {
+    table.woken.set(false);
+    let (status, live, wanted) = {
         let listed = table.listed.borrow();
         let live = listed.schedule == Schedule::Live;
-        (
-            listed.status.clone(),
-            live,
-            listed.wanted,
-            listed.age + table.listed_at.get().elapsed(),
-        )
+        (listed.status.clone(), live, listed.wanted)
     };
     if status == "creating" {
-        if age >= CREATION {
+        if table.age() >= CREATION {
             finish_creation(table, lane).await?;
+            // Whoever else is at it may take his time.
+            table.leave_alone_for(Duration::from_secs(1));
         }
-        return Ok(None);
+        return Ok(false);
     }
     if status == "suspended" {
-        return Ok(None);
+        return Ok(false);
     }
     if table.drifted.get() {
         reconcile(table, lane).await?;
         table.drifted.set(false);
         table.listed.borrow_mut().stale = true;
     }
-    if !wanted || !(table.is_due() || live && !table.is_recomputed()) {
-        return Ok(None);
-    }
-    let _turn = match table.last_took.get() > SLOW {
-        true => lane.slow.acquire().await.ok(),
-        false => None,
-    };
-    let mut lease = lane.lease().await?;
-    let started = Instant::now();
-    let own = lane.own_writes.begin();
-    // Before it reads: what is written meanwhile counts for the next.
-    table.written.set(false);
-    let outcome = engine::refresh(&mut *lease, lane.memory(), table.id, How::Auto).await?;
-    lease.returned();
-    own.end();
-    table.last_took.set(started.elapsed());
-    Ok(Some(outcome))
+    Ok(wanted && (table.is_due() || live && !table.is_recomputed()))
 }
 
-async fn succeeded(table: &Table, lane: &Lane, started: Instant, outcome: RefreshOutcome) {
+/// There was nothing to do.
+pub(super) fn rested(table: &Table) {
+    table.failures.set(0);
+    table.conflicts.set(0);
+}
+
+/// Notes a refresh begun at `started`, of which this stream table's part took `took`.
+pub(super) async fn succeeded(
+    table: &Table,
+    lane: &Lane,
+    started: Instant,
+    took: Duration,
+    outcome: RefreshOutcome,
+) {
+    table.last_took.set(took);
     table.refreshed_at.set(Some(started));
     table.failures.set(0);
     let recovered = table.listed.borrow().status == "error";
@@ -305,19 +349,24 @@ async fn succeeded(table: &Table, lane: &Lane, started: Instant, outcome: Refres
     }
 }
 
-/// Notes a failure; returns how long to leave the stream table alone.
-async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Duration {
+/// Notes a failure after `took`, and how long to leave the stream table alone.
+pub(super) async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) {
+    let gap = gap_after_failure(table, lane, took, error).await;
+    table.leave_alone_for(gap);
+}
+
+async fn gap_after_failure(table: &Table, lane: &Lane, took: Duration, error: Error) -> Duration {
     if let Error::Drift(_) = error {
         // Found by the refresh itself. Planning anew is the remedy; should that not last, it is a failure.
         if !table.drifted.replace(true) {
-            table.bell.notify_one();
+            table.wake();
             return Duration::ZERO;
         }
     }
     if error.is_transient() && !matches!(error, Error::Connection(_)) {
         let conflicts = table.conflicts.get().saturating_add(1);
         table.conflicts.set(conflicts);
-        table.bell.notify_one();
+        table.wake();
         return pace::yield_after(conflicts).max(pace::gap_after(took));
     }
     let failures = table
@@ -326,7 +375,7 @@ async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Dur
         .saturating_add(1)
         .max(table.listed.borrow().failures.min(2) + 1);
     table.failures.set(failures);
-    if is_the_servers(&error) {
+    if error.is_the_servers() {
         log::debug!("stream tables: {}: {error}", table.listed.borrow().name);
     } else {
         let fields = Box::<ErrorFields>::from(error);
@@ -338,14 +387,6 @@ async fn failed(table: &Table, lane: &Lane, took: Duration, error: Error) -> Dur
         }
     }
     pace::retry_after(failures).max(pace::gap_after(took))
-}
-
-/// Is the failure one of the server or the pool as a whole, and says nothing about the stream table?
-pub(super) fn is_the_servers(error: &Error) -> bool {
-    matches!(error, Error::Connection(_))
-        || ["08", "53", "57P", "58"]
-            .iter()
-            .any(|class| error.code().starts_with(class))
 }
 
 /// Makes the failure visible in the catalog.
@@ -398,7 +439,7 @@ async fn finish_creation(table: &Table, lane: &Lane) -> Result<(), Error> {
         Ok(())
     });
     match loaded.await {
-        Err(error @ (Error::Server(_) | Error::Refused(_))) if !is_the_servers(&error) => {
+        Err(error @ (Error::Server(_) | Error::Refused(_))) if !error.is_the_servers() => {
             log::warn!(
                 "unfinished stream table {} is taken back: {error}",
                 table.listed.borrow().name
