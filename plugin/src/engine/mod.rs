@@ -25,6 +25,7 @@ mod look;
 mod memory;
 mod rebuild;
 mod record;
+mod recursion;
 mod refresh;
 mod remove;
 mod replan;

@@ -8,6 +8,7 @@ use super::look::{Changes, Now, look, opening};
 use super::memory::Memory;
 use super::rebuild::rebuild;
 use super::record::{self, Record};
+use super::recursion;
 use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, load, replan, settings, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::stage::stage;
@@ -338,8 +339,17 @@ async fn incremental<C: Conn>(
                 columns: &stage.columns,
                 table: &target.name,
             };
-            piece.change(c, record, &delta, &mut statements).await?;
             let out = format!("pgtrickle.out_{slot}");
+            if let Body::Recursive(recursive) = &stage.body {
+                let far = recursion::change(c, record, i, recursive, &delta, &mut statements);
+                if far.await? {
+                    emptied.push(out);
+                    recursion::give_up(c, record, &emptied).await?;
+                    return rebuild(c, record, now, recursion::TOO_FAR).await;
+                }
+            } else {
+                piece.change(c, record, &delta, &mut statements).await?;
+            }
             let look = format!("SELECT count(*), {} FROM {out}", estimated_rows(&out));
             statements.push(look.into());
             let results = c.run(&std::mem::take(&mut statements)).await?;
@@ -405,7 +415,7 @@ impl Piece<'_> {
             }
             Body::Keyed(k) => Some(keyed::affected(slot, k.keys.len(), k.args.len(), delta)),
             Body::Partition(p) => Some(keyed::affected(slot, p.keys.len(), p.args, delta)),
-            Body::Linear { .. } | Body::Full { .. } => {
+            Body::Linear { .. } | Body::Full { .. } | Body::Recursive(_) => {
                 statements.push(kept(apply::collect(slot, self.columns, "", delta)));
                 None
             }
@@ -428,7 +438,7 @@ impl Piece<'_> {
                 Body::Partition(p) => {
                     partition::recompute(slot, p, self.columns, self.table, row.is_true(1))
                 }
-                Body::Linear { .. } | Body::Full { .. } => Vec::new(),
+                Body::Linear { .. } | Body::Full { .. } | Body::Recursive(_) => Vec::new(),
             };
             statements.extend(recompute.into_iter().map(kept));
         }

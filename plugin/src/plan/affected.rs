@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    AExprKind, BoolTestType, BooleanTest, JoinType, Node, SelectStmt, SetOperation, SubLink,
-    SubLinkType,
+    AExprKind, BoolTestType, BooleanTest, JoinType, Node, RangeVar, SelectStmt, SetOperation,
+    SubLink, SubLinkType,
 };
 
 use super::Image;
@@ -632,19 +632,19 @@ pub(crate) fn lookups(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, St
     Ok(found)
 }
 
-/// Per mention of a table, the columns by which it is joined with others by equality.
+/// Per mention of a table, the columns (by their own names) by which it is joined with others by equality.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
 pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec<String>)>, Error> {
     let mut body = ast::parse_select(body)?;
-    let mut tables: Vec<(String, usize, Vec<String>)> = Vec::new();
+    let mut tables: Vec<(RangeVar, usize, Vec<String>)> = Vec::new();
     each_table(&mut body, &mut |relation| {
         let input = inputs
             .iter()
             .position(|i| i.schema == relation.schemaname && i.name == relation.relname);
         if let Some(input) = input {
-            tables.push((super::terms::alias(relation), input, Vec::new()));
+            tables.push((relation.clone(), input, Vec::new()));
         }
     });
     ast::each_expr(&mut body, &mut |e| {
@@ -655,11 +655,13 @@ pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec
             for (side, other) in [(left, right), (right, left)] {
                 if let Some((alias, column)) = reference(side)
                     && mentions_other(other, &BTreeSet::from([alias.to_owned()]))
-                    && let Some((_, _, columns)) =
-                        tables.iter_mut().find(|(name, ..)| name == alias)
-                    && !columns.iter().any(|c| c == column)
+                    && let Some((relation, input, columns)) = tables
+                        .iter_mut()
+                        .find(|(r, ..)| super::terms::alias(r) == alias)
+                    && let column = super::terms::own_name(relation, &inputs[*input], column)
+                    && !columns.contains(&column)
                 {
-                    columns.push(column.to_owned());
+                    columns.push(column);
                 }
             }
         }
