@@ -4,7 +4,7 @@ mod engine_support;
 
 use engine_support::{connect, create, differences, refresh};
 use stream_tables::conn::Conn;
-use stream_tables::engine::StreamTableId;
+use stream_tables::engine::{self, StreamTableId};
 use test_support::Postgres;
 use tokio_postgres::Client;
 
@@ -195,4 +195,46 @@ async fn a_walk_without_an_end_or_to_all_there_is_is_given_up() {
     assert_eq!(after(&mut c, reached, id, write).await, given_up());
     let write = "DELETE FROM t WHERE id = 20000";
     assert_eq!(after(&mut c, reached, id, write).await, incremental());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn indexes_that_a_recursion_misses_are_told() {
+    let server = Postgres::start(15);
+    let mut c = connect(&server).await;
+    c.batch_execute(
+        "CREATE TABLE e (a int, b int); INSERT INTO e SELECT i, i + 1 FROM generate_series(1, 20000) i; ANALYZE e;
+         CREATE TABLE s (id int)",
+    )
+    .await
+    .unwrap();
+    let id = create(&mut c, "st", "WITH RECURSIVE r(id) AS (SELECT id FROM s UNION SELECT e.b FROM r JOIN e ON e.a = r.id) SELECT id FROM r")
+        .await
+        .unwrap();
+    for index in [
+        "CREATE INDEX ON \"public\".\"e\" (\"a\")",
+        "CREATE INDEX ON \"public\".\"e\" (\"b\")",
+    ] {
+        let missing = engine::missing_indexes(&mut c, id).await.unwrap();
+        let statements: Vec<_> = missing.iter().map(|m| m.statement.as_str()).collect();
+        assert_eq!(statements.first(), Some(&index), "{statements:?}");
+        c.batch_execute(index).await.unwrap();
+    }
+    assert!(
+        engine::missing_indexes(&mut c, id)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    // The stage has its own: a step of one row does not scan it.
+    let indexes = Conn::query(
+        &mut c,
+        "SELECT count(*) FROM pg_index WHERE indrelid = 'pgtrickle.stage_1_1'::regclass",
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        indexes[0].int(0),
+        Some(2),
+        "by the whole row, and by what it is joined by"
+    );
 }

@@ -20,8 +20,12 @@ use crate::plan::{Column, Recursive, ast};
 /// The rows of a walk so far.
 const WALK: &str = "__pgt_walk";
 
-/// A walk is given up after as many rows as there are in the result, and this many: recomputing them costs no more.
+/// A walk is given up after as many rows as there are in the result, and this many: recomputing them costs no more. (That to
+/// what may have gone after a quarter of them, as it costs more and another one follows.)
 const LEAST: i64 = 10_000;
+
+/// The rows of a walk that was not given up.
+const FOUND: &str = "SELECT * FROM found WHERE NOT (SELECT it FROM far)";
 
 /// A recursion and its tables.
 #[derive(Debug, Clone, Copy)]
@@ -93,12 +97,14 @@ impl Recursion<'_> {
         )
     }
 
-    /// WITH queries: how many rows a walk may have, and the rows of one.
-    fn walk(&self, seeds: &str, union: &str, next: &str) -> String {
+    /// WITH queries: the rows of a walk (`found`), and whether there are too many (`far`). `part`: of so many parts of the
+    /// result one is as many as there may be.
+    fn walk(&self, seeds: &str, union: &str, next: &str, part: u32) -> String {
         format!(
-            "WITH RECURSIVE most(n) AS MATERIALIZED (SELECT greatest({}, 0)::int8 + {LEAST}),
+            "WITH RECURSIVE most(n) AS MATERIALIZED (SELECT greatest({} / {part}, 0)::int8 + {LEAST}),
              {WALK}({list}, w) AS ({seeds} {union} {next}),
-             found AS MATERIALIZED (SELECT * FROM {WALK} LIMIT (SELECT n FROM most))",
+             found AS MATERIALIZED (SELECT * FROM {WALK} LIMIT (SELECT n FROM most)),
+             far(it) AS MATERIALIZED (SELECT (SELECT count(*) FROM found) >= n FROM most)",
             estimated_rows(&format!("pgtrickle.{}", self.stage)),
             list = self.list("o"),
         )
@@ -131,9 +137,9 @@ impl Recursion<'_> {
         let seeds = format!("SELECT * FROM {}", self.typed(delta));
         format!(
             "{}, put AS ({})
-             SELECT (SELECT count(*) FROM found) >= n FROM most",
-            self.walk(&seeds, "UNION ALL", step),
-            apply::collect(self.slot, self.columns, "", "SELECT * FROM found"),
+             SELECT it FROM far",
+            self.walk(&seeds, "UNION ALL", step, 1),
+            apply::collect(self.slot, self.columns, "", FOUND),
         )
     }
 
@@ -151,11 +157,11 @@ impl Recursion<'_> {
             .map(|k| format!(", coalesce(bool_or({k} IS NULL), false)"))
             .collect();
         format!(
-            "{}, put AS (INSERT INTO {table} ({}) SELECT {} FROM found RETURNING *)
-             SELECT count(*) >= (SELECT n FROM most), count(*), {}{nulls} FROM put",
-            self.walk(&seeds, "UNION", &next),
+            "{}, put AS (INSERT INTO {table} ({}) SELECT {} FROM ({FOUND}) f RETURNING *)
+             SELECT (SELECT it FROM far), count(*), {}{nulls} FROM put",
+            self.walk(&seeds, "UNION", &next, 4),
             self.list("k"),
-            self.list("o"),
+            self.list("f.o"),
             estimated_rows(&table),
         )
     }
@@ -200,14 +206,9 @@ impl Recursion<'_> {
         let next = format!("{rows} ({step}) x({list}, w) WHERE {is_new}");
         Ok(format!(
             "{}, put AS ({}), emptied AS (DELETE FROM pgtrickle.{keys})
-             SELECT (SELECT count(*) FROM found) >= n FROM most",
-            self.walk(&seeds, "UNION", &next),
-            apply::collect(
-                self.slot,
-                self.columns,
-                "",
-                &format!("SELECT * FROM found{old}")
-            ),
+             SELECT it FROM far",
+            self.walk(&seeds, "UNION", &next, 1),
+            apply::collect(self.slot, self.columns, "", &format!("{FOUND}{old}")),
         ))
     }
 

@@ -672,6 +672,39 @@ pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec
         .collect())
 }
 
+/// Per mention of a table in FROM, its columns (by their own names) that are columns of the result as they are.
+///
+/// # Errors
+/// [`Error::Internal`] for a plan that cannot be read.
+pub(crate) fn shown(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec<String>)>, Error> {
+    let mut found = Vec::new();
+    let mut arms = vec![ast::parse_select(body)?];
+    while let Some(mut arm) = arms.pop() {
+        arms.extend(
+            [arm.larg.take(), arm.rarg.take()]
+                .into_iter()
+                .flatten()
+                .map(|a| *a),
+        );
+        let targets = targets(&arm);
+        for item in &mut arm.from_clause {
+            each_table_of_item(item, &mut |relation| {
+                let alias = super::terms::alias(relation);
+                let input = inputs
+                    .iter()
+                    .position(|i| i.schema == relation.schemaname && i.name == relation.relname);
+                if let Some(input) = input {
+                    let columns = targets.iter().filter_map(reference);
+                    let columns = columns.filter(|(name, _)| *name == alias);
+                    let own = |(_, c)| super::terms::own_name(relation, &inputs[input], c);
+                    found.push((input, columns.map(own).collect()));
+                }
+            });
+        }
+    }
+    Ok(found)
+}
+
 fn mentions(condition: &Node, names: &BTreeSet<String>) -> bool {
     let mut found = false;
     walk(&mut condition.clone(), &mut |e| {
