@@ -353,7 +353,7 @@ async fn alter() {
     converges(&direct, "reader", "SELECT max(s) FROM moved.b", LIMIT).await;
 
     run("ALTER STREAM TABLE IF EXISTS nowhere SUSPEND").await;
-    run("CREATE STREAM TABLE full_only AS WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 3) SELECT n FROM r").await;
+    run("CREATE STREAM TABLE full_only AS SELECT current_date AS d").await;
     for (sql, code) in [
         ("ALTER STREAM TABLE nowhere SUSPEND", "42P01"),
         ("ALTER STREAM TABLE t SUSPEND", "42809"),

@@ -36,7 +36,7 @@ const QUERIES: &[(&str, &str, &str)] = &[
         FROM orders o JOIN customers c ON c.id = o.customer_id GROUP BY c.region HAVING count(*) > 2", "incremental"),
     ("total", "SELECT count(*), sum(amount), sum(quantity) FILTER (WHERE quantity > 3) AS big FROM orders", "incremental"),
     ("ranked", "SELECT id, rank() OVER (ORDER BY amount, id) FROM orders", "incremental"),
-    ("counted", "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT o.id, n.i FROM orders o, n WHERE n.i < o.quantity", "full"),
+    ("counted", "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT o.id, n.i FROM orders o, n WHERE n.i < o.quantity", "incremental"),
     ("sided", "SELECT c.id, o.id AS order_id FROM customers c LEFT JOIN orders o ON o.customer_id = c.id AND o.quantity > 1", "incremental"),
     ("both_sides", "SELECT c.id, o.id AS order_id FROM customers c FULL JOIN orders o ON o.customer_id = c.id", "incremental"),
     ("without", "SELECT c.id FROM customers c WHERE NOT EXISTS (SELECT FROM orders o WHERE o.customer_id = c.id AND o.amount > 500)

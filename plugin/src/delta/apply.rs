@@ -29,9 +29,11 @@ pub(crate) fn keys(body: &Body, columns: &[Column]) -> Option<Vec<usize>> {
 
 /// The columns of a result that find a row of it: its keys, else all that can be hashed.
 fn identity(body: &Body, columns: &[Column]) -> Vec<usize> {
-    if let Some(keys) = keys(body, columns) {
-        return keys;
-    }
+    keys(body, columns).unwrap_or_else(|| hashed(columns))
+}
+
+/// The columns whose hash finds a row.
+pub(super) fn hashed(columns: &[Column]) -> Vec<usize> {
     columns
         .iter()
         .enumerate()

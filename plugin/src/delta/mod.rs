@@ -5,6 +5,7 @@
 pub(crate) mod apply;
 pub(crate) mod keyed;
 pub(crate) mod partition;
+pub(crate) mod recursion;
 pub(crate) mod stage;
 pub(crate) mod state;
 

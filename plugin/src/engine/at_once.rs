@@ -67,7 +67,9 @@ fn compose(record: &mut Record, changed: Vec<u32>, named: bool) -> Result<Option
         Body::Keyed(k) if k.by_weights && !k.has_extremes() => {
             keyed::by_weights(&slot, k, &record.plan.columns, &delta)
         }
-        Body::Full { .. } | Body::Keyed(_) | Body::Partition(_) => return Ok(None),
+        Body::Full { .. } | Body::Keyed(_) | Body::Partition(_) | Body::Recursive(_) => {
+            return Ok(None);
+        }
     };
     let is_named = format!(
         "pg_catalog.to_regclass($1)::pg_catalog.oid OPERATOR(pg_catalog.=) {relid}::pg_catalog.oid"

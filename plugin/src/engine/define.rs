@@ -227,6 +227,7 @@ pub(super) async fn make_tables<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Res
         statements.extend(delta::apply::index(&stage.body, &stage.columns, &target));
         statements.extend(stages::index(stage, &target));
     }
+    statements.extend(plan.joined_stages(id)?);
     c.batch(&statements).await.map(|_| ())
 }
 
@@ -237,7 +238,10 @@ fn tables(slot: &str, body: &Body, columns: &[Column]) -> Vec<String> {
         Body::Partition(partition) => {
             statements.push(delta::state::keys_table(slot, &partition.keys));
         }
-        Body::Full { .. } | Body::Linear { .. } => {}
+        Body::Recursive(recursive) if !recursive.all => {
+            statements.extend(delta::recursion::gone_table(slot, columns));
+        }
+        Body::Full { .. } | Body::Linear { .. } | Body::Recursive(_) => {}
     }
     statements
 }

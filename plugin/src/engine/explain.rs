@@ -228,6 +228,12 @@ fn body(
         Body::Keyed(k) if k.grouped => "groups, computed anew where a changed row belongs to them",
         Body::Keyed(_) => "one group, computed anew on any change",
         Body::Partition(p) if p.keys.is_empty() => "computed anew on any change of its input",
+        Body::Recursive(r) if r.all => {
+            "recursion: what comes of a changed row is followed, row by row, to its end"
+        }
+        Body::Recursive(_) => {
+            "recursion: what may come of a changed row only is taken away, and what is found anew or another way is put back"
+        }
         Body::Partition(_) => "partitions, computed anew where a changed row belongs to them",
     };
     lines.push(format!("  Strategy: {strategy}"));

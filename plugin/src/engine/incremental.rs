@@ -4,7 +4,7 @@ use super::conclude::{Done, finish};
 use super::look::{Changes, Now};
 use super::record::Record;
 use super::refresh::Attempt;
-use super::{cost, stages};
+use super::{cost, recursion, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::{apply, estimated_rows, keyed, partition};
 use crate::plan::{Body, Column};
@@ -47,8 +47,16 @@ pub(super) async fn incremental<C: Conn>(
                 columns: &stage.columns,
                 table: &target.name,
             };
-            piece.change(c, record, &delta, &mut statements).await?;
             let out = format!("pgtrickle.out_{slot}");
+            if let Body::Recursive(recursive) = &stage.body {
+                let far = recursion::change(c, record, i, recursive, &delta, &mut statements);
+                if far.await? {
+                    emptied.push(out);
+                    return recursion::rebuild_instead(c, record, now, &emptied).await;
+                }
+            } else {
+                piece.change(c, record, &delta, &mut statements).await?;
+            }
             let look = format!("SELECT count(*), {} FROM {out}", estimated_rows(&out));
             statements.push(look.into());
             let results = c.run(&std::mem::take(&mut statements)).await?;
@@ -114,7 +122,7 @@ impl Piece<'_> {
             }
             Body::Keyed(k) => Some(keyed::affected(slot, k.keys.len(), k.args.len(), delta)),
             Body::Partition(p) => Some(keyed::affected(slot, p.keys.len(), p.args, delta)),
-            Body::Linear { .. } | Body::Full { .. } => {
+            Body::Linear { .. } | Body::Full { .. } | Body::Recursive(_) => {
                 statements.push(kept(apply::collect(slot, self.columns, "", delta)));
                 None
             }
@@ -137,7 +145,7 @@ impl Piece<'_> {
                 Body::Partition(p) => {
                     partition::recompute(slot, p, self.columns, self.table, row.is_true(1))
                 }
-                Body::Linear { .. } | Body::Full { .. } => Vec::new(),
+                Body::Linear { .. } | Body::Full { .. } | Body::Recursive(_) => Vec::new(),
             };
             statements.extend(recompute.into_iter().map(kept));
         }

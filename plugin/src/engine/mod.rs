@@ -30,6 +30,7 @@ mod look;
 mod memory;
 mod rebuild;
 mod record;
+mod recursion;
 mod refresh;
 mod remove;
 mod replan;

@@ -88,6 +88,12 @@ pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error>
             }
             Body::Partition(partition) => from_ctes(&partition.query, &names)?,
             Body::Linear { sql } => from_ctes(sql, &names)?,
+            Body::Recursive(recursive) => recursive.query(
+                &names[i],
+                stage.columns.len(),
+                &from_ctes(&recursive.base, &names)?,
+                &from_ctes(&recursive.step, &names)?,
+            ),
             Body::Full { .. } => {
                 return Err(Error::Internal("a stage cannot be full".to_owned()));
             }

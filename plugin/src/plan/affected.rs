@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    AExprKind, BoolTestType, BooleanTest, JoinType, Node, SelectStmt, SetOperation, SubLink,
-    SubLinkType,
+    AExprKind, BoolTestType, BooleanTest, JoinType, Node, RangeVar, SelectStmt, SetOperation,
+    SubLink, SubLinkType,
 };
 
 use super::Image;
@@ -632,19 +632,19 @@ pub(crate) fn lookups(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, St
     Ok(found)
 }
 
-/// Per mention of a table, the columns by which it is joined with others by equality.
+/// Per mention of a table, the columns (by their own names) by which it is joined with others by equality.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
 pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec<String>)>, Error> {
     let mut body = ast::parse_select(body)?;
-    let mut tables: Vec<(String, usize, Vec<String>)> = Vec::new();
+    let mut tables: Vec<(RangeVar, usize, Vec<String>)> = Vec::new();
     each_table(&mut body, &mut |relation| {
         let input = inputs
             .iter()
             .position(|i| i.schema == relation.schemaname && i.name == relation.relname);
         if let Some(input) = input {
-            tables.push((super::terms::alias(relation), input, Vec::new()));
+            tables.push((relation.clone(), input, Vec::new()));
         }
     });
     ast::each_expr(&mut body, &mut |e| {
@@ -655,11 +655,13 @@ pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec
             for (side, other) in [(left, right), (right, left)] {
                 if let Some((alias, column)) = reference(side)
                     && mentions_other(other, &BTreeSet::from([alias.to_owned()]))
-                    && let Some((_, _, columns)) =
-                        tables.iter_mut().find(|(name, ..)| name == alias)
-                    && !columns.iter().any(|c| c == column)
+                    && let Some((relation, input, columns)) = tables
+                        .iter_mut()
+                        .find(|(r, ..)| super::terms::alias(r) == alias)
+                    && let column = super::terms::own_name(relation, &inputs[*input], column)
+                    && !columns.contains(&column)
                 {
-                    columns.push(column.to_owned());
+                    columns.push(column);
                 }
             }
         }
@@ -668,6 +670,39 @@ pub(crate) fn joined(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec
         .into_iter()
         .map(|(_, input, columns)| (input, columns))
         .collect())
+}
+
+/// Per mention of a table in FROM, its columns (by their own names) that are columns of the result as they are.
+///
+/// # Errors
+/// [`Error::Internal`] for a plan that cannot be read.
+pub(crate) fn shown(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, Vec<String>)>, Error> {
+    let mut found = Vec::new();
+    let mut arms = vec![ast::parse_select(body)?];
+    while let Some(mut arm) = arms.pop() {
+        arms.extend(
+            [arm.larg.take(), arm.rarg.take()]
+                .into_iter()
+                .flatten()
+                .map(|a| *a),
+        );
+        let targets = targets(&arm);
+        for item in &mut arm.from_clause {
+            each_table_of_item(item, &mut |relation| {
+                let alias = super::terms::alias(relation);
+                let input = inputs
+                    .iter()
+                    .position(|i| i.schema == relation.schemaname && i.name == relation.relname);
+                if let Some(input) = input {
+                    let columns = targets.iter().filter_map(reference);
+                    let columns = columns.filter(|(name, _)| *name == alias);
+                    let own = |(_, c)| super::terms::own_name(relation, &inputs[input], c);
+                    found.push((input, columns.map(own).collect()));
+                }
+            });
+        }
+    }
+    Ok(found)
 }
 
 fn mentions(condition: &Node, names: &BTreeSet<String>) -> bool {

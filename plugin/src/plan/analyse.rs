@@ -11,6 +11,7 @@ use super::functions::{self, Function, Tree};
 use super::inline::{Names, Reason};
 use super::keyed::Pieces;
 use super::normalise::normalise;
+use super::recursion::Recursion;
 use super::{
     Aggregate, Body, Column, Extreme, Image, Keyed, Partition, Plan, Settings, Stage, Table,
     WeightKind, Weights, probe, terms,
@@ -251,15 +252,21 @@ async fn body<C: Conn>(
         return Ok(Err(format!("a column is called {}", terms::WEIGHT)));
     }
     let mut select: SelectStmt = parse_select(&plan.canonical)?;
-    let columns = plan
+    let mut columns: BTreeMap<_, _> = plan
         .tables
         .iter()
         .map(|t| ((t.schema.clone(), t.name.clone()), t.all_columns.clone()))
         .collect();
-    let cut = names
-        .inline(&mut select)
-        .and_then(|()| normalise(&mut select, &columns))
-        .and_then(|()| cut::cut(&names, id, select));
+    let cut = names.inline(&mut select).and_then(|()| {
+        let mut recursions = names.recursions.take();
+        columns.extend(recursions.iter().map(Recursion::as_table));
+        for recursion in &mut recursions {
+            normalise(&mut recursion.base, &columns)?;
+            normalise(&mut recursion.step, &columns)?;
+        }
+        normalise(&mut select, &columns)?;
+        cut::cut(&names, id, select, recursions)
+    });
     let (specs, top) = match cut {
         Ok(cut) => cut,
         Err(reason) => return Ok(Err(reason)),
@@ -279,6 +286,7 @@ async fn body<C: Conn>(
             Kind::Linear(sql) => Ok(Body::Linear { sql }),
             Kind::Keyed(pieces) => type_pieces(c, id, pieces).await?,
             Kind::Partition(parts) => type_parts(c, (id, i + 1), parts, spec.sql).await?,
+            Kind::Recursive(recursive) => recursive.typed(&columns),
         };
         match body {
             Ok(body) => stages.push(Stage { columns, body }),

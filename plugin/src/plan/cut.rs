@@ -2,11 +2,12 @@
 //! source.
 //!
 //! A stage is one keyed operator over a linear body: groups ([`Pieces`]), or partitions that are computed anew where they
-//! are touched ([`Parts`]: window functions, DISTINCT ON, LIMIT). All else is written in terms of these.
+//! are touched ([`Parts`]: window functions, DISTINCT ON, LIMIT). All else is written in terms of these, but for WITH RECURSIVE,
+//! which is a stage of its own ([`super::recursion`]).
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    JoinType, Node, SelectStmt, SetOperation, SubLink, SubLinkType, WindowDef,
+    JoinType, Node, RangeVar, SelectStmt, SetOperation, SubLink, SubLinkType, WindowDef,
 };
 
 use super::ast::{
@@ -17,8 +18,9 @@ use super::inline::{Names, Reason, calls};
 use super::keyed::{self, Pieces};
 use super::levels;
 use super::normalise::{is_plain, not, targets};
-use super::quote;
+use super::recursion::{self, Recursion};
 use super::scope::free;
+use super::{Recursive, quote};
 
 /// A stage whose types are not known yet.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub(crate) enum Kind {
     Linear(String),
     Keyed(Pieces),
     Partition(Parts),
+    Recursive(Recursive),
 }
 
 /// An operator whose result for one value of the keys follows from the rows of its input with that value.
@@ -67,10 +70,13 @@ pub(crate) fn cut(
     names: &Names,
     id: i64,
     mut select: SelectStmt,
+    recursions: Vec<Recursion>,
 ) -> Result<(Vec<Spec>, Top), Reason> {
     let mut cut = Cut {
         names,
         id,
+        recursions: recursions.into_iter().map(|r| (r, Place::None)).collect(),
+        recursive: Vec::new(),
         stages: Vec::new(),
         depth: 0,
     };
@@ -103,8 +109,20 @@ const DEEPEST: usize = 50;
 struct Cut<'a> {
     names: &'a Names,
     id: i64,
+    recursions: Vec<(Recursion, Place)>,
+    /// The numbers of the stages of recursions, by base, step and whether it is UNION ALL.
+    recursive: Vec<((String, String, bool), usize)>,
     stages: Vec<Spec>,
     depth: usize,
+}
+
+/// Where a recursion is.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    None,
+    /// It is being cut: what mentions it now is its own step.
+    Open,
+    Stage(usize),
 }
 
 impl Cut<'_> {
@@ -198,6 +216,7 @@ impl Cut<'_> {
 
     fn item(&mut self, item: &mut Node, captive: bool) -> Result<(), Reason> {
         match item.node.as_mut() {
+            Some(NodeEnum::RangeVar(relation)) => self.mention(relation),
             Some(NodeEnum::RangeSubselect(sub)) => {
                 let Some(select) = inner(sub.subquery.as_mut()) else {
                     return Ok(());
@@ -380,6 +399,89 @@ impl Cut<'_> {
             stage_name(self.id, n)
         );
         parse_select(&text).map_err(|e| e.to_string())
+    }
+
+    /// Where a recursion is read, its stage is.
+    fn mention(&mut self, relation: &mut RangeVar) -> Result<(), Reason> {
+        let is_it = |(r, _): &(Recursion, Place)| recursion::is_mention(relation, &r.name);
+        let Some(which) = self.recursions.iter().position(is_it) else {
+            return Ok(());
+        };
+        let n = match self.recursions[which].1 {
+            Place::Open => return Ok(()),
+            Place::Stage(n) => n,
+            Place::None => {
+                self.recursions[which].1 = Place::Open;
+                let recursion = self.recursions[which].0.clone();
+                let n = self.recursive(recursion)?;
+                self.recursions[which].1 = Place::Stage(n);
+                n
+            }
+        };
+        relation.relname = stage_name(self.id, n);
+        Ok(())
+    }
+
+    /// The number of a recursion's stage.
+    fn recursive(&mut self, recursion: Recursion) -> Result<usize, Reason> {
+        let Recursion {
+            name,
+            columns,
+            mut base,
+            mut step,
+            all,
+        } = recursion;
+        if !all {
+            // Duplicates of either side go anyway.
+            recursion::keep_duplicates(&mut base);
+            recursion::keep_duplicates(&mut step);
+        }
+        self.linear(&mut base)?;
+        let is_plain = |s: &SelectStmt| {
+            is_plain(s) && !keyed::is_grouped(self.names, s) && windows(s).is_empty()
+        };
+        recursion::check(&step, &name, &is_plain)?;
+        let first = self.stages.len();
+        self.linear(&mut step)?;
+        let base = body(base)?;
+        let mut step = parse_select(&body(step)?).map_err(|e| e.to_string())?;
+        if step.op != SetOperation::SetopNone as i32 {
+            return Err("its recursive term has a FULL JOIN".to_owned());
+        }
+        if self.stages[first..].iter().any(|s| s.sql.contains(&name))
+            || recursion::mentions(&mut step, &name) != 1
+        {
+            return Err(recursion::NOT_LINEAR.to_owned());
+        }
+        // Equal queries have equal texts but for the name.
+        const ANY: &str = "__pgt_recursion";
+        recursion::rename(&mut step, &name, ANY);
+        let text = |select: &SelectStmt| select_text(select).map_err(|e| e.to_string());
+        let key = (base, text(&step)?, all);
+        let n = match self.recursive.iter().find(|(other, _)| *other == key) {
+            Some((_, n)) => *n,
+            None => {
+                let n = self.stages.len() + 1;
+                let own = stage_name(self.id, n);
+                recursion::rename(&mut step, ANY, &own);
+                let base = parse_select(&key.0).map_err(|e| e.to_string())?;
+                let recursive = Recursive {
+                    base: key.0.clone(),
+                    step: text(&step)?,
+                    both: text(&union_all(base, step))?,
+                    all,
+                };
+                let step = from_ctes(&recursive.step, std::slice::from_ref(&own));
+                let step = step.map_err(|e| e.to_string())?;
+                self.stages.push(Spec {
+                    sql: recursive.query(&own, columns.len(), &recursive.base, &step),
+                    kind: Kind::Recursive(recursive),
+                });
+                self.recursive.push((key, n));
+                n
+            }
+        };
+        Ok(n)
     }
 
     /// A stage of partitions; `keys` says by what, once the input is linear.

@@ -1,4 +1,5 @@
-//! Indexes that refreshes miss: a change of one table reaches another by the columns they are joined by.
+//! Indexes that refreshes miss: a change of one table reaches another by the columns they are joined by. And whether a row of
+//! a recursion without duplicates is still found is asked by the columns that are shown.
 
 use super::{Plan, affected, quote};
 use crate::conn::{Conn, Error};
@@ -19,8 +20,17 @@ pub(crate) async fn missing<C: Conn>(
     let inputs = plan.inputs(id, |_| true, &vec![true; plan.stages.len()]);
     let bodies = plan.stages.iter().map(|s| &s.body).chain([&plan.body]);
     let mut wanted: Vec<(usize, Vec<i32>)> = Vec::new();
-    for body in bodies.filter_map(super::Body::linear) {
-        for (input, columns) in affected::joined(body, &inputs)? {
+    for body in bodies {
+        let mut found = match body.linear() {
+            Some(sql) => affected::joined(sql, &inputs)?,
+            None => continue,
+        };
+        if let super::Body::Recursive(recursive) = body
+            && !recursive.all
+        {
+            found.extend(affected::shown(&recursive.both, &inputs)?);
+        }
+        for (input, columns) in found {
             let numbers = columns.iter().filter_map(|name| {
                 let column = inputs[input].columns.iter().find(|c| c.name == *name);
                 column.map(|c| c.attnum)
@@ -34,6 +44,14 @@ pub(crate) async fn missing<C: Conn>(
             }
         }
     }
+    // An index for fewer columns of the same table is one for all of them.
+    let all = wanted.clone();
+    wanted.retain(|(input, columns)| {
+        let implies = |(i, c): &(usize, Vec<i32>)| {
+            i == input && c.len() < columns.len() && c.iter().all(|n| columns.contains(n))
+        };
+        !all.iter().any(implies)
+    });
     let mut missing = Vec::new();
     for (input, columns) in wanted {
         let table = &plan.tables[input];

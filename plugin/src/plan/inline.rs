@@ -1,13 +1,14 @@
 //! Views and WITH queries, written out where they are used; and the check that nothing in a query is of a kind this code
 //! does not know.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{Alias, Node, RangeSubselect, RangeVar, SelectStmt};
+use pg_query::protobuf::{Alias, CommonTableExpr, Node, RangeSubselect, RangeVar, SelectStmt};
 
 use super::ast::{self, children, clauses, describe, inner, parse_select, qualified, sval};
+use super::recursion::{self, Recursion};
 
 /// Why a query can only be recomputed as a whole. Shown to the user.
 pub(crate) type Reason = String;
@@ -21,6 +22,8 @@ pub(crate) struct Names {
     pub aggregates: BTreeSet<(String, String)>,
     /// How many queries have been inlined.
     pub inlined: Cell<usize>,
+    /// The recursive WITH queries that have been met: what reads them reads a table in their place.
+    pub recursions: RefCell<Vec<Recursion>>,
 }
 
 /// Names of WITH queries in scope, the innermost last.
@@ -54,13 +57,16 @@ impl Names {
     fn select(&self, select: &mut SelectStmt, scope: &mut Scope) -> Result<(), Reason> {
         let depth = scope.len();
         if let Some(with) = select.with_clause.take() {
-            if with.recursive {
-                return Err("it is recursive".to_owned());
-            }
             for cte in with.ctes {
                 let Some(NodeEnum::CommonTableExpr(cte)) = cte.node else {
                     continue;
                 };
+                if with.recursive
+                    && let Some(mention) = self.recursive(&cte, scope)?
+                {
+                    scope.push((cte.ctename, mention));
+                    continue;
+                }
                 let subselect = RangeSubselect {
                     lateral: false,
                     subquery: cte.ctequery,
@@ -86,6 +92,32 @@ impl Names {
         }
         scope.truncate(depth);
         Ok(())
+    }
+
+    /// Sets a WITH query that reads itself aside, and gives a mention of it; `None` if it does not.
+    fn recursive(&self, cte: &CommonTableExpr, scope: &mut Scope) -> Result<Option<Node>, Reason> {
+        let Some(NodeEnum::SelectStmt(select)) =
+            cte.ctequery.as_ref().and_then(|q| q.node.as_ref())
+        else {
+            return Ok(None);
+        };
+        let mut select = (**select).clone();
+        let name = recursion::placeholder(self.inlined.get());
+        self.inlined.set(self.inlined.get() + 1);
+        let columns = recursion::columns(cte, &select);
+        let mention = recursion::mention(&name, &cte.ctename, &columns);
+        scope.push((cte.ctename.clone(), mention.clone()));
+        self.select(&mut select, scope)?;
+        scope.pop();
+        if recursion::mentions(&mut select, &name) == 0 {
+            return Ok(None);
+        }
+        if cte.search_clause.is_some() || cte.cycle_clause.is_some() {
+            return Err("its recursion has a SEARCH or CYCLE clause".to_owned());
+        }
+        let recursion = Recursion::new(name, columns, select)?;
+        self.recursions.borrow_mut().push(recursion);
+        Ok(Some(mention))
     }
 
     fn item(&self, item: &mut Node, scope: &mut Scope) -> Result<(), Reason> {
@@ -153,14 +185,17 @@ impl Names {
             self.inlined.set(self.inlined.get() + 1);
             rename(select, &format!("__pgt_v{}_", self.inlined.get()));
         }
-        if let (Some(NodeEnum::RangeSubselect(sub)), Some(alias)) =
-            (&mut node.node, &relation.alias)
-        {
-            let inner = sub.alias.get_or_insert_default();
+        let inner = match &mut node.node {
+            Some(NodeEnum::RangeSubselect(sub)) => sub.alias.get_or_insert_default(),
+            Some(NodeEnum::RangeVar(mention)) => mention.alias.get_or_insert_default(),
+            _ => return Ok(Some(node)),
+        };
+        if let Some(alias) = &relation.alias {
             inner.aliasname.clone_from(&alias.aliasname);
-            if !alias.colnames.is_empty() {
-                inner.colnames.clone_from(&alias.colnames);
-            }
+            // A list of a sub-select's may be shorter than its columns, and so may that of a mention of it: those after it
+            // keep the names they have.
+            let kept = inner.colnames.iter().skip(alias.colnames.len()).cloned();
+            inner.colnames = alias.colnames.iter().cloned().chain(kept).collect();
         }
         Ok(Some(node))
     }

@@ -12,6 +12,7 @@ mod keyed;
 mod levels;
 mod normalise;
 mod probe;
+pub(crate) mod recursion;
 mod scope;
 pub(crate) mod terms;
 
@@ -50,6 +51,8 @@ pub(crate) enum Body {
     Keyed(Box<Keyed>),
     /// Computed anew for the partitions that are touched. Only stages are.
     Partition(Partition),
+    /// WITH RECURSIVE. Only stages are.
+    Recursive(Recursive),
 }
 
 /// A hidden table with the result of a part of the query.
@@ -74,6 +77,19 @@ pub(crate) struct Partition {
     /// The result for keys in the table of keys: those without NULL, and those with.
     pub by_key: String,
     pub by_null: String,
+}
+
+/// `base UNION [ALL] step`, where the step is linear in the rows of the result itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Recursive {
+    /// A linear query.
+    pub base: String,
+    /// A linear query that reads the stage's own table, once.
+    pub step: String,
+    /// Both, with UNION ALL.
+    pub both: String,
+    /// UNION ALL: as often as there is a way to find it is how often a row is there.
+    pub all: bool,
 }
 
 /// A keyed operator over a linear body.
@@ -164,6 +180,7 @@ impl Body {
             Self::Linear { sql } => Some(sql),
             Self::Keyed(keyed) => Some(&keyed.body),
             Self::Partition(partition) => Some(&partition.body),
+            Self::Recursive(recursive) => Some(&recursive.both),
         }
     }
 }
@@ -281,6 +298,38 @@ impl Plan {
                         "CREATE INDEX IF NOT EXISTS {index} ON {table} USING {kind} ({letter}{})",
                         column.attnum
                     ));
+                }
+            }
+        }
+        Ok(statements)
+    }
+
+    /// CREATE INDEX statements for the stages of recursions: their rows are reached by the columns they are joined by.
+    ///
+    /// # Errors
+    /// [`crate::conn::Error::Internal`] for a plan that cannot be read.
+    pub(crate) fn joined_stages(&self, id: i64) -> Result<Vec<String>, crate::conn::Error> {
+        let inputs = self.inputs(id, |_| true, &vec![true; self.stages.len()]);
+        let bodies = self.stages.iter().map(|s| &s.body).chain([&self.body]);
+        let mut statements = Vec::new();
+        for body in bodies.filter_map(Body::linear) {
+            for (input, names) in affected::joined(body, &inputs)? {
+                let stage = input
+                    .checked_sub(self.tables.len())
+                    .map(|n| &self.stages[n]);
+                let Some(stage) = stage.filter(|s| matches!(s.body, Body::Recursive(_))) else {
+                    continue;
+                };
+                for column in stage.columns.iter().filter(|c| names.contains(&c.name)) {
+                    let kind = if column.is_short() { "btree" } else { "hash" };
+                    let table = inputs[input].qualified();
+                    let index = format!(
+                        "CREATE INDEX ON {table} USING {kind} ({})",
+                        quote(&column.name)
+                    );
+                    if column.hashable && !statements.contains(&index) {
+                        statements.push(index);
+                    }
                 }
             }
         }

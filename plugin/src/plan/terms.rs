@@ -674,6 +674,14 @@ fn shown(relation: &RangeVar, input: &Input<'_>) -> Vec<String> {
     input.columns.iter().map(|c| shown(&c.name)).collect()
 }
 
+/// The name of an input's column that is called `shown` where it is mentioned.
+pub(super) fn own_name(relation: &RangeVar, input: &Input<'_>, shown: &str) -> String {
+    let renamed = relation.alias.iter().flat_map(|a| &a.colnames);
+    let place = renamed.filter_map(sval).position(|name| name == shown);
+    let own = place.and_then(|place| input.all_columns.get(place));
+    own.map_or(shown, String::as_str).to_owned()
+}
+
 /// Both states at once, to tell what a change may affect: rows of a changed table are in one of them, or in both.
 pub(super) fn either(relation: &RangeVar, input: &Input<'_>) -> Result<Node, Error> {
     if input.changed() {

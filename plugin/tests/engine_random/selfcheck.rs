@@ -111,6 +111,8 @@ const OPERATORS: &[&str] = &[
     "VALUES (",
     "WITH w1",
     "WITH RECURSIVE",
+    ") UNION SELECT ",
+    ") UNION ALL SELECT ",
     "MATERIALIZED",
     " OVER (",
     "PARTITION BY",

@@ -167,7 +167,7 @@ impl Generator<'_> {
     }
 
     /// An equality of a column of each side, if some have one type.
-    fn equality(&mut self, left: &[Usable], right: &[Usable]) -> Option<Sql> {
+    pub(super) fn equality(&mut self, left: &[Usable], right: &[Usable]) -> Option<Sql> {
         let mut pairs = Vec::new();
         for l in left {
             for r in right {
@@ -287,7 +287,7 @@ impl Generator<'_> {
     }
 
     /// One item of FROM.
-    fn source(&mut self, depth: usize, outer: &[Usable], left: &[Usable]) -> From {
+    pub(super) fn source(&mut self, depth: usize, outer: &[Usable], left: &[Usable]) -> From {
         let nested = if depth > 0 && self.budget > 0 { 5 } else { 0 };
         match self.random.weighted(&[
             (7, 0),

@@ -7,6 +7,7 @@ mod condition;
 mod expression;
 mod from;
 mod operators;
+mod recursion;
 mod window;
 
 use std::collections::BTreeSet;
@@ -130,6 +131,7 @@ impl<'a> Generator<'a> {
         let query = match self.random.below(10) {
             0..3 => self.aggregate(depth, &[]),
             3 => self.distinct(depth, &[]),
+            4 if self.has(Feature::Recursive) => self.recursive(depth.max(1), &[]),
             _ => self.query(depth, &[]),
         };
         self.named(query)
@@ -170,7 +172,7 @@ impl<'a> Generator<'a> {
             (self.weight(5, Feature::Window), Self::window),
             (self.weight(3, Feature::Limit), Self::limit),
             (self.weight(3, Feature::Cte), Self::with),
-            (self.weight(1, Feature::Recursive), Self::recursive),
+            (self.weight(4, Feature::Recursive), Self::recursive),
             (self.weight(1, Feature::Values), Self::values),
         ];
         let make = self.random.weighted(&choices);

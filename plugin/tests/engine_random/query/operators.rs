@@ -121,23 +121,22 @@ impl Generator<'_> {
         }
     }
 
-    pub(super) fn with(&mut self, depth: usize, outer: &[Usable]) -> Query {
-        let query = self.query(depth - 1, outer);
+    pub(super) fn cte_name(&mut self) -> String {
         // Now and then it has the name of a table.
-        let cte = if self.random.chance(10) {
+        if self.random.chance(10) {
             self.relations[0].name.clone()
         } else {
             format!("w{}", self.ctes.len() + 1)
-        };
-        self.ctes.push(Relation {
-            name: cte.clone(),
-            columns: query.columns,
-            rows: query.rows,
-        });
-        let body = self.query(depth - 1, outer);
+        }
+    }
+
+    /// A query that may read a WITH query, to stand behind it.
+    pub(super) fn over(&mut self, cte: Relation, depth: usize, outer: &[Usable]) -> Query {
+        self.ctes.push(cte);
+        let body = self.query(depth, outer);
         self.ctes.pop();
         // Two WITH clauses in a row are no query.
-        let body = if body.sql.to_string().starts_with("WITH") {
+        if body.sql.to_string().starts_with("WITH") {
             let alias = self.alias();
             let sql = sql![
                 format!("SELECT {alias}.* FROM ("),
@@ -147,41 +146,28 @@ impl Generator<'_> {
             Query { sql, ..body }
         } else {
             body
+        }
+    }
+
+    pub(super) fn with(&mut self, depth: usize, outer: &[Usable]) -> Query {
+        let query = self.query(depth - 1, outer);
+        let cte = Relation {
+            name: self.cte_name(),
+            columns: query.columns,
+            rows: query.rows,
         };
+        let body = self.over(cte.clone(), depth - 1, outer);
         let materialized = self
             .random
             .pick(&["", "", "MATERIALIZED ", "NOT MATERIALIZED "]);
         Query {
             sql: sql![
-                format!("WITH {} AS {materialized}(", name(&cte)),
+                format!("WITH {} AS {materialized}(", name(&cte.name)),
                 query.sql,
                 ") ",
                 body.sql
             ],
             ..body
-        }
-    }
-
-    /// Numbers from those of a table on; UNION ends it.
-    pub(super) fn recursive(&mut self, depth: usize, outer: &[Usable]) -> Query {
-        let query = self.query(depth - 1, outer);
-        let start = [Column {
-            name: "n".to_owned(),
-            ty: Type::Int,
-        }];
-        let query = self.conform(query, &start, 0);
-        let alias = self.alias();
-        let limit = self.random.between(2, 6);
-        Query {
-            sql: sql![
-                format!("WITH RECURSIVE {alias}(n) AS (("),
-                query.sql,
-                format!(
-                    ") UNION SELECT {alias}.n + 1 FROM {alias} WHERE {alias}.n < {limit} AND {alias}.n > -9) SELECT {alias}.n FROM {alias}"
-                )
-            ],
-            columns: start.to_vec(),
-            rows: 20,
         }
     }
 
