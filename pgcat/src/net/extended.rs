@@ -53,6 +53,7 @@ impl Session {
         }
     }
 
+    #[inline]
     pub(super) fn expect(&mut self, request: Request, undo: Undo) {
         self.batch_reached_server = true;
         if let Some(server) = &mut self.server {
@@ -312,7 +313,9 @@ impl Session {
             });
         }
         let (statement, traits) = (statement.clone(), *traits);
-        self.note_traits(traits, statement.text());
+        if traits != Traits::default() {
+            self.note_traits(traits, statement.text());
+        }
         Ok(Some(statement))
     }
 
@@ -403,8 +406,10 @@ impl Session {
         let out = self.inject(walk);
         out.push(frontend::BIND);
         out.extend_from_slice(&length.to_be_bytes());
-        put_cstr(out, portal);
-        put_cstr(out, &statement.server_name);
+        for name in [portal, &*statement.server_name] {
+            out.extend_from_slice(name);
+            out.push(0);
+        }
         Ok(Step::ForwardAfter(HEADER + names))
     }
 

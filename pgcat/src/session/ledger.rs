@@ -151,6 +151,8 @@ pub struct Ledger {
     ambiguous: bool,
     /// How many items are of a Parse with a name.
     named: usize,
+    /// How many are the end of a COPY.
+    copy_ends: usize,
     undone: Vec<Undo>,
 }
 
@@ -197,6 +199,8 @@ impl Ledger {
     }
 
     /// Notes a request that is being sent.
+    // Inlined, most calls know that there is nothing to undo.
+    #[inline]
     pub fn push(&mut self, request: Request, fate: Fate, undo: Undo) {
         if request == Request::Sync {
             if self.copy_in {
@@ -205,13 +209,17 @@ impl Ledger {
             self.skipping = false;
         } else if self.skipping {
             // The server swallows everything up to the next Sync, a simple Query included.
-            if undo != Undo::Nothing {
+            if !matches!(undo, Undo::Nothing) {
                 self.undone.push(undo);
             }
             return;
         }
-        self.named += usize::from(undo.is_of_named());
-        let undo = (undo != Undo::Nothing).then(|| Box::new(undo));
+        let undo = if let Undo::Nothing = undo {
+            None
+        } else {
+            self.named += usize::from(undo.is_of_named());
+            Some(Box::new(undo))
+        };
         self.items.push_back(Item::Expect {
             request,
             fate,
@@ -221,7 +229,11 @@ impl Ledger {
 
     fn pop(&mut self) -> Option<Item> {
         let item = self.items.pop_front()?;
-        self.named -= usize::from(item.undo().is_some_and(Undo::is_of_named));
+        if let Item::CopyEnd = item {
+            self.copy_ends -= 1;
+        } else if self.named > 0 {
+            self.named -= usize::from(item.undo().is_some_and(Undo::is_of_named));
+        }
         Some(item)
     }
 
@@ -310,13 +322,14 @@ impl Ledger {
     pub fn copy_in_ended(&mut self) {
         if !std::mem::take(&mut self.copy_in) && !self.items.is_empty() {
             self.items.push_back(Item::CopyEnd);
+            self.copy_ends += 1;
         }
     }
 
     /// An end without a COPY is ignored by the server, and gets no reply.
     fn drop_copy_ends(&mut self) {
-        while let Some(Item::CopyEnd) = self.items.front() {
-            self.items.pop_front();
+        while self.copy_ends > 0 && matches!(self.items.front(), Some(Item::CopyEnd)) {
+            self.pop();
         }
     }
 
@@ -405,6 +418,7 @@ impl Ledger {
             .iter()
             .position(|item| matches!(item, Item::CopyEnd));
         self.copy_in = end.is_none();
+        self.copy_ends -= usize::from(end.is_some());
         let before = self.items.len();
         let mut index = 0;
         let end = end.unwrap_or(before);

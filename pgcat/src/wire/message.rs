@@ -19,14 +19,24 @@ pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.push(0);
 }
 
-/// As long as names are, in which a search by vectors costs more than a plain one.
-const NAME: usize = 16;
-
 /// Splits a NUL-terminated string off the front of `bytes`; `None` if there is no NUL.
+#[inline]
 pub fn take_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let near = bytes.iter().take(NAME).position(|&byte| byte == 0);
-    let end = near.or_else(|| memchr::memchr(0, bytes))?;
+    let end = match bytes.first_chunk().and_then(|first| first_nul(*first)) {
+        Some(end) => end,
+        None => memchr::memchr(0, bytes)?,
+    };
     Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+/// Where the first NUL is, if it is among these. Names end before a search by vectors has begun.
+#[inline]
+fn first_nul(bytes: [u8; 8]) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let word = u64::from_le_bytes(bytes);
+    // The lowest bit of these is that of the first byte that is 0; those above it may be wrong.
+    let nuls = word.wrapping_sub(ONES) & !word & (ONES << 7);
+    (nuls != 0).then(|| nuls.trailing_zeros() as usize / 8)
 }
 
 pub fn query(out: &mut Vec<u8>, sql: &str) {
@@ -148,6 +158,19 @@ mod tests {
         let mut out = vec![9];
         query(&mut out, "x");
         assert_eq!(out, [9, b'Q', 0, 0, 0, 6, b'x', 0]);
+    }
+
+    #[test]
+    fn strings_of_all_lengths_end_at_their_first_nul() {
+        for length in 0..40 {
+            for rest in [&b""[..], b"\0", b"\x01\0\x80", b"more\0than a word\0"] {
+                // 0x01 behind a NUL looks like one to arithmetic that borrows.
+                let bytes = [&vec![0x81; length][..], b"\0", rest].concat();
+                let (text, after) = take_cstr(&bytes).expect("a NUL");
+                assert_eq!((text.len(), after), (length, rest));
+            }
+            assert_eq!(take_cstr(&vec![1; length]), None);
+        }
     }
 
     #[test]
