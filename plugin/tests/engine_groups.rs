@@ -521,6 +521,41 @@ fn rebuilds_and_ddl_within_a_group() {
     });
 }
 
+/// What the server has not enough of for one of them it may have for the others.
+#[test]
+fn one_that_runs_out_of_memory_does_not_stop_the_others() {
+    on_a_server(async |_server, mut c| {
+        run(
+            &c,
+            "CREATE TABLE t (id int, v int); INSERT INTO t VALUES (1, 1);
+             CREATE FUNCTION hungry(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+             BEGIN
+                IF $1 = 0 THEN
+                    RAISE EXCEPTION 'out of memory' USING ERRCODE = '53200';
+                END IF;
+                RETURN $1;
+             END $$",
+        )
+        .await;
+        let first = create(&mut c, "first", "SELECT id, v FROM t")
+            .await
+            .expect("first");
+        let hungry = create(&mut c, "hungry", "SELECT id, hungry(v) AS h FROM first")
+            .await
+            .expect("hungry");
+        let memory = memory();
+        run(&c, "INSERT INTO t VALUES (2, 0)").await;
+        let refreshed = together(&mut c, &memory, &[first, hungry]).await;
+        assert_eq!(modes(&refreshed), ["incremental", "53200"]);
+        let error = refreshed[1].result.as_ref().expect_err("no memory");
+        assert!(!error.is_the_servers(), "it is to be seen in the status");
+        assert_eq!(
+            differences(&mut c, "first", "SELECT id, v FROM t").await,
+            [""; 0]
+        );
+    });
+}
+
 #[test]
 fn a_circle_is_refused_with_its_path() {
     on_a_server(async |_server, mut c| {

@@ -31,7 +31,7 @@ pub(crate) async fn run(
         return warn(session, id, &definition.name).await;
     }
     let id = define_patiently(session, &definition).await?;
-    match load(session, id).await {
+    match load(session, id, definition.with_data).await {
         Ok(()) => warn(session, id, &definition.name).await,
         Err(error) => {
             undo(session, id).await;
@@ -41,13 +41,8 @@ pub(crate) async fn run(
 }
 
 /// The second transaction, which reads the data.
-async fn load(session: &mut impl Session, id: StreamTableId) -> Result<(), Error> {
-    let memory = session.memory();
-    // Not refreshed together before, the stream tables that it reads may be of different moments.
-    let together = persistently(session, async |session| {
-        engine::load_with_sources(session, &memory, id).await
-    });
-    if together.await? {
+async fn load(session: &mut impl Session, id: StreamTableId, with_data: bool) -> Result<(), Error> {
+    if with_data && load_together(session, id).await? {
         return Ok(());
     }
     session.begin().await?;
@@ -55,6 +50,23 @@ async fn load(session: &mut impl Session, id: StreamTableId) -> Result<(), Error
         engine::load(session, id, Isolation::ReadCommitted).await?;
     }
     session.commit().await
+}
+
+/// The same for one that reads other stream tables, which are refreshed before: else they might be of different moments. False
+/// if it reads none, or where that cannot be had, as somebody is busy with them for long: then it is as right as they are, and
+/// its group's next refresh sees to the rest.
+async fn load_together(session: &mut impl Session, id: StreamTableId) -> Result<bool, Error> {
+    let memory = session.memory();
+    let together = persistently(session, async |session| {
+        engine::load_with_sources(session, &memory, id).await
+    });
+    match together.await {
+        Err(Error::Busy | Error::LockNotAvailable(_) | Error::Conflict(_)) => {
+            session.rollback().await?;
+            Ok(false)
+        }
+        outcome => outcome,
+    }
 }
 
 /// What the engine is to make.

@@ -21,7 +21,7 @@ pub use options::Options;
 pub(crate) use parse::parts;
 pub use parse::{Command, Create, Drop, parse};
 pub use run::{Outcome, run};
-pub use schedule::{Schedule, due_in};
+pub use schedule::{Schedule, due_in, period};
 pub use syntax::{QualifiedName, identifier, literal};
 pub use wants::wants;
 

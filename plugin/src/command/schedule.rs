@@ -85,6 +85,14 @@ fn now() -> Duration {
         .unwrap_or_default()
 }
 
+/// How long it is from the next time of a cron line to the one after it.
+pub fn period(cron: &Cron) -> Duration {
+    let first = next(cron, seconds_now());
+    let second = first.and_then(|first| next(cron, first));
+    let seconds = first.zip(second).map(|(first, second)| second - first);
+    seconds.map_or(Duration::MAX, Duration::from_secs)
+}
+
 /// How long it is to the first time of a cron line after a moment that is `since` ago: nothing, if that has come. `None` if
 /// there is none.
 pub fn due_in(cron: &Cron, since: Duration) -> Option<Duration> {

@@ -8,6 +8,10 @@ use crate::capture::list;
 use crate::conn::{Conn, Error};
 use crate::plan::Plan;
 
+/// The catalog's rows of those who own the table, too. Anybody may say of his own row that it is of any table.
+const OF_OWNERS: &str = "(pgtrickle.catalog c JOIN pg_catalog.pg_class k ON k.oid = c.relid
+    AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER'))";
+
 /// Refuses a plan by which a stream table would read itself.
 ///
 /// # Errors
@@ -18,9 +22,9 @@ pub(super) async fn refuse<C: Conn>(c: &mut C, record: &Record, plan: &Plan) -> 
     let rows = c
         .query(&format!(
             "WITH RECURSIVE read(id, relid, by) AS (
-                SELECT c.id, c.relid, NULL::bigint FROM pgtrickle.catalog c WHERE c.relid IN ({})
+                SELECT c.id, c.relid, NULL::bigint FROM {OF_OWNERS} WHERE c.relid IN ({})
                 UNION SELECT c.id, c.relid, read.id FROM read JOIN pgtrickle.source s ON s.stream_table = read.id
-                JOIN pgtrickle.catalog c ON c.relid = s.relid WHERE read.id <> {})
+                JOIN {OF_OWNERS} ON c.relid = s.relid WHERE read.id <> {})
              SELECT id, relid::pg_catalog.regclass::text, by FROM read",
             list(&relids),
             record.id

@@ -255,7 +255,7 @@ async fn refresh_all<C: Conn>(
         };
         rollback(c).await;
         match obstacle {
-            InTheWay::Of(_, Trouble::Error(error)) if is_of_all(&error) => return Err(error),
+            InTheWay::Of(_, Trouble::Error(error)) if is_of_session(&error) => return Err(error),
             InTheWay::Of(i, trouble) => {
                 if matches!(trouble, Trouble::Error(Error::Busy)) {
                     patience = patience.checked_sub(1).ok_or(Error::Busy)?;
@@ -279,6 +279,13 @@ async fn refresh_all<C: Conn>(
     }
     let answered = members.into_iter().filter(|member| !member.held_back);
     Ok(answered.map(|member| done(memory, member)).collect())
+}
+
+/// Whether nobody could go on after it. What the server lacks for one of them (memory, say) it may have for the others.
+fn is_of_session(error: &Error) -> bool {
+    let classes = ["08", "57P"];
+    matches!(error, Error::Connection(_) | Error::Conflict(_))
+        || classes.iter().any(|class| error.code().starts_with(class))
 }
 
 /// Whether no member is to blame.

@@ -2,6 +2,7 @@
 
 use super::conclude::{Done, finish};
 use super::look::{Changes, Now};
+use super::rebuild::rebuild;
 use super::record::Record;
 use super::refresh::Attempt;
 use super::{cost, recursion, stages};
@@ -52,7 +53,8 @@ pub(super) async fn incremental<C: Conn>(
                 let far = recursion::change(c, record, i, recursive, &delta, &mut statements);
                 if far.await? {
                     emptied.push(out);
-                    return recursion::rebuild_instead(c, record, now, &emptied).await;
+                    recursion::give_up(c, record, &emptied).await?;
+                    return rebuild(c, record, now, recursion::TOO_FAR).await;
                 }
             } else {
                 piece.change(c, record, &delta, &mut statements).await?;

@@ -2,10 +2,11 @@
 
 use pgcat::plugins::ErrorFields;
 
-use super::conclude::{Conclusion, Done, finish};
+use super::conclude::{Conclusion, Done, Place, finish};
 use super::look::Now;
 use super::record::{self, Record};
-use super::refresh::Attempt;
+use super::recursion;
+use super::refresh::{ASKED, Attempt};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::apply;
@@ -26,7 +27,17 @@ pub(super) async fn rebuild<C: Conn>(
         changes: None,
         emptied: &emptied,
     };
-    finish(c, record, now, statements, done).await
+    // Who asks for it waits as long as he likes.
+    if reason == ASKED || !recursion::limit(c, record).await? {
+        return finish(c, record, now, statements, done).await;
+    }
+    let rebuilt = finish(c, record, now, statements, done).await;
+    let attempt = rebuilt.map_err(recursion::beyond_limit)?;
+    if now.place != Place::Alone && matches!(attempt, Attempt::Done(..)) {
+        // Others are refreshed in the same transaction.
+        c.query("SET LOCAL statement_timeout = 0").await?;
+    }
+    Ok(attempt)
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.

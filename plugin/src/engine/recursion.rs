@@ -1,36 +1,30 @@
 //! The change of a stage of WITH RECURSIVE.
 
-use super::conclude::Place;
 use super::incremental::analyze;
-use super::look::Now;
-use super::rebuild::rebuild;
 use super::record::Record;
-use super::refresh::Attempt;
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::recursion::Recursion;
 use crate::plan::cut::stage_name;
-use crate::plan::{Body, Recursive};
+use crate::plan::{Body, Recursive, Stage};
 
 /// What is said of a refresh that gave a walk up.
-const TOO_FAR: &str = "the changes reach as many rows as recomputing finds";
+pub(super) const TOO_FAR: &str = "the changes reach as many rows as recomputing finds";
 
-/// Recomputing after that may take so many seconds,
+/// Recomputing a recursion may take so many seconds,
 const LONG: u32 = 60;
 
-/// or so many times as long as it took before.
+/// or so many times as long as it took before. Twice as long after each failure.
 const LONG_TIMES: u32 = 20;
 
-/// A full refresh in the transaction in which a walk was given up: `used` are the staging tables so far. The query may have no
-/// end itself (a circle in what was a tree, say), so that is given an end after a time.
+/// Empties what a walk that was given up has put into staging tables: `used`, and its keys.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn rebuild_instead<C: Conn>(
+pub(super) async fn give_up<C: Conn>(
     c: &mut C,
     record: &Record,
-    now: &Now,
     used: &[String],
-) -> Result<Attempt, Error> {
+) -> Result<(), Error> {
     let mut statements: Vec<_> = used.iter().map(|t| format!("DELETE FROM {t}")).collect();
     for (i, stage) in record.plan.stages.iter().enumerate() {
         if matches!(&stage.body, Body::Recursive(r) if !r.all) {
@@ -41,19 +35,38 @@ pub(super) async fn rebuild_instead<C: Conn>(
             ));
         }
     }
-    c.batch(&statements).await?;
-    let limit = format!(
-        "SELECT set_config('statement_timeout', (1000 * greatest({LONG}, {LONG_TIMES} * full_seconds))::int8::text, true)
-         FROM pgtrickle.catalog WHERE id = {} AND current_setting('statement_timeout') = '0'",
+    c.batch(&statements).await.map(|_| ())
+}
+
+/// A recursion may have no end (a circle in what was a tree, say), so that recomputing it is given one, unless the role has set
+/// one itself. Returns whether it is for this transaction to take it back.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn limit<C: Conn>(c: &mut C, record: &Record) -> Result<bool, Error> {
+    let is_recursive = |stage: &Stage| matches!(stage.body, Body::Recursive(_));
+    if !record.plan.stages.iter().any(is_recursive) {
+        return Ok(false);
+    }
+    let sql = format!(
+        "SELECT pg_catalog.set_config('statement_timeout', least(2000000000, 1000 * greatest({LONG}, {LONG_TIMES} * full_seconds)
+            * pg_catalog.power(2, least(failures, 10)))::int8::text, true)
+         FROM pgtrickle.catalog WHERE id = {} AND pg_catalog.current_setting('statement_timeout') = '0'",
         record.id
     );
-    let limited = !c.query(&limit).await?.is_empty();
-    let rebuilt = rebuild(c, record, now, TOO_FAR).await?;
-    if limited && now.place != Place::Alone {
-        // Others are refreshed in the same transaction.
-        c.query("SET LOCAL statement_timeout = 0").await?;
+    Ok(!c.query(&sql).await?.is_empty())
+}
+
+/// The error of a recomputation that was limited.
+pub(super) fn beyond_limit(error: Error) -> Error {
+    match error {
+        Error::Server(mut fields) if fields.code == "57014" => {
+            let hint = "The recursion may have no end. If it has, REFRESH STREAM TABLE ... FULL takes as long as it needs.";
+            fields.hint = Some(hint.to_owned());
+            Error::Server(fields)
+        }
+        error => error,
     }
-    Ok(rebuilt)
 }
 
 /// Runs `statements`, and puts the change of stage `i` (from 0) into its staging table. `delta` is that of base and step.

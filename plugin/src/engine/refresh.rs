@@ -13,6 +13,9 @@ use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, group, load, re
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::stage::stage;
 
+/// Why a refresh is a full one, for which somebody waits.
+pub(super) const ASKED: &str = "a full refresh was asked for";
+
 /// Brings a stream table up to date, in transactions of its own. The stream tables of its owner that it reads come along,
 /// other than manual ones, so that it is its query over the tables below them.
 ///
@@ -170,7 +173,7 @@ impl Work {
     pub(super) fn new(record: Record, how: How) -> Self {
         Self {
             record,
-            demand: (how == How::Full).then_some("a full refresh was asked for"),
+            demand: (how == How::Full).then_some(ASKED),
             failed_attempts: 0,
         }
     }

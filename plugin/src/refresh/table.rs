@@ -179,7 +179,12 @@ impl Table {
         let wanted = self.listed.borrow().wanted;
         let sound = self.failures.get() == 0 && !self.drifted.get();
         let by_company = !matches!(self.pace(), Pace::Clock | Pace::Manual);
-        wanted && sound && by_company && self.serves()
+        // At its own pace only, for what it costs.
+        let affordable = !self.is_recomputed()
+            || self
+                .due_in(&Schedule::Live)
+                .is_some_and(|due| due.is_zero());
+        wanted && sound && by_company && affordable && self.serves()
     }
 
     pub(super) fn pace(&self) -> Pace {
@@ -189,6 +194,14 @@ impl Table {
             Schedule::Every(interval) => Pace::Every(interval),
             Schedule::At(_) => Pace::Clock,
             Schedule::Manual => Pace::Manual,
+        }
+    }
+
+    /// How seldom the others may be refreshed that come along with it.
+    pub(super) fn reach(&self) -> Pace {
+        match self.schedule() {
+            Schedule::At(cron) => Pace::Every(command::period(&cron)),
+            _ => self.pace(),
         }
     }
 
