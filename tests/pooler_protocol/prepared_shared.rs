@@ -182,6 +182,72 @@ fn the_unnamed_statement_follows_its_client() {
     }
 }
 
+/// What was to give the server one's own unnamed statement, or to close another's, may be skipped.
+#[test]
+fn the_unnamed_statement_of_another_is_not_run() {
+    let stage = Stage::new(1);
+    for skipped in ["bind", "parse", "close", "query"] {
+        // The second time, what depends on it comes before it is known that it was skipped.
+        for at_once in [false, true] {
+            let mut one = stage.client();
+            let mut two = stage.client();
+            prepare(&mut one, "s", "SELECT 1 / $1::int");
+            prepare(&mut one, "", "SELECT $1::text || ' of one'");
+            prepare(&mut two, "", "SELECT $1::text || ' of two'");
+            assert_eq!(run(&mut two, "", "a row"), "a row of two");
+            let failing = Messages::new().bind("", "s", &[Some("0")]).execute("");
+            let failing = match skipped {
+                "bind" => failing.bind("", "", &[Some("a row")]).execute(""),
+                "parse" => failing.parse("", "SELECT $1::text || ' of three'"),
+                "close" => failing.close_statement(""),
+                _ => failing.query("SELECT 1"),
+            };
+            let run_it = |messages: Messages| {
+                let bound = messages.bind("", "", &[Some("a row")]);
+                bound.execute("").sync()
+            };
+            if at_once {
+                one.send(run_it(failing.sync()));
+                assert_eq!(sqlstate(&one.ready()), "22012", "{skipped}");
+            } else {
+                one.send(failing.sync());
+                assert_eq!(sqlstate(&one.ready()), "22012", "{skipped}");
+                one.send(run_it(Messages::new()));
+            }
+            let messages = one.ready();
+            match messages.iter().find(|message| message.tag == b'D') {
+                Some(row) => {
+                    assert_eq!(row.row(), [Some("a row of one".to_owned())], "{skipped}");
+                }
+                // PostgreSQL would still have it.
+                None => {
+                    assert_ne!(skipped, "bind", "{messages:?}");
+                    assert_eq!(sqlstate(&messages), "26000", "{skipped}");
+                }
+            }
+        }
+    }
+}
+
+/// A plugin's statement hides that of another, and its Close does not close that.
+#[test]
+fn closing_a_listen_does_not_uncover_the_statement_of_another() {
+    let stage = Stage::new(1);
+    let mut one = stage.client();
+    let mut two = stage.client();
+    prepare(&mut two, "", "SELECT $1::text || ' of two'");
+    assert_eq!(run(&mut two, "", "a row"), "a row of two");
+    one.send(
+        Messages::new()
+            .parse("", "LISTEN somebody")
+            .close_statement("")
+            .bind("", "", &[Some("a row")])
+            .execute("")
+            .sync(),
+    );
+    assert_eq!(sqlstate(&one.ready()), "26000");
+}
+
 #[test]
 fn clients_do_not_share_names() {
     let stage = Stage::new(1);

@@ -9,7 +9,7 @@ use super::session::{ClientStatement, Event, Session, UnnamedStatement};
 use crate::error::Error;
 use crate::plugins::{Action, Statement};
 use crate::router::command::may_be_command;
-use crate::session::ledger::{Fate, Request, Undo};
+use crate::session::ledger::{Fate, Ledger, Request, Undo};
 use crate::session::prepared::{self, PreparedStatement, Scope, may_be_server_name};
 use crate::session::traits::{PreparedUse, Traits, prepared_use};
 use crate::wire::error_fields::ErrorFields;
@@ -290,6 +290,11 @@ impl Session {
         name: &[u8],
     ) -> Result<Option<Arc<PreparedStatement>>, Event> {
         if name.is_empty() {
+            let ledger = self.server.as_ref().map(|server| &server.ledger);
+            if ledger.is_some_and(Ledger::is_parsing_unnamed_before_sync) {
+                // Should the Parse be skipped, the server has another one.
+                return Err(Event::Settle);
+            }
             self.use_unnamed(walk);
             return Ok(None);
         }
@@ -336,18 +341,19 @@ impl Session {
             UnnamedStatement::Text(rest) if server.unnamed != Some(current) => {
                 server.unnamed = Some(current);
                 let rest = rest.clone();
-                self.inject_expecting(walk, Request::Parse, Undo::ParsedUnnamed, |out| {
+                self.inject_expecting(walk, Request::Parse, Undo::PlacedUnnamed, |out| {
                     message::parse_raw(out, b"", &rest);
                 });
             }
             UnnamedStatement::Text(_) => (),
-            // Another client's unnamed statement must not be found there.
-            _ if server.unnamed.take().is_some() => {
+            // Another client's unnamed statement must not be found there. It may be where none is known: what would have
+            // closed or replaced it may have been skipped.
+            _ => {
+                server.unnamed = None;
                 self.inject_expecting(walk, Request::Close, Undo::Nothing, |out| {
                     message::close_statement(out, b"");
                 });
             }
-            _ => (),
         }
     }
 

@@ -595,6 +595,7 @@ impl Session {
                         server.unnamed = None;
                         self.unnamed.statement = UnnamedStatement::None;
                     }
+                    Undo::PlacedUnnamed => server.unnamed = None,
                 }
             }
         }

@@ -42,7 +42,7 @@ pub struct Server {
     pub parameters: Parameters,
     /// The parameters of the statement that is being described, as in ParameterDescription.
     pub described_parameters: Vec<u8>,
-    /// Whose unnamed statement the server has: session and version.
+    /// Whose unnamed statement the server has: session and version. `None` where that is not known, as it may have none.
     pub unnamed: Option<(u64, u64)>,
     pub key: Arc<ServerKey>,
     /// Session state other than settings was left behind: DISCARD ALL before reuse.

@@ -69,6 +69,8 @@ pub enum Undo {
     },
     /// The unnamed statement was not parsed.
     ParsedUnnamed,
+    /// The server was not given the client's unnamed statement.
+    PlacedUnnamed,
 }
 
 impl Undo {
@@ -78,6 +80,11 @@ impl Undo {
             self,
             Self::Described { .. } | Self::Named(_) | Self::Parsed { .. }
         )
+    }
+
+    /// Whether it is of a Parse of the unnamed statement.
+    fn is_of_unnamed(&self) -> bool {
+        matches!(self, Self::ParsedUnnamed | Self::PlacedUnnamed)
     }
 
     /// The client's name for a statement whose Parse this takes back.
@@ -151,6 +158,8 @@ pub struct Ledger {
     ambiguous: bool,
     /// How many items are of a Parse with a name.
     named: usize,
+    /// How many are of a Parse of the unnamed statement.
+    unnamed: usize,
     /// How many are the end of a COPY.
     copy_ends: usize,
     undone: Vec<Undo>,
@@ -218,6 +227,7 @@ impl Ledger {
             None
         } else {
             self.named += usize::from(undo.is_of_named());
+            self.unnamed += usize::from(undo.is_of_unnamed());
             Some(Box::new(undo))
         };
         self.items.push_back(Item::Expect {
@@ -231,8 +241,9 @@ impl Ledger {
         let item = self.items.pop_front()?;
         if let Item::CopyEnd = item {
             self.copy_ends -= 1;
-        } else if self.named > 0 {
-            self.named -= usize::from(item.undo().is_some_and(Undo::is_of_named));
+        } else if let Some(undo) = item.undo() {
+            self.named -= usize::from(undo.is_of_named());
+            self.unnamed -= usize::from(undo.is_of_unnamed());
         }
         Some(item)
     }
@@ -253,6 +264,19 @@ impl Ledger {
     /// fail, what is sent now is not skipped along with it.
     pub fn is_parsing_before_sync(&self, name: &[u8]) -> bool {
         self.named > 0 && self.is_before_sync(|undo| undo.client_name() == Some(name))
+    }
+
+    /// Whether the same holds for the last Parse of the unnamed statement.
+    pub fn is_parsing_unnamed_before_sync(&self) -> bool {
+        // Mostly it is the last item.
+        let mut last = self.items.iter().rev().filter_map(|item| match item {
+            Item::Expect {
+                request: Request::Sync,
+                ..
+            } => Some(true),
+            item => item.undo()?.is_of_unnamed().then_some(false),
+        });
+        self.unnamed > 0 && last.next() == Some(true)
     }
 
     /// Whether the same holds for a Close of the client's, by its number.
@@ -554,6 +578,23 @@ mod tests {
         assert!(!ledger.is_parsing_before_sync(b"t"));
         replies(&mut ledger, b"1");
         assert!(!ledger.is_parsing_before_sync(b"s"));
+    }
+
+    #[test]
+    fn an_unnamed_parse_before_a_sync_is_known_until_its_answer() {
+        for undo in [Undo::ParsedUnnamed, Undo::PlacedUnnamed] {
+            let mut ledger = Ledger::default();
+            ledger.push(Request::Parse, Fate::Forward, undo.clone());
+            ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
+            assert!(!ledger.is_parsing_unnamed_before_sync());
+            ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
+            assert!(ledger.is_parsing_unnamed_before_sync());
+            ledger.push(Request::Parse, Fate::Forward, undo);
+            assert!(!ledger.is_parsing_unnamed_before_sync());
+            replies(&mut ledger, b"12Z1");
+            ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
+            assert!(!ledger.is_parsing_unnamed_before_sync());
+        }
     }
 
     #[test]
