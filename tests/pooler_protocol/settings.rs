@@ -286,6 +286,30 @@ fn a_long_value() {
 }
 
 #[test]
+fn startup_options_come_before_the_other_parameters() {
+    let stage = Stage::new(1);
+    let options = (
+        "options",
+        "-c IntervalStyle=iso_8601 -c application_name=b -c work_mem=1MB -c work_mem=2MB",
+    );
+    let others = [
+        ("application_name", "a"),
+        ("IntervalStyle", "postgres_verbose"),
+    ];
+    let who = [("user", "postgres"), ("database", "postgres")];
+    for parameters in [
+        [&who[..], &[options], &others].concat(),
+        [&who[..], &others, &[options]].concat(),
+    ] {
+        let expected = &mut Wire::connect_with(server().port(), &parameters);
+        let client = &mut Wire::connect_with(stage.pooler.port(), &parameters);
+        for name in ["application_name", "IntervalStyle", "work_mem"] {
+            assert_eq!(setting(client, name), setting(expected, name), "{name}");
+        }
+    }
+}
+
+#[test]
 fn startup_options_are_defaults_of_the_session() {
     let stage = Stage::new(1);
     let parameters = [

@@ -686,24 +686,28 @@ impl Newcomer {
     }
 }
 
-/// The session settings in a startup message.
+/// The session settings in a startup message. Wherever they stand, PostgreSQL applies the `options` first: pgjdbc sends them
+/// last, behind a DateStyle that it relies on.
 fn session_settings(startup: &Startup) -> Result<Settings, Error> {
     let mut settings = Settings::default();
-    for (name, value) in &startup.parameters {
-        match name.as_str() {
-            "user" | "database" | "replication" => (),
-            "options" => {
-                let given = parse_options(value).ok_or_else(|| {
-                    Error::Refused(Box::new(
-                        ErrorFields::fatal("22023", "unsupported startup parameter in options")
-                            .detail("Only -c name=value and --name=value are understood."),
-                    ))
-                })?;
-                for (name, value) in given {
-                    settings.set(&name, value);
-                }
-            }
-            _ => settings.set(name, value.clone()),
+    let (options, others): (Vec<_>, Vec<_>) = startup
+        .parameters
+        .iter()
+        .partition(|(name, _)| name == "options");
+    if let Some((_, value)) = options.last() {
+        let given = parse_options(value).ok_or_else(|| {
+            Error::Refused(Box::new(
+                ErrorFields::fatal("22023", "unsupported startup parameter in options")
+                    .detail("Only -c name=value and --name=value are understood."),
+            ))
+        })?;
+        for (name, value) in given {
+            settings.set(&name, value);
+        }
+    }
+    for (name, value) in others {
+        if !matches!(name.as_str(), "user" | "database" | "replication") {
+            settings.set(name, value.clone());
         }
     }
     Ok(settings)
