@@ -475,11 +475,30 @@ fn one_text_under_two_search_paths() {
          CREATE SCHEMA path_b CREATE TABLE found (b text, c int);
          INSERT INTO path_a.found VALUES (1); INSERT INTO path_b.found VALUES ('b', 2)",
     );
+    one_text("SET search_path = path_a", "SET search_path = path_b");
+}
+
+/// The default path has a "$user" in it.
+#[test]
+fn one_text_under_two_roles() {
+    direct().run(
+        "DROP SCHEMA IF EXISTS reads_a, reads_b CASCADE; DROP ROLE IF EXISTS reads_a; DROP ROLE IF EXISTS reads_b;
+         CREATE ROLE reads_a; CREATE ROLE reads_b;
+         CREATE SCHEMA AUTHORIZATION reads_a CREATE TABLE found (a int);
+         CREATE SCHEMA AUTHORIZATION reads_b CREATE TABLE found (b text, c int);
+         INSERT INTO reads_a.found VALUES (1); INSERT INTO reads_b.found VALUES ('b', 2)",
+    );
+    one_text("SET ROLE reads_a", "SET ROLE reads_b");
+    direct().run("DROP SCHEMA reads_a, reads_b CASCADE; DROP ROLE reads_a, reads_b");
+}
+
+/// A text that means a table of one column to one client, and one of two to the other.
+fn one_text(setting_of_a: &str, setting_of_b: &str) {
     let stage = Stage::new(1);
     let mut a = stage.client();
     let mut b = stage.client();
-    a.run("SET search_path = path_a");
-    b.run("SET search_path = path_b");
+    a.run(setting_of_a);
+    b.run(setting_of_b);
     for (client, columns) in [(&mut a, 1), (&mut b, 2)] {
         prepare(client, "s", "SELECT * FROM found");
         client.send(

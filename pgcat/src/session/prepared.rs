@@ -133,8 +133,11 @@ pub struct Scope {
 
 /// What decides how a text is read: which tables it names, and what its literals stand for, which
 /// become values of their types as it is parsed.
-const READ_UNDER: [&str; 11] = [
+const READ_UNDER: [&str; 13] = [
     "search_path",
+    // A "$user" in the path is theirs.
+    "role",
+    "session_authorization",
     "array_nulls",
     "backslash_quote",
     "client_encoding",
