@@ -296,8 +296,9 @@ async fn another_role_does_not_refresh_by_what_its_owner_has_left() {
     case.sql(WRITE).await;
     case.sql("SET ROLE clerk").await;
     let name = "st".to_owned();
-    let refused = engine::refresh_by_name(&mut case.c, &case.memory, name, How::Auto).await;
-    assert_eq!(refused.unwrap_err().code(), "42501");
+    // It is none of his: what has to be said of that is found out otherwise.
+    let found = engine::refresh_by_name(&mut case.c, &case.memory, name, How::Auto).await;
+    assert!(matches!(found, Ok(None)), "{found:?}");
     case.sql("RESET ROLE").await;
     assert_eq!(case.follows(QUERY).await, "incremental");
 }
