@@ -192,10 +192,9 @@ impl Error {
     /// Whether it is one of the server or the pool as a whole, and says nothing about what was asked.
     pub fn is_the_servers(&self) -> bool {
         // Of class 53, memory and limits of temporary files are used up by a query: often by this one.
-        matches!(self, Self::Connection(_))
-            || ["08", "53000", "53100", "53300", "57P", "58"]
-                .iter()
-                .any(|class| self.code().starts_with(class))
+        ["08", "53000", "53100", "53300", "57P", "58"]
+            .iter()
+            .any(|class| self.code().starts_with(class))
     }
 
     /// Whether the same call may succeed when it is made again.

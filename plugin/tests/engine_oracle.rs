@@ -96,8 +96,8 @@ const QUERIES: &[(&str, &str, &str)] = &[
     ("rolled", "SELECT c.region, c.tier, count(*) AS n, sum(o.quantity) AS q, GROUPING(c.region, c.tier) AS g FROM customers c JOIN orders o ON o.customer_id = c.id
         GROUP BY ROLLUP (c.region, c.tier)", "incremental"),
     ("cubed", "SELECT kind, value % 2 AS odd, count(*) AS n FROM events GROUP BY CUBE (kind, (value % 2)) HAVING count(*) > 1", "incremental"),
-    // Of 1 and 1.00 PostgreSQL's max is the one that it comes to last, which goes by its plan.
-    ("sets", "SELECT kind, value, max(round(free, 2)) AS m, count(*) AS n FROM events GROUP BY GROUPING SETS ((kind), (value), ())", "incremental"),
+    // Of 1 and 1.00 PostgreSQL's max is the one that it comes to last, which goes by its plan; so the order says which.
+    ("sets", "SELECT kind, value, max(round(free, 2)) AS m, (array_agg(free ORDER BY free DESC, free::text))[1] AS f, count(*) AS n FROM events GROUP BY GROUPING SETS ((kind), (value), ())", "incremental"),
     ("windows", "SELECT id, customer_id, sum(quantity) OVER (PARTITION BY customer_id ORDER BY id ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS s,
         lag(id) OVER w AS l, count(*) OVER (PARTITION BY customer_id, product_id) AS n FROM orders WINDOW w AS (PARTITION BY customer_id ORDER BY id)", "incremental"),
     ("window_all", "SELECT id, row_number() OVER (ORDER BY id) AS n FROM customers", "incremental"),

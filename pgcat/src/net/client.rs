@@ -686,8 +686,7 @@ impl Newcomer {
     }
 }
 
-/// The session settings in a startup message. Wherever they stand, PostgreSQL applies the `options` first: pgjdbc sends them
-/// last, behind a DateStyle that it relies on.
+/// The session settings in a startup message. Wherever they stand, PostgreSQL applies the `options` first.
 fn session_settings(startup: &Startup) -> Result<Settings, Error> {
     let mut settings = Settings::default();
     let (options, others): (Vec<_>, Vec<_>) = startup

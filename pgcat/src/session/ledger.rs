@@ -160,8 +160,6 @@ pub struct Ledger {
     named: usize,
     /// How many are of a Parse of the unnamed statement.
     unnamed: usize,
-    /// How many are the end of a COPY.
-    copy_ends: usize,
     undone: Vec<Undo>,
 }
 
@@ -239,9 +237,7 @@ impl Ledger {
 
     fn pop(&mut self) -> Option<Item> {
         let item = self.items.pop_front()?;
-        if let Item::CopyEnd = item {
-            self.copy_ends -= 1;
-        } else if let Some(undo) = item.undo() {
+        if let Some(undo) = item.undo() {
             self.named -= usize::from(undo.is_of_named());
             self.unnamed -= usize::from(undo.is_of_unnamed());
         }
@@ -346,14 +342,13 @@ impl Ledger {
     pub fn copy_in_ended(&mut self) {
         if !std::mem::take(&mut self.copy_in) && !self.items.is_empty() {
             self.items.push_back(Item::CopyEnd);
-            self.copy_ends += 1;
         }
     }
 
     /// An end without a COPY is ignored by the server, and gets no reply.
     fn drop_copy_ends(&mut self) {
-        while self.copy_ends > 0 && matches!(self.items.front(), Some(Item::CopyEnd)) {
-            self.pop();
+        while let Some(Item::CopyEnd) = self.items.front() {
+            self.items.pop_front();
         }
     }
 
@@ -442,7 +437,6 @@ impl Ledger {
             .iter()
             .position(|item| matches!(item, Item::CopyEnd));
         self.copy_in = end.is_none();
-        self.copy_ends -= usize::from(end.is_some());
         let before = self.items.len();
         let mut index = 0;
         let end = end.unwrap_or(before);

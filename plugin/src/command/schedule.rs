@@ -61,7 +61,7 @@ fn cron(line: &str) -> Result<Cron, String> {
     let cron: Cron = line
         .parse()
         .map_err(|error: croner::errors::CronError| error.to_string())?;
-    match next(&cron, seconds_now()) {
+    match next(&cron, now().as_secs()) {
         Some(_) => Ok(cron),
         None => Err("There is no such time.".to_owned()),
     }
@@ -75,10 +75,6 @@ fn next(cron: &Cron, after: u64) -> Option<u64> {
     next.timestamp().as_second().try_into().ok()
 }
 
-fn seconds_now() -> u64 {
-    now().as_secs()
-}
-
 fn now() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -87,7 +83,7 @@ fn now() -> Duration {
 
 /// How long it is from the next time of a cron line to the one after it.
 pub fn period(cron: &Cron) -> Duration {
-    let first = next(cron, seconds_now());
+    let first = next(cron, now().as_secs());
     let second = first.and_then(|first| next(cron, first));
     let seconds = first.zip(second).map(|(first, second)| second - first);
     seconds.map_or(Duration::MAX, Duration::from_secs)

@@ -284,7 +284,7 @@ async fn refresh_all<C: Conn>(
 /// Whether nobody could go on after it. What the server lacks for one of them (memory, say) it may have for the others.
 fn is_of_session(error: &Error) -> bool {
     let classes = ["08", "57P"];
-    matches!(error, Error::Connection(_) | Error::Conflict(_))
+    matches!(error, Error::Conflict(_))
         || classes.iter().any(|class| error.code().starts_with(class))
 }
 

@@ -6,8 +6,8 @@ use super::{fingerprint, settings};
 use crate::conn::{Error, Row, Statement};
 use crate::delta::stage::{Frontier, STAGED};
 
-/// What comes before [`look`] where the refresh is alone in its transaction. `named` is an expression over the name as the first parameter, which the caller's path gives
-/// its meaning: so it is evaluated before that is pinned.
+/// What comes before [`look`] where the refresh is alone in its transaction. `named` is an expression over the name as the
+/// first parameter, which the caller's path gives its meaning: so it is evaluated before that is pinned.
 pub(super) fn opening(
     record: &Record,
     named: Option<&str>,

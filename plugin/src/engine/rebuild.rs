@@ -28,10 +28,11 @@ pub(super) async fn rebuild<C: Conn>(
         emptied: &emptied,
     };
     // Who asks for it waits as long as he likes.
-    if reason == ASKED || !recursion::limit(c, record).await? {
-        return finish(c, record, now, statements, done).await;
-    }
+    let limited = reason != ASKED && recursion::limit(c, record).await?;
     let rebuilt = finish(c, record, now, statements, done).await;
+    if !limited {
+        return rebuilt;
+    }
     let attempt = rebuilt.map_err(recursion::beyond_limit)?;
     if now.place != Place::Alone && matches!(attempt, Attempt::Done(..)) {
         // Others are refreshed in the same transaction.

@@ -227,6 +227,11 @@ impl Column {
         const LONG: [&str; 4] = ["text", "character varying", "character", "bytea"];
         self.image == Image::Plain && !LONG.contains(&self.type_name.as_str())
     }
+
+    /// The kind of index by which its values are found.
+    fn index_method(&self) -> &'static str {
+        if self.is_short() { "btree" } else { "hash" }
+    }
 }
 
 /// How values of a type are told apart by image.
@@ -288,7 +293,7 @@ impl Plan {
                 if let (Some(column), Some((table, letter))) = (column, &input.delta)
                     && column.hashable
                 {
-                    let kind = if column.is_short() { "btree" } else { "hash" };
+                    let kind = column.index_method();
                     let index = format!(
                         "{}_{letter}{}",
                         table.replace("pgtrickle.", ""),
@@ -321,7 +326,7 @@ impl Plan {
                     continue;
                 };
                 for column in stage.columns.iter().filter(|c| names.contains(&c.name)) {
-                    let kind = if column.is_short() { "btree" } else { "hash" };
+                    let kind = column.index_method();
                     let table = inputs[input].qualified();
                     let index = format!(
                         "CREATE INDEX ON {table} USING {kind} ({})",

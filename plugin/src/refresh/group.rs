@@ -85,14 +85,10 @@ impl Group {
     /// Those to refresh when these are due: with all that are refreshed as often, or more often. So whatever a stream table
     /// shows of those it reads is of one moment, unless they are refreshed more seldom than itself.
     fn together(&self, due: &[Rc<Table>]) -> Vec<Rc<Table>> {
-        let reach = |table: &Rc<Table>| match self.pace(table) {
-            Pace::Clock => table.reach(),
-            pace => pace,
-        };
-        let pace = due.iter().map(reach).max();
+        let pace = due.iter().map(|table| self.pace(table)).max();
         let is_due = |table: &Rc<Table>| contains(due, table.id);
         let keeps_pace =
-            |table: &Rc<Table>| Some(self.pace(table)) <= pace && table.keeps_company();
+            |table: &Rc<Table>| table.keeps_company() && Some(self.pace(table)) <= pace;
         let waiting = self.waiting();
         self.members
             .iter()

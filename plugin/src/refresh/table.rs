@@ -31,8 +31,6 @@ pub(super) enum Pace {
     /// Live, and recomputed as a whole or slow: as often as its cost allows.
     Slow,
     Every(Duration),
-    /// At times of the clock, and not when others are.
-    Clock,
     Manual,
 }
 
@@ -178,7 +176,7 @@ impl Table {
     pub(super) fn keeps_company(&self) -> bool {
         let wanted = self.listed.borrow().wanted;
         let sound = self.failures.get() == 0 && !self.drifted.get();
-        let by_company = !matches!(self.pace(), Pace::Clock | Pace::Manual);
+        let by_company = !matches!(self.schedule(), Schedule::At(_) | Schedule::Manual);
         // At its own pace only, for what it costs.
         let affordable = !self.is_recomputed()
             || self
@@ -192,16 +190,8 @@ impl Table {
             Schedule::Live if self.is_recomputed() => Pace::Slow,
             Schedule::Live => Pace::Live,
             Schedule::Every(interval) => Pace::Every(interval),
-            Schedule::At(_) => Pace::Clock,
-            Schedule::Manual => Pace::Manual,
-        }
-    }
-
-    /// How seldom the others may be refreshed that come along with it.
-    pub(super) fn reach(&self) -> Pace {
-        match self.schedule() {
             Schedule::At(cron) => Pace::Every(command::period(&cron)),
-            _ => self.pace(),
+            Schedule::Manual => Pace::Manual,
         }
     }
 
