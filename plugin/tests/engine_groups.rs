@@ -27,6 +27,17 @@ async fn run(c: &Client, sql: &str) {
         .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }
 
+/// CREATE STREAM TABLE, which works.
+async fn made(c: &mut Client, name: &str, query: &str) -> StreamTableId {
+    let created = create(c, name, query).await;
+    created.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Asserts that a stream table is this query, row by row.
+async fn is(c: &mut Client, name: &str, query: &str) {
+    assert_eq!(differences(c, name, query).await, [""; 0], "{name}");
+}
+
 /// Refreshes together, and returns the modes.
 async fn together(c: &mut Client, memory: &Memory, ids: &[StreamTableId]) -> Vec<Refreshed> {
     let mut refreshed = engine::refresh_together(c, memory, ids)
@@ -207,23 +218,19 @@ fn the_last_brings_the_others_along() {
 fn a_diamond_that_is_made_anew_is_of_one_moment() {
     on_a_server(async |_server, mut c| {
         run(&c, "CREATE TABLE t (k int, v int); INSERT INTO t SELECT i % 5, i FROM generate_series(1, 50) i").await;
-        let left = create(&mut c, "l", "SELECT k, sum(v) AS s FROM t GROUP BY k")
-            .await
-            .expect("l");
-        let right = create(
+        let left = made(&mut c, "l", "SELECT k, sum(v) AS s FROM t GROUP BY k").await;
+        let right = made(
             &mut c,
             "r",
             "SELECT k, sum(v + 1) - count(*) AS s FROM t GROUP BY k",
         )
-        .await
-        .expect("r");
-        let both = create(
+        .await;
+        let both = made(
             &mut c,
             "d",
             "SELECT k, l.s AS a, r.s AS b FROM l JOIN r USING (k)",
         )
-        .await
-        .expect("d");
+        .await;
         let memory = memory();
         let unequal = async |c: &Client| -> i64 {
             let sql = "SELECT count(*) FROM d WHERE a <> b";
@@ -248,15 +255,12 @@ fn a_diamond_that_is_made_anew_is_of_one_moment() {
         run(&c, "TRUNCATE t; INSERT INTO t VALUES (1, 1), (2, 2)").await;
         let refreshed = together(&mut c, &memory, &[left, right, both]).await;
         assert_eq!(modes(&refreshed), ["full", "full", "incremental"]);
-        assert_eq!(
-            differences(
-                &mut c,
-                "d",
-                "SELECT k, sum(v) AS a, sum(v) AS b FROM t GROUP BY k"
-            )
-            .await,
-            [""; 0]
-        );
+        is(
+            &mut c,
+            "d",
+            "SELECT k, sum(v) AS a, sum(v) AS b FROM t GROUP BY k",
+        )
+        .await;
     });
 }
 
@@ -264,26 +268,20 @@ fn a_diamond_that_is_made_anew_is_of_one_moment() {
 fn one_that_fails_is_left_as_it_is() {
     on_a_server(async |_server, mut c| {
         run(&c, "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i FROM generate_series(1, 20) i").await;
-        let first = create(&mut c, "first", "SELECT id, v FROM t")
-            .await
-            .expect("first");
-        let failing = create(&mut c, "failing", "SELECT id, 100 / v AS q FROM first")
-            .await
-            .expect("failing");
-        let after = create(
+        let first = made(&mut c, "first", "SELECT id, v FROM t").await;
+        let failing = made(&mut c, "failing", "SELECT id, 100 / v AS q FROM first").await;
+        let after = made(
             &mut c,
             "after",
             "SELECT first.id, v, q FROM first LEFT JOIN failing USING (id)",
         )
-        .await
-        .expect("after");
-        let beside = create(
+        .await;
+        let beside = made(
             &mut c,
             "beside",
             "SELECT count(*) AS n, sum(v) AS s FROM first",
         )
-        .await
-        .expect("beside");
+        .await;
         let ids = [first, failing, after, beside];
         let memory = memory();
         run(
@@ -296,23 +294,14 @@ fn one_that_fails_is_left_as_it_is() {
             modes(&refreshed),
             ["incremental", "22012", "incremental", "incremental"]
         );
-        assert_eq!(
-            differences(&mut c, "first", "SELECT id, v FROM t").await,
-            [""; 0]
-        );
-        assert_eq!(
-            differences(&mut c, "beside", "SELECT count(*) AS n, sum(v) AS s FROM t").await,
-            [""; 0]
-        );
-        assert_eq!(
-            differences(
-                &mut c,
-                "after",
-                "SELECT first.id, v, q FROM first LEFT JOIN failing USING (id)"
-            )
-            .await,
-            [""; 0]
-        );
+        is(&mut c, "first", "SELECT id, v FROM t").await;
+        is(&mut c, "beside", "SELECT count(*) AS n, sum(v) AS s FROM t").await;
+        is(
+            &mut c,
+            "after",
+            "SELECT first.id, v, q FROM first LEFT JOIN failing USING (id)",
+        )
+        .await;
         // The others do not wait for it, and it comes back.
         run(&c, "INSERT INTO t VALUES (100, 100)").await;
         let refreshed = together(&mut c, &memory, &[first, after, beside]).await;
@@ -320,10 +309,7 @@ fn one_that_fails_is_left_as_it_is() {
         run(&c, "UPDATE t SET v = 3 WHERE id = 3").await;
         let refreshed = together(&mut c, &memory, &ids).await;
         assert_eq!(modes(&refreshed), ["incremental"; 4]);
-        assert_eq!(
-            differences(&mut c, "after", "SELECT id, v, 100 / v AS q FROM t").await,
-            [""; 0]
-        );
+        is(&mut c, "after", "SELECT id, v, 100 / v AS q FROM t").await;
         // A source that may no longer be read is a failure of who reads it.
         let error = refreshed
             .iter()
@@ -359,9 +345,7 @@ fn one_that_is_locked_holds_up_its_readers() {
         compare(&mut c, "after the lock").await;
         // A source that is locked against reading.
         run(&c, "CREATE TABLE u (a int); INSERT INTO u VALUES (1)").await;
-        let reader = create(&mut c, "reader", "SELECT n, a FROM c4, u")
-            .await
-            .expect("reader");
+        let reader = made(&mut c, "reader", "SELECT n, a FROM c4, u").await;
         let all = [&ids[..], &[reader]].concat();
         run(&c, WRITES[1]).await;
         run(&other, "BEGIN; LOCK TABLE u").await;
@@ -379,10 +363,7 @@ fn one_that_is_locked_holds_up_its_readers() {
         run(&other, "ROLLBACK").await;
         let refreshed = together(&mut c, &memory, &all).await;
         assert_eq!(modes(&refreshed)[4], "incremental");
-        assert_eq!(
-            differences(&mut c, "reader", "SELECT n, a FROM c4, u").await,
-            [""; 0]
-        );
+        is(&mut c, "reader", "SELECT n, a FROM c4, u").await;
     });
 }
 
@@ -395,20 +376,18 @@ fn what_triggers_write_is_neither_lost_nor_taken_twice() {
             "CREATE TABLE t (v int); CREATE TABLE log (v int); INSERT INTO t VALUES (1)",
         )
         .await;
-        let first = create(
+        let first = made(
             &mut c,
             "first",
             "SELECT v FROM t UNION ALL SELECT v FROM log WHERE v < 0",
         )
-        .await
-        .expect("first");
-        let second = create(
+        .await;
+        let second = made(
             &mut c,
             "second",
             "SELECT v FROM log UNION ALL SELECT v FROM first",
         )
-        .await
-        .expect("second");
+        .await;
         run(&c, "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 IF NEW.v > 0 THEN INSERT INTO public.log VALUES (NEW.v), (-NEW.v); END IF; RETURN NEW; END $$;
              CREATE TRIGGER note AFTER INSERT ON first FOR EACH ROW EXECUTE FUNCTION note();").await;
@@ -416,15 +395,12 @@ fn what_triggers_write_is_neither_lost_nor_taken_twice() {
         for n in 2..5 {
             run(&c, &format!("INSERT INTO t VALUES ({n})")).await;
             together(&mut c, &memory, &[first, second]).await;
-            assert_eq!(
-                differences(
-                    &mut c,
-                    "second",
-                    "SELECT v FROM log UNION ALL SELECT v FROM first"
-                )
-                .await,
-                [""; 0]
-            );
+            is(
+                &mut c,
+                "second",
+                "SELECT v FROM log UNION ALL SELECT v FROM first",
+            )
+            .await;
             assert_eq!(
                 engine::pending(&mut c, &[first, second])
                     .await
@@ -432,24 +408,18 @@ fn what_triggers_write_is_neither_lost_nor_taken_twice() {
                 [first]
             );
             together(&mut c, &memory, &[first, second]).await;
-            assert_eq!(
-                differences(
-                    &mut c,
-                    "first",
-                    "SELECT v FROM t UNION ALL SELECT v FROM log WHERE v < 0"
-                )
-                .await,
-                [""; 0]
-            );
-            assert_eq!(
-                differences(
-                    &mut c,
-                    "second",
-                    "SELECT v FROM log UNION ALL SELECT v FROM first"
-                )
-                .await,
-                [""; 0]
-            );
+            is(
+                &mut c,
+                "first",
+                "SELECT v FROM t UNION ALL SELECT v FROM log WHERE v < 0",
+            )
+            .await;
+            is(
+                &mut c,
+                "second",
+                "SELECT v FROM log UNION ALL SELECT v FROM first",
+            )
+            .await;
             assert_eq!(
                 engine::pending(&mut c, &[first, second])
                     .await
@@ -502,22 +472,17 @@ fn rebuilds_and_ddl_within_a_group() {
         )
         .await
         .expect("full");
-        let on_full = create(&mut c, "on_full", "SELECT sum(rows) AS s FROM full_one")
-            .await
-            .expect("on full");
+        let on_full = made(&mut c, "on_full", "SELECT sum(rows) AS s FROM full_one").await;
         run(&c, "UPDATE t SET v = v + 1").await;
         let all = [&ids[..], &[full, on_full]].concat();
         let refreshed = together(&mut c, &memory, &all).await;
         assert_eq!(modes(&refreshed)[4..], ["full", "incremental"]);
-        assert_eq!(
-            differences(
-                &mut c,
-                "on_full",
-                "SELECT sum(rows) AS s FROM (SELECT rows FROM c4 WHERE rows > 1) f"
-            )
-            .await,
-            [""; 0]
-        );
+        is(
+            &mut c,
+            "on_full",
+            "SELECT sum(rows) AS s FROM (SELECT rows FROM c4 WHERE rows > 1) f",
+        )
+        .await;
     });
 }
 
@@ -537,22 +502,15 @@ fn one_that_runs_out_of_memory_does_not_stop_the_others() {
              END $$",
         )
         .await;
-        let first = create(&mut c, "first", "SELECT id, v FROM t")
-            .await
-            .expect("first");
-        let hungry = create(&mut c, "hungry", "SELECT id, hungry(v) AS h FROM first")
-            .await
-            .expect("hungry");
+        let first = made(&mut c, "first", "SELECT id, v FROM t").await;
+        let hungry = made(&mut c, "hungry", "SELECT id, hungry(v) AS h FROM first").await;
         let memory = memory();
         run(&c, "INSERT INTO t VALUES (2, 0)").await;
         let refreshed = together(&mut c, &memory, &[first, hungry]).await;
         assert_eq!(modes(&refreshed), ["incremental", "53200"]);
         let error = refreshed[1].result.as_ref().expect_err("no memory");
         assert!(!error.is_the_servers(), "it is to be seen in the status");
-        assert_eq!(
-            differences(&mut c, "first", "SELECT id, v FROM t").await,
-            [""; 0]
-        );
+        is(&mut c, "first", "SELECT id, v FROM t").await;
     });
 }
 
@@ -564,12 +522,8 @@ fn a_circle_is_refused_with_its_path() {
             "CREATE TABLE t (v int); INSERT INTO t VALUES (1); CREATE VIEW seen AS SELECT v FROM t",
         )
         .await;
-        let first = create(&mut c, "first", "SELECT v FROM seen")
-            .await
-            .expect("first");
-        let second = create(&mut c, "second", "SELECT v + 1 AS v FROM first")
-            .await
-            .expect("second");
+        let first = made(&mut c, "first", "SELECT v FROM seen").await;
+        let second = made(&mut c, "second", "SELECT v + 1 AS v FROM first").await;
         run(&c, "CREATE OR REPLACE VIEW seen AS SELECT v FROM second").await;
         let memory = memory();
         let refreshed = together(&mut c, &memory, &[first, second]).await;
@@ -593,9 +547,6 @@ fn a_circle_is_refused_with_its_path() {
             refreshed.iter().all(|refreshed| refreshed.result.is_ok()),
             "{refreshed:?}"
         );
-        assert_eq!(
-            differences(&mut c, "second", "SELECT v + 1 AS v FROM t").await,
-            [""; 0]
-        );
+        is(&mut c, "second", "SELECT v + 1 AS v FROM t").await;
     });
 }

@@ -161,6 +161,17 @@ async fn a_role_can_neither_forge_others_catalog_rows_nor_run_code_as_who_looks(
         assert_eq!(found.map(|s| s.id), Some(id));
         assert!(engine::is_owner(&mut c, id).await.expect("owner"));
         assert!(!engine::is_owner(&mut c, engine::StreamTableId(900)).await.expect("owner"));
+        // A circle of her making, by which the stream table would read itself, is none.
+        sql(
+            &c,
+            "SET ROLE eve;
+             UPDATE pgtrickle.catalog SET relid = 't'::regclass WHERE id = 900;
+             INSERT INTO pgtrickle.source (stream_table, owner, relid) VALUES (900, 'eve'::regrole, 'st'::regclass);
+             RESET ROLE; ALTER TABLE t RENAME a TO b; BEGIN",
+        )
+        .await;
+        engine::replan(&mut c, id).await.expect("no circle");
+        sql(&c, "COMMIT").await;
     })
     .await;
 }

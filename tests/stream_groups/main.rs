@@ -85,6 +85,58 @@ async fn a_chain_of_four_is_refreshed_at_once() {
     );
 }
 
+/// Somebody is busy with what it reads for longer than CREATE has patience.
+#[tokio::test]
+async fn one_is_created_over_one_that_is_busy() {
+    let stack = Stack::start(PGCAT, 15);
+    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
+    run(
+        &pooled,
+        "CREATE TABLE t (v int); INSERT INTO t VALUES (1), (2);
+         CREATE STREAM TABLE busy AS SELECT v FROM t WHERE v > 0",
+    )
+    .await;
+    run(&direct, "BEGIN; SELECT FROM pgtrickle.catalog FOR UPDATE").await;
+    run(
+        &pooled,
+        "CREATE STREAM TABLE over_it AS SELECT sum(v) AS s FROM busy",
+    )
+    .await;
+    eventually(&pooled, "SELECT s::text FROM over_it", "3").await;
+    run(&direct, "COMMIT; INSERT INTO t VALUES (3)").await;
+    converges(
+        &pooled,
+        "over_it",
+        "SELECT sum(v) AS s FROM t WHERE v > 0",
+        SHORTLY,
+    )
+    .await;
+}
+
+/// What can only be recomputed is not at each refresh of the others, though nothing of it has changed.
+#[tokio::test]
+async fn one_that_is_recomputed_keeps_its_own_pace() {
+    let stack = Stack::start(PGCAT, 15);
+    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
+    run(
+        &pooled,
+        "CREATE TABLE t (v int); INSERT INTO t SELECT generate_series(1, 100);
+         CREATE STREAM TABLE recomputed WITH (refresh_mode = 'full') AS SELECT count(*) AS n FROM t;
+         CREATE STREAM TABLE reads_it WITH (schedule = '1s') AS SELECT n FROM recomputed",
+    )
+    .await;
+    let times = "SELECT count(*)::text FROM pgtrickle.refresh_history WHERE name = 'recomputed'";
+    // It is once more for what was written, and then in a minute, for what may change without a write.
+    for _ in 0..6 {
+        let before = scalar(&direct, times).await;
+        run(&direct, "SELECT pg_sleep(5)").await;
+        if scalar(&direct, times).await == before {
+            return;
+        }
+    }
+    panic!("it is recomputed again and again");
+}
+
 #[tokio::test]
 async fn one_that_fails_holds_up_nobody() {
     let stack = Stack::start(PGCAT, 15);
