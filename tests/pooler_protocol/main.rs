@@ -27,6 +27,7 @@ mod shutdown;
 mod simple;
 mod stage;
 mod startup;
+mod stateful;
 mod takeover;
 mod timeouts;
 mod tls_clients;

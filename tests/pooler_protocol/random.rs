@@ -123,14 +123,7 @@ impl Script {
     fn step(&mut self) {
         let name = self.one_of(NAMES);
         let portal = self.one_of(NAMES);
-        let kind = self.random.random_range(0..100);
-        if name.is_empty() && (44..66).contains(&kind) {
-            // The unnamed statement is used in the batch that makes it. Whether it outlives an error in a
-            // later batch that would have replaced it, the pooler does not follow.
-            let sql = self.one_of(STATEMENTS);
-            self.add(format!("parse {name:?}: {sql}"), |m| m.parse(name, sql));
-        }
-        match kind {
+        match self.random.random_range(0..100) {
             0..20 => {
                 let sql = self.one_of(STATEMENTS);
                 self.add(format!("query {sql}"), |m| m.query(sql));
@@ -144,7 +137,12 @@ impl Script {
                 self.add(format!("query {sql}"), |m| m.query(sql));
             }
             25..36 => {
-                let sql = self.one_of(STATEMENTS);
+                let mut sql = self.one_of(STATEMENTS);
+                if name.is_empty() && sql.contains(" *") {
+                    // Parsed anew in a later transaction it has the columns of that time, where PostgreSQL would say that
+                    // a cached plan must not change its result type.
+                    sql = "SELECT a FROM fuzzed";
+                }
                 self.add(format!("parse {name:?}: {sql}"), |m| m.parse(name, sql));
             }
             36..44 => {

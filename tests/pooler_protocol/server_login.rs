@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::thread;
 
-use test_support::wire::{PROTOCOL_3_0, Wire, sqlstate, startup, tags};
+use test_support::wire::{Messages, PROTOCOL_3_0, Wire, sqlstate, startup, tags};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
 
 use crate::stage::{eventually, start};
@@ -166,4 +166,47 @@ fn clients_are_greeted_with_the_servers_present_defaults() {
     eventually("the restarted server is found", || is_served(&pooler));
     let greeted = client(&pooler).parameter("TimeZone");
     assert_eq!(greeted.as_deref(), Some("Pacific/Honolulu"));
+}
+
+/// A restart as an administrator does it: the server first lets nobody in, then is not there, then is not ready. Clients
+/// between transactions notice nothing but that it takes long.
+#[test]
+fn a_server_that_restarts_is_waited_for() {
+    let mut postgres = Postgres::start_with(15, &Settings::auth(Auth::Trust));
+    Wire::connect(postgres.port(), "postgres", "postgres").run("CREATE ROLE app LOGIN");
+    let start = |timeout: u32| {
+        start(
+            &PoolerConfig::new(&postgres)
+                .user_with("app", 1, TRUST)
+                .general(&format!("connect_timeout = {timeout}\nworker_threads = 1")),
+        )
+    };
+    let (patient, impatient) = (start(60_000), start(500));
+    let (mut waits, mut gives_up) = (client(&patient), client(&impatient));
+    waits.run("SELECT 1");
+    gives_up.run("SELECT 1");
+    let last = Wire::connect(postgres.port(), "postgres", "postgres");
+    postgres.shut_down_when_left();
+    eventually("the shutdown has begun", || {
+        postgres.log().contains("received smart shutdown request")
+    });
+    for pooler in [&patient, &impatient] {
+        pooler.psql("admin", "pgbouncer").run(&["RECONNECT"]);
+    }
+    let messages = gives_up.query("SELECT 1");
+    assert_eq!(tags(&messages), "EZ", "{messages:?}");
+    let detail = messages[0].field(b'D').unwrap_or_default();
+    assert!(detail.contains("shutting down"), "{messages:?}");
+    waits.send(Messages::new().query("SELECT 'still here'"));
+    let refused = || {
+        postgres
+            .log()
+            .matches("the database system is shutting down")
+            .count()
+    };
+    let before = refused();
+    eventually("it has been turned away", || refused() > before + 1);
+    drop(last);
+    postgres.restart();
+    assert_eq!(tags(&waits.ready()), "TDCZ");
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::frontend::{Step, Walk};
 use super::handled::HandledPortal;
-use super::session::{ClientStatement, Event, Session, UnnamedStatement};
+use super::session::{ClientStatement, Event, Session, Unnamed, UnnamedStatement};
 use crate::error::Error;
 use crate::plugins::{Action, Statement};
 use crate::router::command::may_be_command;
-use crate::session::ledger::{Fate, Ledger, Request, Undo};
+use crate::session::ledger::{BeforeUnnamed, Fate, Ledger, Request, Undo};
 use crate::session::prepared::{self, PreparedStatement, Scope, may_be_server_name};
 use crate::session::traits::{PreparedUse, Traits, prepared_use};
 use crate::wire::error_fields::ErrorFields;
@@ -90,7 +90,7 @@ impl Session {
                 Action::Handle(statement) => return Ok(self.parse_handled(name, statement)),
             }
         }
-        let traits = Traits::of(text);
+        let traits = self.traits_of(text);
         if traits.may_listen
             && let Some(statement) = self.listen_statement(text)
         {
@@ -111,9 +111,8 @@ impl Session {
         if name.is_empty() {
             self.alias_named(walk, text, traits);
             self.note_traits(traits, text);
+            let undo = self.replace_unnamed();
             self.unnamed.traits = traits;
-            self.unnamed.version += 1;
-            let version = self.unnamed.version;
             match &mut self.unnamed.statement {
                 UnnamedStatement::Text(known) => {
                     known.clear();
@@ -121,10 +120,11 @@ impl Session {
                 }
                 other => *other = UnnamedStatement::Text(rest.to_vec()),
             }
+            let version = self.unnamed.version;
             if let Some(server) = &mut self.server {
                 server.unnamed = Some((session, version));
             }
-            self.expect(Request::Parse, Undo::ParsedUnnamed);
+            self.expect(Request::Parse, undo);
             if replaced {
                 message::parse_raw(self.inject(walk), b"", rest);
                 return Ok(Step::Done);
@@ -322,6 +322,47 @@ impl Session {
             self.note_traits(traits, statement.text());
         }
         Ok(Some(statement))
+    }
+
+    /// What is about to be sent puts another unnamed statement in the place of the client's. Where the server may skip it, the
+    /// one before is kept; else it is left where it is, for its buffer.
+    fn replace_unnamed(&mut self) -> Undo {
+        let Unnamed {
+            statement,
+            traits,
+            version,
+            last,
+        } = &mut self.unnamed;
+        *last += 1;
+        let replaced = std::mem::replace(version, *last);
+        let mut before = None;
+        if let Some(server) = &mut self.server {
+            let on_server = server.unnamed.take();
+            if server.ledger.may_skip() {
+                before = Some(BeforeUnnamed {
+                    version: replaced,
+                    on_server,
+                    rest: match statement {
+                        UnnamedStatement::Text(rest) => Some(std::mem::take(rest)),
+                        UnnamedStatement::Handled(_) | UnnamedStatement::None => None,
+                    },
+                    traits: *traits,
+                });
+            }
+        }
+        let by = *version;
+        Undo::ReplacedUnnamed { by, before }
+    }
+
+    /// What is about to be sent drops the client's unnamed statement.
+    pub(super) fn drop_unnamed(&mut self) -> Undo {
+        let undo = self.replace_unnamed();
+        self.unnamed.statement = UnnamedStatement::None;
+        match undo {
+            // If it is not skipped, it does not fail to.
+            Undo::ReplacedUnnamed { before: None, .. } => Undo::Nothing,
+            undo => undo,
+        }
     }
 
     /// Makes sure that the server's unnamed statement is the client's.
@@ -523,11 +564,13 @@ impl Session {
             b'P' => self.portals.remove(name).is_some(),
             _ if name.is_empty() => {
                 let handled = matches!(self.unnamed.statement, UnnamedStatement::Handled(_));
-                self.unnamed.statement = UnnamedStatement::None;
-                if let Some(server) = &mut self.server {
-                    server.unnamed = None;
+                let undo = self.drop_unnamed();
+                if handled {
+                    self.synthesise(CLOSE_COMPLETE, undo);
+                    return Ok(Step::Done);
                 }
-                handled
+                self.expect(Request::Close, undo);
+                return Ok(Step::Forward);
             }
             _ => match self.statements.remove(name) {
                 Some(statement) => return Ok(self.close_known(name, statement)),
@@ -560,9 +603,10 @@ impl Session {
         if self.is_failed() {
             return Step::Event(Event::FailBatch(Box::new(in_failed_transaction())));
         }
-        if name.is_empty() {
-            self.unnamed.version += 1;
+        let undo = if name.is_empty() {
+            let undo = self.replace_unnamed();
             self.unnamed.statement = UnnamedStatement::Handled(statement);
+            undo
         } else if self.statements.contains_key(name) {
             let name = String::from_utf8_lossy(name);
             return Step::Event(Event::FailBatch(Box::new(ErrorFields::error(
@@ -572,10 +616,6 @@ impl Session {
         } else {
             self.statements
                 .insert(name.into(), ClientStatement::Handled(statement));
-        }
-        let undo = if name.is_empty() {
-            Undo::Nothing
-        } else {
             Undo::Named(name.into())
         };
         self.synthesise(PARSE_COMPLETE, undo);

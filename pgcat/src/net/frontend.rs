@@ -4,7 +4,7 @@ use std::mem;
 use std::ops::Range;
 use std::task::Context;
 
-use super::session::{Body, Event, Session, UnnamedStatement};
+use super::session::{Body, Event, Session};
 use crate::error::Error;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::traits::{Traits, custom_settings};
@@ -299,6 +299,14 @@ impl Session {
     }
 
     fn query(&mut self, walk: &mut Walk<'_>) -> Result<Step, Error> {
+        if self
+            .server
+            .as_ref()
+            .is_some_and(|server| server.ledger.is_skipping())
+        {
+            // The server ignores it, as everything behind an error up to the Sync.
+            return Ok(Step::Forward);
+        }
         if !walk.is_complete() && walk.body().len() < INSPECT_LIMIT {
             return Ok(Step::Wait);
         }
@@ -323,7 +331,7 @@ impl Session {
         if wanted && let Some(pieces) = self.inspect_query(text) {
             return Ok(Step::Event(Event::Query(pieces)));
         }
-        let traits = Traits::of(text);
+        let traits = self.traits_of(text);
         if traits.may_name_statement && walk.is_complete() {
             if self.may_vanish_in(text) {
                 return Ok(Step::Stop(Event::Settle));
@@ -341,23 +349,35 @@ impl Session {
             }
         }
         self.note_traits(traits, text);
-        self.unnamed.statement = UnnamedStatement::None;
+        // A simple Query destroys the unnamed statement.
+        let undo = self.drop_unnamed();
         if let Some(server) = &mut self.server {
-            // A simple Query destroys the unnamed statement.
-            server.unnamed = None;
             // It ends an extended batch as a Sync does, unless it is skipped along with it.
             server.unsynced &= server.ledger.is_skipping();
-            server
-                .ledger
-                .push(Request::Query, Fate::Forward, Undo::Nothing);
+            server.ledger.push(Request::Query, Fate::Forward, undo);
         }
         Ok(Step::Forward)
     }
 
+    /// What the text, and the functions it calls, may leave behind.
+    pub(super) fn traits_of(&self, text: &[u8]) -> Traits {
+        Traits {
+            calls_stateful: self.pool.shared.stateful.are_called(text),
+            ..Traits::of(text)
+        }
+    }
+
     /// Takes account of what a statement that is about to run may leave behind.
-    pub(super) fn note_traits(&mut self, traits: Traits, text: &[u8]) {
+    pub(super) fn note_traits(&mut self, mut traits: Traits, text: &[u8]) {
         if traits == Traits::default() || self.internal || !self.is_pooled() {
             return;
+        }
+        if traits.calls_stateful {
+            let effect = self.pool.shared.stateful.effect(text);
+            traits.deallocates |= effect.traits.deallocates;
+            traits.sets_config |= effect.traits.sets_config;
+            traits.leaves_state |= effect.traits.leaves_state;
+            self.custom_settings.extend(effect.settings);
         }
         self.settings_changed |= traits.sets_config;
         self.deallocating |= traits.deallocates;

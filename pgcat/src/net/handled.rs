@@ -21,7 +21,7 @@ use crate::plugins::{
 };
 use crate::router::{lexer, statements};
 use crate::session::ledger::Fate;
-use crate::session::traits::{PreparedUse, Traits, prepared_use};
+use crate::session::traits::{PreparedUse, prepared_use};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr};
 use crate::wire::{Header, TransactionStatus, backend, frontend};
@@ -407,6 +407,13 @@ impl Session {
         let rest = match (prepared_use, known) {
             (PreparedUse::Deallocate, _) => {
                 self.statements.remove(name.as_bytes());
+                if self.server.as_ref().is_some_and(|server| server.unsynced) {
+                    // A Query ends what a batch before it has begun, portals included.
+                    self.own_query("").await?;
+                    if let Some(server) = &mut self.server {
+                        server.unsynced = false;
+                    }
+                }
                 message::command_complete(self.out.tail(), "DEALLOCATE");
                 return Ok(true);
             }
@@ -434,7 +441,7 @@ impl Session {
 
     /// Runs a plain piece; its replies but for ReadyForQuery go to the client. False if it failed.
     async fn run_plain(&mut self, sql: &str, offset: u32) -> Result<bool, Error> {
-        self.note_traits(Traits::of(sql.as_bytes()), sql.as_bytes());
+        self.note_traits(self.traits_of(sql.as_bytes()), sql.as_bytes());
         let Some(server) = &mut self.server else {
             return Ok(false);
         };

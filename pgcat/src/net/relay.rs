@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::session::{Body, ClientStatement, Event, Session, UnnamedStatement};
+use super::session::{Body, ClientStatement, Event, Session};
 use crate::error::Error;
 use crate::session::ledger::{Fate, Request, Undo};
 use crate::session::settings::{Patience, capture};
@@ -381,8 +381,10 @@ impl Session {
                 server.note_parameter(body);
                 let fate = server.ledger.next_fate();
                 if fate == Fate::Forward && !self.settings_changed && !self.internal {
-                    // No SET has done it, but a reload of the server's configuration.
+                    // No SET has done it, but a reload of the server's configuration, or a function that the pooler does not
+                    // know for one that sets something.
                     self.pool.shared.forget_greetings();
+                    self.settings_changed = self.is_pooled();
                 }
                 return Ok(fate);
             }
@@ -557,6 +559,9 @@ impl Session {
             _ if tag.starts_with(b"CREATE") => {
                 // Of a view, a function, an operator ...: what calls it has to be known.
                 self.pool.shared.functions.note_change();
+                if tag != b"CREATE TABLE" && tag != b"CREATE INDEX" {
+                    self.pool.shared.stateful.note_change();
+                }
                 self.wrote = true;
             }
             _ if !tag.starts_with(b"SELECT") && !tag.starts_with(b"FETCH") => self.wrote = true,
@@ -591,11 +596,15 @@ impl Session {
                             self.statements.remove(&name);
                         }
                     }
-                    Undo::ParsedUnnamed => {
-                        server.unnamed = None;
-                        self.unnamed.statement = UnnamedStatement::None;
-                    }
                     Undo::PlacedUnnamed => server.unnamed = None,
+                    Undo::ReplacedUnnamed { by, before } => {
+                        if self.unnamed.version == by {
+                            server.unnamed = before.as_ref().and_then(|b| b.on_server);
+                            self.unnamed.become_again(before);
+                        } else {
+                            server.ledger.correct_unnamed(by, &before);
+                        }
+                    }
                 }
             }
         }

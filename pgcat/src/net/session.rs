@@ -25,7 +25,7 @@ use crate::plugins::Statement;
 use crate::pool::local::LocalPool;
 use crate::router::choice::Choice;
 use crate::router::route::Route;
-use crate::session::ledger::{Fate, Request, Undo};
+use crate::session::ledger::{BeforeUnnamed, Fate, Request, Undo};
 use crate::session::prepared::PreparedStatement;
 use crate::session::settings::{Patience, Settings};
 use crate::session::traits::Traits;
@@ -125,8 +125,23 @@ pub(super) struct Unnamed {
     pub statement: UnnamedStatement,
     /// Of its text.
     pub traits: Traits,
-    /// Counts the client's unnamed statements, to tell whether a server has the current one.
+    /// Its number among the client's, to tell whether a server has the current one.
     pub version: u64,
+    /// The last number given.
+    pub last: u64,
+}
+
+impl Unnamed {
+    /// What came after the given one has not come to be.
+    pub fn become_again(&mut self, before: Option<BeforeUnnamed>) {
+        let mut rest = None;
+        if let Some(before) = before {
+            self.version = before.version;
+            self.traits = before.traits;
+            rest = before.rest;
+        }
+        self.statement = rest.map_or(UnnamedStatement::None, UnnamedStatement::Text);
+    }
 }
 
 pub(super) enum UnnamedStatement {
@@ -214,6 +229,7 @@ impl Session {
                 statement: UnnamedStatement::None,
                 traits: Traits::default(),
                 version: 0,
+                last: 0,
             },
             portals: Names::default(),
             settings_changed: false,

@@ -19,7 +19,7 @@ use super::shared::PoolShared;
 use super::slots::{Grant, Slot};
 use super::statistics::Phase;
 use super::watch;
-use crate::config::model::{Role, WantedRole};
+use crate::config::model::{PoolMode, Role, WantedRole};
 use crate::error::Error;
 use crate::net::mirror;
 use crate::net::server::Server;
@@ -153,7 +153,8 @@ impl LocalPool {
     }
 
     /// A connection to a server that the route allows. One that cannot be reached is passed over for
-    /// the next. While a failover is under way, the wait for a new primary is `connect_timeout`.
+    /// the next. While a failover is under way, the wait for a new primary is `connect_timeout`; and so it is for a server
+    /// that says it is starting, or shutting down, perhaps to start again.
     ///
     /// # Errors
     /// [`Error::Timeout`] after a wait of `connect_timeout`, or why the last server could not be
@@ -169,11 +170,14 @@ impl LocalPool {
         }
         let began = thread.now.get();
         let patience = self.shared.user.connect_timeout.as_millis() as u64;
+        let mut restarting = false;
         loop {
             match self.checkout_some(thread, route).await {
                 Err(error) if !matches!(error, Error::Timeout | Error::Retired) => {
+                    restarting |= is_restarting(&error);
                     let waited = thread.now.get().saturating_sub(began);
-                    if waited >= patience || !self.shared.awaits_failover(route) {
+                    let may_come = restarting || self.shared.awaits_failover(route);
+                    if waited >= patience || !may_come {
                         return Err(error);
                     }
                     tokio::time::sleep(FAILOVER_LOOK).await;
@@ -453,6 +457,9 @@ impl LocalPool {
                 server.ask_standby().await?;
             }
             self.prewarm(&mut server).await?;
+            if self.learns_stateful(thread) {
+                self.shared.stateful.learn(&mut server).await?;
+            }
             mirror::begin(thread, &mut server);
             Ok(server)
         });
@@ -624,6 +631,32 @@ impl LocalPool {
         if thread.index == 0 && splits && self.shared.functions.is_due(thread.now.get()) {
             let (pool, thread) = (self.clone(), thread.clone());
             tokio::task::spawn_local(async move { pool.learn_functions(&thread).await });
+        }
+        if thread.index == 0 && self.learns_stateful(thread) {
+            match self.try_checkout(thread, Route::primary_of(&self.shared.settings)) {
+                Some(server) => {
+                    let (pool, thread) = (self.clone(), thread.clone());
+                    tokio::task::spawn_local(async move {
+                        pool.learn_stateful(&thread, server).await;
+                    });
+                }
+                // Not worth another connection. Those that are opened ask, too.
+                None => self.shared.stateful.was_not_asked(),
+            }
+        }
+    }
+
+    /// Whether the server is to be asked which functions leave something in the session.
+    fn learns_stateful(&self, thread: &ThreadContext) -> bool {
+        self.shared.user.pool_mode == PoolMode::Transaction
+            && self.shared.stateful.is_due(thread.now.get())
+    }
+
+    async fn learn_stateful(self: &Rc<Self>, thread: &Rc<ThreadContext>, mut server: Box<Server>) {
+        server.unnamed = None;
+        match self.shared.stateful.learn(&mut server).await {
+            Ok(()) => self.release(thread, server),
+            Err(error) => log::info!("{}: {error}", server.address().name),
         }
     }
 
@@ -807,6 +840,11 @@ impl LocalPool {
             }
         }
     }
+}
+
+/// Whether the server is there, and not ready: 57P03, cannot_connect_now.
+fn is_restarting(error: &Error) -> bool {
+    matches!(error, Error::ServerRefused(fields) if fields.code == "57P03")
 }
 
 /// The server's words, if all that keeps it from another connection is how many it has.

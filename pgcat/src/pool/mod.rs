@@ -19,6 +19,7 @@ pub mod queue;
 pub mod replay;
 pub mod shared;
 pub mod slots;
+pub mod stateful;
 pub mod statistics;
 pub mod wal;
 mod watch;

@@ -10,6 +10,7 @@ use super::gate::Gate;
 use super::limits::{Count, Tally};
 use super::replay::History;
 use super::slots::Slot;
+use super::stateful::StatefulFunctions;
 use super::statistics::Ids;
 use crate::config::model::{PluginTables, Pool, Role, ServerAddress, Shard, User};
 use crate::net::notify::Hub;
@@ -40,6 +41,8 @@ pub struct PoolShared {
     pub gate: Arc<Gate>,
     /// The functions that may write.
     pub functions: Functions,
+    /// Those that leave something in the session.
+    pub stateful: StatefulFunctions,
     pub activity: Activity,
     /// What the primaries had written when, by shard.
     pub histories: Box<[History]>,
@@ -142,6 +145,7 @@ impl PoolShared {
             ids: fixed.ids.clone(),
             gate: predecessor.map_or_else(Arc::default, |pool| pool.gate.clone()),
             functions: Functions::default(),
+            stateful: StatefulFunctions::default(),
             activity: Activity::default(),
             histories,
             watched: AtomicBool::new(false),

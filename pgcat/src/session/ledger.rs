@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::prepared::PreparedStatement;
+use super::traits::Traits;
 use crate::wire::backend;
 
 /// A request that has been sent to the server.
@@ -67,10 +68,26 @@ pub enum Undo {
         statement: u64,
         client_name: Option<Box<[u8]>>,
     },
-    /// The unnamed statement was not parsed.
-    ParsedUnnamed,
     /// The server was not given the client's unnamed statement.
     PlacedUnnamed,
+    /// What was to replace or drop the client's unnamed statement has not become the version `by`: it is still the one
+    /// before, or (a Parse that was refused) none.
+    ReplacedUnnamed {
+        by: u64,
+        before: Option<BeforeUnnamed>,
+    },
+}
+
+/// The unnamed statement before another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BeforeUnnamed {
+    /// Its number among the client's.
+    pub version: u64,
+    /// Whose statement the server has, as far as is known: session and version.
+    pub on_server: Option<(u64, u64)>,
+    /// The Parse body after the name; `None` where there is no such statement.
+    pub rest: Option<Vec<u8>>,
+    pub traits: Traits,
 }
 
 impl Undo {
@@ -82,9 +99,9 @@ impl Undo {
         )
     }
 
-    /// Whether it is of a Parse of the unnamed statement.
+    /// Whether what the unnamed statement is depends on it.
     fn is_of_unnamed(&self) -> bool {
-        matches!(self, Self::ParsedUnnamed | Self::PlacedUnnamed)
+        matches!(self, Self::PlacedUnnamed | Self::ReplacedUnnamed { .. })
     }
 
     /// The client's name for a statement whose Parse this takes back.
@@ -121,6 +138,16 @@ struct Synthetic {
 }
 
 impl Item {
+    fn is_sync(&self) -> bool {
+        matches!(
+            self,
+            Self::Expect {
+                request: Request::Sync,
+                ..
+            }
+        )
+    }
+
     fn undo(&self) -> Option<&Undo> {
         match self {
             Self::Expect { undo, .. } => undo.as_deref(),
@@ -158,7 +185,7 @@ pub struct Ledger {
     ambiguous: bool,
     /// How many items are of a Parse with a name.
     named: usize,
-    /// How many are of a Parse of the unnamed statement.
+    /// How many may yet change what the unnamed statement is.
     unnamed: usize,
     undone: Vec<Undo>,
 }
@@ -251,6 +278,7 @@ impl Ledger {
         } else {
             let reply = reply.into();
             self.named += usize::from(undo.is_of_named());
+            self.unnamed += usize::from(undo.is_of_unnamed());
             let synthetic = Box::new(Synthetic { reply, undo });
             self.items.push_back(Item::Synthetic(synthetic));
         }
@@ -262,17 +290,43 @@ impl Ledger {
         self.named > 0 && self.is_before_sync(|undo| undo.client_name() == Some(name))
     }
 
-    /// Whether the same holds for the last Parse of the unnamed statement.
+    /// Whether a request is outstanding that takes along what is sent now, should it fail. (One with a Sync behind it may,
+    /// too: if it is a COPY, that has eaten the Sync.)
+    pub fn may_skip(&self) -> bool {
+        // Mostly it is one of the last.
+        let mut items = self.items.iter().rev();
+        self.skipping
+            || items
+                .any(|item| matches!(item, Item::Expect { request, .. } if !request.ends_ready()))
+    }
+
+    /// Whether the same holds for the last that changes the unnamed statement.
     pub fn is_parsing_unnamed_before_sync(&self) -> bool {
         // Mostly it is the last item.
-        let mut last = self.items.iter().rev().filter_map(|item| match item {
-            Item::Expect {
-                request: Request::Sync,
-                ..
-            } => Some(true),
-            item => item.undo()?.is_of_unnamed().then_some(false),
+        let mut last = self.items.iter().rev().filter_map(|item| {
+            if item.is_sync() {
+                return Some(true);
+            }
+            item.undo()?.is_of_unnamed().then_some(false)
         });
         self.unnamed > 0 && last.next() == Some(true)
+    }
+
+    /// A version of the unnamed statement has not come to be: what is sent after it, should that be skipped, too, leaves
+    /// the one before.
+    pub fn correct_unnamed(&mut self, wrong: u64, right: &Option<BeforeUnnamed>) {
+        for item in &mut self.items {
+            if let Item::Expect {
+                undo: Some(undo), ..
+            } = item
+                && let Undo::ReplacedUnnamed { before, .. } = &mut **undo
+                && before
+                    .as_ref()
+                    .is_some_and(|before| before.version == wrong)
+            {
+                before.clone_from(right);
+            }
+        }
     }
 
     /// Whether the same holds for a Close of the client's, by its number.
@@ -313,15 +367,7 @@ impl Ledger {
         self.items
             .iter()
             .skip_while(|item| !item.undo().is_some_and(&mut is_it))
-            .any(|item| {
-                matches!(
-                    item,
-                    Item::Expect {
-                        request: Request::Sync,
-                        ..
-                    }
-                )
-            })
+            .any(Item::is_sync)
     }
 
     /// Whether a synthetic reply has become due.
@@ -442,13 +488,7 @@ impl Ledger {
         let end = end.unwrap_or(before);
         self.items.retain(|item| {
             index += 1;
-            let ignored = matches!(
-                item,
-                Item::Expect {
-                    request: Request::Sync,
-                    ..
-                }
-            );
+            let ignored = item.is_sync();
             index - 1 > end || !(ignored || matches!(item, Item::CopyEnd))
         });
         // Should the COPY fail before the server has read that Sync, the Sync counts after all.
@@ -461,22 +501,22 @@ impl Ledger {
             return;
         }
         self.skipping = true;
+        let mut skipped = false;
         while let Some(item) = self.items.front() {
-            if matches!(
-                item,
-                Item::Expect {
-                    request: Request::Sync,
-                    ..
-                }
-            ) {
+            if item.is_sync() {
                 self.skipping = false;
                 break;
             }
-            if let Some(undo) = self.pop().and_then(Item::into_undo)
-                && undo != Undo::Nothing
-            {
-                self.undone.push(undo);
+            match self.pop().and_then(Item::into_undo) {
+                None | Some(Undo::Nothing) => (),
+                // A Parse drops the unnamed statement before anything can fail.
+                Some(Undo::ReplacedUnnamed { by, .. }) if !skipped => {
+                    let before = None;
+                    self.undone.push(Undo::ReplacedUnnamed { by, before });
+                }
+                Some(undo) => self.undone.push(undo),
             }
+            skipped = true;
         }
         // Last done, first undone: a statement may have come and gone again in what was skipped.
         self.undone.reverse();
@@ -576,7 +616,11 @@ mod tests {
 
     #[test]
     fn an_unnamed_parse_before_a_sync_is_known_until_its_answer() {
-        for undo in [Undo::ParsedUnnamed, Undo::PlacedUnnamed] {
+        let replaced = Undo::ReplacedUnnamed {
+            by: 1,
+            before: None,
+        };
+        for undo in [Undo::PlacedUnnamed, replaced] {
             let mut ledger = Ledger::default();
             ledger.push(Request::Parse, Fate::Forward, undo.clone());
             ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
@@ -589,6 +633,57 @@ mod tests {
             ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
             assert!(!ledger.is_parsing_unnamed_before_sync());
         }
+    }
+
+    #[test]
+    fn the_unnamed_statement_before_is_kept_by_what_is_skipped_only() {
+        let text = |version| {
+            Some(BeforeUnnamed {
+                version,
+                on_server: None,
+                rest: None,
+                traits: Traits::default(),
+            })
+        };
+        let replaced = |by, before| Undo::ReplacedUnnamed { by, before };
+        let mut ledger = ledger(&[Request::Execute]);
+        assert!(ledger.may_skip());
+        ledger.push(Request::Parse, Fate::Forward, replaced(2, text(1)));
+        ledger.push(Request::Close, Fate::Forward, replaced(3, text(2)));
+        replies(&mut ledger, b"E");
+        let undone = [replaced(3, text(2)), replaced(2, text(1))];
+        assert_eq!(ledger.take_undone(), undone);
+        ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
+        ledger.push(Request::Execute, Fate::Forward, Undo::Nothing);
+        ledger.push(Request::Parse, Fate::Forward, replaced(4, text(1)));
+        replies(&mut ledger, b"ZC");
+        replies(&mut ledger, b"E");
+        assert_eq!(ledger.take_undone(), [replaced(4, None)]);
+    }
+
+    #[test]
+    fn what_was_skipped_is_not_what_another_batch_leaves() {
+        let text = |version| {
+            Some(BeforeUnnamed {
+                version,
+                on_server: None,
+                rest: None,
+                traits: Traits::default(),
+            })
+        };
+        let mut ledger = ledger(&[Request::Execute]);
+        let undo = Undo::ReplacedUnnamed {
+            by: 3,
+            before: text(2),
+        };
+        ledger.push(Request::Parse, Fate::Forward, undo);
+        ledger.correct_unnamed(2, &text(1));
+        replies(&mut ledger, b"E");
+        let undo = Undo::ReplacedUnnamed {
+            by: 3,
+            before: text(1),
+        };
+        assert_eq!(ledger.take_undone(), [undo]);
     }
 
     #[test]
@@ -622,8 +717,8 @@ mod tests {
         ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
         ledger.push(Request::Parse, Fate::Swallow, parsed.clone());
         replies(&mut ledger, b"E");
-        ledger.push(Request::Parse, Fate::Forward, Undo::ParsedUnnamed);
-        assert_eq!(ledger.take_undone(), [parsed, Undo::ParsedUnnamed]);
+        ledger.push(Request::Parse, Fate::Forward, Undo::PlacedUnnamed);
+        assert_eq!(ledger.take_undone(), [parsed, Undo::PlacedUnnamed]);
     }
 
     #[test]

@@ -33,6 +33,8 @@ static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
 /// See the module's text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traits {
+    /// It calls functions that may leave something behind; see [`crate::pool::stateful`].
+    pub calls_stateful: bool,
     /// It may drop prepared statements.
     pub deallocates: bool,
     /// It may change settings although its tag is not SET.
@@ -68,6 +70,7 @@ impl Traits {
                 may_set: true,
                 may_listen: true,
                 may_name_statement: true,
+                ..Self::default()
             };
         };
         let mut traits = Self::default();

@@ -251,6 +251,11 @@ impl Postgres {
         self.workplace.unwatch();
     }
 
+    /// Begins a smart shutdown: it ends when the last client has left. Until then no other is let in (57P03).
+    pub fn shut_down_when_left(&self) {
+        process::signal(self.pid(), "TERM");
+    }
+
     /// Fast shutdown: open transactions are rolled back.
     pub fn stop(&mut self) {
         let Some(mut postmaster) = self.postmaster.take() else {
