@@ -166,6 +166,102 @@ fn the_unnamed_statement_outlives_sync() {
     });
 }
 
+/// A Parse that fails drops the one before; one that is skipped does not, nor does anything else that is.
+#[test]
+fn the_unnamed_statement_outlives_what_is_skipped() {
+    let run_it = |messages: Messages| messages.bind("", "", &[]).execute("").sync();
+    for at_once in [false, true] {
+        same(|wire| {
+            prepare(wire, "", "SELECT 'first'");
+            let failed = || Messages::new().execute("nothing");
+            for batch in [
+                failed().parse("", "SELECT 'second'"),
+                failed().close_statement(""),
+                failed().query("SELECT 'third'"),
+                failed()
+                    .close_statement("")
+                    .parse("", "SELECT 'second'")
+                    .query("SELECT 'third'"),
+            ] {
+                if at_once {
+                    wire.send(run_it(batch.sync()));
+                    assert_eq!(sqlstate(&wire.ready()), "34000");
+                } else {
+                    wire.send(batch.sync());
+                    assert_eq!(sqlstate(&wire.ready()), "34000");
+                    wire.send(run_it(Messages::new()));
+                }
+                assert_eq!(wire.ready()[1].row(), [Some("first".to_owned())]);
+            }
+            // In a transaction that has failed.
+            wire.query("BEGIN");
+            prepare(wire, "", "SELECT 'first'");
+            wire.send(failed().parse("", "SELECT 'second'").sync());
+            wire.ready();
+            wire.send(run_it(Messages::new()));
+            assert_eq!(sqlstate(&wire.ready()), "25P02");
+            wire.query("ROLLBACK");
+        });
+    }
+    same(|wire| {
+        prepare(wire, "", "SELECT 'first'");
+        wire.send(Messages::new().parse("", "SELECT syntax error").sync());
+        wire.ready();
+        wire.send(run_it(Messages::new()));
+        assert_eq!(sqlstate(&wire.ready()), "26000");
+    });
+}
+
+/// The failure of an earlier one, which becomes known only then, is not that of a later one.
+#[test]
+fn unnamed_statements_of_several_batches_in_a_pipeline() {
+    let run_it = |messages: Messages| messages.bind("", "", &[]).execute("").sync();
+    same(|wire| {
+        let failed = || Messages::new().execute("nothing");
+        for batch in [
+            Messages::new().parse("", "SELECT error error error"),
+            failed().parse("", "SELECT 'skipped'"),
+            failed().close_statement(""),
+        ] {
+            wire.send(run_it(batch.sync().parse("", "SELECT 'second'")));
+            wire.ready();
+            assert_eq!(wire.ready()[2].row(), [Some("second".to_owned())]);
+        }
+        // Of two batches that fail, neither replaces it; and a Query between them drops it.
+        for query in [false, true] {
+            prepare(wire, "", "SELECT 'first'");
+            let mut batches = failed().parse("", "SELECT 'skipped'").sync();
+            if query {
+                batches = batches.query("SELECT 1");
+            }
+            batches = batches
+                .execute("nothing")
+                .parse("", "SELECT 'skipped, too'");
+            wire.send(run_it(batches.sync()));
+            for _ in 0..3 + usize::from(query) {
+                wire.ready();
+            }
+        }
+    });
+}
+
+/// A Query ends the implicit transaction of an unfinished batch, also one that needs no server.
+#[test]
+fn a_deallocate_ends_what_a_batch_has_begun() {
+    same(|wire| {
+        prepare(wire, "s", "SELECT generate_series(1, 3)");
+        wire.send(
+            Messages::new()
+                .bind("p", "s", &[])
+                .query("DEALLOCATE s")
+                .execute("p")
+                .sync(),
+        );
+        wire.ready();
+        assert_eq!(sqlstate(&wire.ready()), "34000");
+    });
+}
+
 #[test]
 fn two_unnamed_statements_in_a_pipeline() {
     same(|wire| {
