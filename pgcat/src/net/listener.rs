@@ -157,7 +157,7 @@ async fn serve(
                 Order::ShutDown(ending) => ("Got SHUTDOWN", ending),
                 Order::Reload(answer) => {
                     let outcome = match end.ending {
-                        None => reload(&pooler, &load).await,
+                        None => reload(&pooler, &load, listeners.as_ref()).await,
                         Some(_) => Err("the pooler is shutting down".to_owned()),
                     };
                     // The administrator may have left.
@@ -167,7 +167,7 @@ async fn serve(
             },
             _ = hangup.recv() => {
                 match end.ending {
-                    None => drop(reload(&pooler, &load).await),
+                    None => drop(reload(&pooler, &load, listeners.as_ref()).await),
                     Some(_) => log::warn!("Got SIGHUP, but the pooler is shutting down"),
                 }
                 continue;
@@ -311,7 +311,11 @@ async fn hand_over(ready: std::io::Result<Taker>) -> Option<HandedOver> {
 }
 
 /// Reads the configuration again, and follows it. What is wrong with it is in the log.
-async fn reload(pooler: &Arc<Pooler>, load: &Load) -> Result<(), String> {
+async fn reload(
+    pooler: &Arc<Pooler>,
+    load: &Load,
+    listeners: Option<&Listeners>,
+) -> Result<(), String> {
     log::info!("Reloading config");
     let outcome = match load() {
         Ok(config) => pooler.reload(config).await,
@@ -319,6 +323,9 @@ async fn reload(pooler: &Arc<Pooler>, load: &Load) -> Result<(), String> {
     };
     if let Err(error) = &outcome {
         log::error!(target: "pgcat::config", "Config reload error: {error}");
+    }
+    if let Some(listeners) = listeners {
+        listeners.apply(&pooler.dialler().tcp);
     }
     outcome
 }
@@ -349,9 +356,6 @@ async fn watch_file(pooler: Arc<Pooler>) {
 async fn begin(pooler: &Arc<Pooler>, accepted: std::io::Result<DetachedIo>) {
     match accepted {
         Ok(io) => {
-            if let DetachedIo::Tcp(stream) = &io {
-                pooler.dialler().tcp.apply(stream);
-            }
             pooler.accepted(io);
         }
         Err(error) => {

@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::net::SocketFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, UnixStream};
 
-use super::io::DetachedIo;
+use super::io::{DetachedIo, TcpOptions};
 use super::takeover::{Inherited, control};
 use super::unix_socket::UnixSocket;
 use crate::config::model::General;
@@ -14,7 +17,7 @@ use crate::error::Error;
 
 /// The listening sockets, each inherited from another process or opened by this one.
 pub struct Listeners {
-    tcp: (String, TcpListener),
+    tcp: (String, AsyncFd<std::net::TcpListener>),
     unix: Option<UnixSocket>,
     /// For metrics.
     pub exporter: Option<(String, Arc<TcpListener>)>,
@@ -29,7 +32,15 @@ impl Listeners {
     /// [`Error::Start`]: somebody else listens there, or the operating system refuses.
     pub async fn open(general: &General, inherited: &mut Inherited) -> Result<Self, Error> {
         let address = format!("{}:{}", general.host, general.port);
-        let tcp = tcp("tcp", &address, "", inherited).await?;
+        let (name, tcp) = tcp("tcp", &address, "", inherited).await?;
+        #[expect(
+            deprecated,
+            reason = "unsafe only for what does not own its descriptor"
+        )]
+        let tcp = tcp.into_std().and_then(AsyncFd::new);
+        let tcp = tcp.map_err(|error| cannot_listen(&address, "", &error))?;
+        let tcp = (name, tcp);
+        TcpOptions::new(general).apply(&tcp.1);
         let unix = match &general.unix_socket_dir {
             Some(directory) => {
                 let path = directory.join(format!(".s.PGSQL.{}", general.port));
@@ -67,7 +78,13 @@ impl Listeners {
     /// # Errors
     /// As the operating system reports them.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.tcp.1.local_addr()
+        self.tcp.1.get_ref().local_addr()
+    }
+
+    /// Sets the options of all clients to come: a connection has those of the socket it came by, without a system call for
+    /// each.
+    pub fn apply(&self, options: &TcpOptions) {
+        options.apply(&self.tcp.1);
     }
 
     /// The next client; never, without listeners.
@@ -79,7 +96,10 @@ impl Listeners {
             return std::future::pending().await;
         };
         tokio::select! {
-            accepted = listeners.tcp.1.accept() => Ok(DetachedIo::Tcp(accepted?.0.into_std()?)),
+            // Not by tokio's listener, which registers each connection with this thread's reactor, for another to undo it.
+            accepted = listeners.tcp.1.async_io(Interest::READABLE, accept) => {
+                Ok(DetachedIo::Tcp(accepted?))
+            }
             accepted = UnixSocket::accept(listeners.unix.as_ref()) => {
                 Ok(DetachedIo::Unix(accepted?.into_std()?))
             }
@@ -106,7 +126,7 @@ impl Listeners {
         let control = self.control.as_ref();
         let control = control.map(|socket| (control::name(socket.path()), socket.as_fd()));
         let all: [Option<(String, BorrowedFd<'_>)>; 4] = [
-            Some((self.tcp.0.clone(), self.tcp.1.as_fd())),
+            Some((self.tcp.0.clone(), self.tcp.1.get_ref().as_fd())),
             unix,
             exporter,
             control,
@@ -143,6 +163,11 @@ impl Listeners {
     }
 }
 
+fn accept(listener: &std::net::TcpListener) -> std::io::Result<std::net::TcpStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(rustix::net::accept_with(listener, flags)?.into())
+}
+
 fn unix_name(path: &std::path::Path) -> String {
     format!("unix {}", path.display())
 }
@@ -165,8 +190,10 @@ async fn tcp(
     };
     match listener {
         Ok(listener) => Ok((name, listener)),
-        Err(error) => Err(Error::Start(format!(
-            "could not listen on {address}{purpose}: {error}"
-        ))),
+        Err(error) => Err(cannot_listen(address, purpose, &error)),
     }
+}
+
+fn cannot_listen(address: &str, purpose: &str, error: &std::io::Error) -> Error {
+    Error::Start(format!("could not listen on {address}{purpose}: {error}"))
 }

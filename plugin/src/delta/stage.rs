@@ -38,7 +38,8 @@ impl Frontier {
     }
 }
 
-fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> String {
+/// See [`Frontier::after`]; its values are those of [`Frontier::parameters`].
+pub(crate) fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> String {
     format!(
         "(xid >= {xmax}::xid8 AND xid <> {own}::xid8 OR xid = ANY ({running}::xid8[])
             OR xid = {own}::xid8 AND seq > {seq}::bigint)"

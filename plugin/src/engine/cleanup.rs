@@ -1,64 +1,10 @@
-//! Who has work waiting, and the removal of what nobody needs any more.
+//! The removal of what nobody needs any more.
 
 use super::{StreamTableId, remove};
 use crate::conn::{Conn, Error};
-use crate::delta::stage::Frontier;
 
 /// Changes a buffer may hold for stream tables that do not take them in (suspended, failing); beyond, these are rebuilt.
 const HELD_FOR_IDLE: u32 = 1_000_000;
-
-/// Which of these stream tables have changes waiting (or must be rebuilt), in two cheap statements. Those that can only be
-/// recomputed as a whole are never among them: nothing is captured for them.
-///
-/// # Errors
-/// Those of the server.
-pub async fn pending<C: Conn>(
-    c: &mut C,
-    ids: &[StreamTableId],
-) -> Result<Vec<StreamTableId>, Error> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let list: Vec<_> = ids.iter().map(|id| id.to_string()).collect();
-    let sql = "SELECT c.id, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, s.buffer
-         FROM pgtrickle.catalog c LEFT JOIN pgtrickle.source s ON s.stream_table = c.id AND s.buffer IS NOT NULL
-         WHERE c.id = ANY ($1::bigint[]) AND (c.effective_mode = 'incremental' OR c.frontier_snapshot IS NULL)
-         ORDER BY c.id";
-    let list = format!("{{{}}}", list.join(","));
-    let rows = c.query_kept(sql.to_owned(), vec![list]).await?;
-    let mut found = Vec::new();
-    let mut looks = Vec::new();
-    for row in &rows {
-        let Some(id) = row.int(0) else { continue };
-        let (Some(snapshot), Some(xid), Some(seq)) = (
-            row.text(1),
-            row.text(2).and_then(|x| x.parse().ok()),
-            row.int(3),
-        ) else {
-            found.push(StreamTableId(id));
-            continue;
-        };
-        if let Some(buffer) = row.int(4) {
-            let frontier = Frontier {
-                snapshot: snapshot.to_owned(),
-                xid,
-                seq,
-                cluster: String::new(),
-            };
-            looks.push(format!(
-                "SELECT {id} WHERE EXISTS (SELECT FROM pgtrickle.changes_{buffer} WHERE {})",
-                frontier.after()
-            ));
-        }
-    }
-    if !looks.is_empty() {
-        let rows = c.query(&looks.join(" UNION ALL ")).await?;
-        found.extend(rows.iter().filter_map(|r| r.int(0)).map(StreamTableId));
-    }
-    found.sort_unstable();
-    found.dedup();
-    Ok(found)
-}
 
 /// Deletes the changes that all consumers have taken in, from the current role's buffers, what its dropped tables left behind,
 /// and old history. Not those of roles it is a member of: what they have put in the place of a buffer would run as the caller. Runs transactions of its own; returns how many changes were deleted.

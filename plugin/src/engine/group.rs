@@ -7,9 +7,10 @@
 use std::time::{Duration, Instant};
 
 use super::memory::Memory;
+use super::pending::pending_within;
 use super::record::{self, Record, Seen};
 use super::refresh::{Attempt, Trouble, Work, gone_is_drift, refresh_among, remember, rollback};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, cycle, load, pending, settings};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, cycle, load, settings};
 use crate::conn::{Conn, Error, Statement};
 
 /// What a common refresh did with one of the stream tables.
@@ -440,7 +441,7 @@ async fn due<C: Conn>(
         .filter(|&&i| members[i].awaits_changes())
         .map(|&i| members[i].work.record.id)
         .collect();
-    let found = pending(c, &asked).await.map_err(InTheWay::OfAll)?;
+    let found = pending_within(c, &asked).await.map_err(InTheWay::OfAll)?;
     let mut due = vec![false; members.len()];
     for &i in active {
         due[i] = !members[i].awaits_changes() || found.contains(&members[i].work.record.id);

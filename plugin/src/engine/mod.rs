@@ -28,6 +28,7 @@ mod incremental;
 mod load;
 mod look;
 mod memory;
+mod pending;
 mod rebuild;
 mod record;
 mod recursion;
@@ -42,7 +43,7 @@ pub use crate::catalog::bootstrap;
 use crate::conn::Row;
 #[cfg(doc)]
 use crate::conn::{Conn, Error};
-pub use cleanup::{cleanup_buffers, pending};
+pub use cleanup::cleanup_buffers;
 pub use define::define;
 pub use drift::{check, dependents, is_owner};
 pub use explain::{
@@ -52,6 +53,7 @@ pub use explain::{
 pub use group::{Refreshed, load_with_sources, refresh_together};
 pub use load::load;
 pub use memory::Memory;
+pub use pending::pending;
 pub use rebuild::refresh_in_transaction;
 pub use refresh::{refresh, refresh_by_name};
 pub use remove::drop;
