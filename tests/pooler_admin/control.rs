@@ -179,6 +179,35 @@ fn a_pause_does_not_count_as_waiting() {
 }
 
 #[test]
+fn clients_go_on_in_the_order_of_their_waiting() {
+    for (threads, pause) in [(1, "PAUSE"), (1, "SUSPEND"), (3, "PAUSE"), (3, "SUSPEND")] {
+        let pooler = start(&config(1).general(&format!(
+            "worker_threads = {threads}\nconnect_timeout = 60000"
+        )));
+        let mut direct = Wire::connect(server().port(), "postgres", "postgres");
+        direct.run("DROP TABLE IF EXISTS resumed; CREATE TABLE resumed (n int, place serial)");
+        let mut clients: Vec<_> = (0..12).map(|_| client(&pooler)).collect();
+        let mut control = admin(&pooler, "pgbouncer");
+        control.run(pause);
+        for (n, client) in clients.iter_mut().enumerate() {
+            begun(client, &format!("INSERT INTO resumed VALUES ({n})"));
+            eventually("it waits", || waiting(&pooler) == n + 1);
+        }
+        // Among those who have waited for less than 100 ms a thread may prefer its own clients.
+        std::thread::sleep(QUIET);
+        control.run("RESUME");
+        for client in &mut clients {
+            assert_eq!(tags(&client.ready()), "CZ");
+        }
+        assert_eq!(
+            direct.value("SELECT string_agg(n::text, ' ' ORDER BY place) FROM resumed"),
+            "0 1 2 3 4 5 6 7 8 9 10 11",
+            "{threads} threads, {pause}"
+        );
+    }
+}
+
+#[test]
 fn disabled_databases_let_nobody_in() {
     let pooler = start(&config(2));
     let mut inside = client(&pooler);
