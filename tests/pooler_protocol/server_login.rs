@@ -1,12 +1,15 @@
 //! What a server says while the pooler logs in to it, and what of it clients are told.
 
 use std::cell::RefCell;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::thread;
+use std::time::Duration;
 
 use test_support::wire::{Messages, PROTOCOL_3_0, Wire, sqlstate, startup, tags};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
 
-use crate::stage::{eventually, start};
+use crate::stage::{DONE, eventually, scripted, start};
 
 const TRUST: &str = "auth_type = \"trust\"";
 
@@ -209,4 +212,35 @@ fn a_server_that_restarts_is_waited_for() {
     drop(last);
     postgres.restart();
     assert_eq!(tags(&waits.ready()), "TDCZ");
+}
+
+/// As PostgreSQL before 14, which tells of a reload at once, while nobody asks it anything.
+fn tells_unasked(stream: &mut TcpStream, _: &[u8]) {
+    let _ = stream.write_all(DONE);
+    thread::sleep(Duration::from_millis(100));
+    let told = Messages::new().message(b'S', b"server_version\x0015.1\0");
+    let _ = stream.write_all(told.as_ref());
+}
+
+/// The connection is kept, and clients are greeted with what it has said.
+#[test]
+fn a_parameter_that_an_idle_server_tells() {
+    let pooler = scripted(tells_unasked);
+    let connect = || Wire::connect(pooler.port(), "postgres", "postgres");
+    let pooled = || {
+        let servers = Wire::connect(pooler.port(), "admin", "pgbouncer").query("SHOW SERVERS");
+        let server = servers.iter().find(|message| message.tag == b'D');
+        // Its ends, and when it was connected.
+        server.expect("a connection").row()[4..9].to_vec()
+    };
+    let version = || connect().parameter("server_version");
+    let mut client = connect();
+    assert_eq!(version().as_deref(), Some("15.0"));
+    assert_eq!(tags(&client.query("SELECT 1")), "CZ");
+    let before = pooled();
+    eventually("the new version is told", || {
+        version().as_deref() == Some("15.1")
+    });
+    assert_eq!(tags(&client.query("SELECT 1")), "CZ");
+    assert_eq!(pooled(), before);
 }
