@@ -207,6 +207,38 @@ fn clients_go_on_in_the_order_of_their_waiting() {
     }
 }
 
+/// Whoever waits while paused does not wait for a connection; and a connection of the reserve is waited for as any other.
+#[test]
+fn a_pause_opens_no_reserve() {
+    let lines = "auth_type = \"trust\"\nreserve_pool_size = 1\nreserve_pool_timeout = 200";
+    let config = PoolerConfig::new(server())
+        .user_with("postgres", 1, lines)
+        .general("admin_auth_type = \"trust\"\nconnect_timeout = 60000");
+    let pooler = start(&config);
+    let mut clients = [(); 2].map(|()| client(&pooler));
+    for client in &mut clients {
+        client.run("BEGIN");
+    }
+    let mut control = admin(&pooler, "pgbouncer");
+    begun(&mut control, "PAUSE");
+    eventually("the pool is paused", || {
+        let mut admin = admin(&pooler, "pgbouncer");
+        row(&mut admin, "SHOW STATE", "key", "paused")["value"] == "yes"
+    });
+    let mut waits = client(&pooler);
+    begun(&mut waits, "SELECT 1");
+    let [of_pool, of_reserve] = &mut clients;
+    of_pool.run("COMMIT");
+    assert!(waits.silent_for(Duration::from_millis(1000)));
+    assert!(control.silent_for(QUIET), "a transaction is open");
+    of_reserve.run("COMMIT");
+    assert_eq!(tags(&control.ready()), "CZ");
+    assert!(waits.silent_for(Duration::from_millis(1000)));
+    assert!(rows(&mut control, "SHOW SERVERS").is_empty());
+    control.run("RESUME");
+    assert_eq!(tags(&waits.ready()), "TDCZ");
+}
+
 #[test]
 fn disabled_databases_let_nobody_in() {
     let pooler = start(&config(2));
