@@ -207,10 +207,11 @@ fn clients_go_on_in_the_order_of_their_waiting() {
     }
 }
 
-/// Whoever waits while paused does not wait for a connection; and a connection of the reserve is waited for as any other.
+/// Whoever waits for a connection as the pool is paused waits no longer for that; and a connection of the reserve is
+/// waited for as any other.
 #[test]
 fn a_pause_opens_no_reserve() {
-    let lines = "auth_type = \"trust\"\nreserve_pool_size = 1\nreserve_pool_timeout = 200";
+    let lines = "auth_type = \"trust\"\nreserve_pool_size = 2\nreserve_pool_timeout = 1500";
     let config = PoolerConfig::new(server())
         .user_with("postgres", 1, lines)
         .general("admin_auth_type = \"trust\"\nconnect_timeout = 60000");
@@ -219,22 +220,19 @@ fn a_pause_opens_no_reserve() {
     for client in &mut clients {
         client.run("BEGIN");
     }
-    let mut control = admin(&pooler, "pgbouncer");
-    begun(&mut control, "PAUSE");
-    eventually("the pool is paused", || {
-        let mut admin = admin(&pooler, "pgbouncer");
-        row(&mut admin, "SHOW STATE", "key", "paused")["value"] == "yes"
-    });
     let mut waits = client(&pooler);
     begun(&mut waits, "SELECT 1");
+    eventually("it waits", || waiting(&pooler) == 1);
+    let mut control = admin(&pooler, "pgbouncer");
+    begun(&mut control, "PAUSE");
+    assert!(waits.silent_for(Duration::from_millis(2500)));
     let [of_pool, of_reserve] = &mut clients;
     of_pool.run("COMMIT");
-    assert!(waits.silent_for(Duration::from_millis(1000)));
     assert!(control.silent_for(QUIET), "a transaction is open");
     of_reserve.run("COMMIT");
     assert_eq!(tags(&control.ready()), "CZ");
-    assert!(waits.silent_for(Duration::from_millis(1000)));
     assert!(rows(&mut control, "SHOW SERVERS").is_empty());
+    assert!(waits.silent_for(QUIET));
     control.run("RESUME");
     assert_eq!(tags(&waits.ready()), "TDCZ");
 }
