@@ -212,7 +212,7 @@ fn much_data_for_many_clients() {
     });
 }
 
-/// The client reads nothing before it has sent everything, and is answered meanwhile.
+/// The client sends all without waiting for answers.
 #[test]
 fn ten_megabytes_each_way_at_once() {
     let pooler = trusting_pooler();
