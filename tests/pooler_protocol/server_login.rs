@@ -215,8 +215,12 @@ fn a_server_that_restarts_is_waited_for() {
 }
 
 /// As PostgreSQL before 14, which tells of a reload at once, while nobody asks it anything.
-fn tells_unasked(stream: &mut TcpStream, _: &[u8]) {
+fn tells_unasked(stream: &mut TcpStream, asked: &[u8]) {
     let _ = stream.write_all(DONE);
+    // The pooler has questions of its own.
+    if asked.windows(7).all(|w| w != b"'first'") {
+        return;
+    }
     thread::sleep(Duration::from_millis(100));
     let told = Messages::new().message(b'S', b"server_version\x0015.1\0");
     let _ = stream.write_all(told.as_ref());
@@ -236,11 +240,11 @@ fn a_parameter_that_an_idle_server_tells() {
     let version = || connect().parameter("server_version");
     let mut client = connect();
     assert_eq!(version().as_deref(), Some("15.0"));
-    assert_eq!(tags(&client.query("SELECT 1")), "CZ");
+    assert_eq!(tags(&client.query("SELECT 'first'")), "CZ");
     let before = pooled();
     eventually("the new version is told", || {
         version().as_deref() == Some("15.1")
     });
-    assert_eq!(tags(&client.query("SELECT 1")), "CZ");
+    assert_eq!(tags(&client.query("SELECT 'second'")), "CZ");
     assert_eq!(pooled(), before);
 }
