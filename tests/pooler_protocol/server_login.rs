@@ -171,6 +171,29 @@ fn clients_are_greeted_with_the_servers_present_defaults() {
     assert_eq!(greeted.as_deref(), Some("Pacific/Honolulu"));
 }
 
+/// The server tells of a reload with its next answer, which may be one to the pooler's own question.
+#[test]
+fn a_reload_that_a_health_check_is_told_of() {
+    let postgres = Postgres::start_with(15, &Settings::auth(Auth::Trust));
+    let mut admin = Wire::connect(postgres.port(), "postgres", "postgres");
+    admin.run("CREATE ROLE app LOGIN");
+    let config = PoolerConfig::new(&postgres)
+        .user_with("app", 1, TRUST)
+        .general("healthcheck_delay = 0");
+    let pooler = start(&config);
+    let mut early = client(&pooler);
+    early.run("SELECT 1");
+    admin.run("ALTER SYSTEM SET TimeZone = 'Asia/Tokyo'");
+    admin.run("SELECT pg_reload_conf()");
+    let reloaded = (0..1000).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        early.value("SHOW TimeZone") == "Asia/Tokyo"
+    });
+    assert!(reloaded);
+    let greeted = client(&pooler).parameter("TimeZone");
+    assert_eq!(greeted.as_deref(), Some("Asia/Tokyo"));
+}
+
 /// A restart as an administrator does it: the server first lets nobody in, then is not there, then is not ready. Clients
 /// between transactions notice nothing but that it takes long.
 #[test]

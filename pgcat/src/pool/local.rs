@@ -393,8 +393,15 @@ impl LocalPool {
             return Ok(Some(server));
         }
         let limit = thread.config().general.healthcheck_timeout;
+        let parameters = server.parameters.clone();
         match timeout(limit, server.simple_query(";", &mut Vec::new())).await {
-            Ok(Ok(_)) => Ok(Some(server)),
+            Ok(Ok(_)) => {
+                // The server tells of a reload with its next answer, which was this one.
+                if server.parameters != parameters {
+                    self.shared.forget_greetings();
+                }
+                Ok(Some(server))
+            }
             Ok(Err(error)) => {
                 log::info!(
                     "a connection to {} was lost: {error}",
