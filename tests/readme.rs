@@ -1,11 +1,14 @@
-//! The README's examples work as printed.
+//! The README's examples work as printed, and what is written about the tests is true.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use test_support::{Pooler, Postgres, Stack, converges};
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 const README: &str = include_str!("../README.md");
+const PITFALLS: &str = include_str!("PITFALLS.md");
 
 /// The code blocks of a language, in order.
 fn blocks(language: &str) -> Vec<&'static str> {
@@ -124,4 +127,66 @@ fn commands_for_those_who_come_from_pgbouncer_work() {
         );
     }
     std::fs::remove_dir_all(&directory).expect("the directory is removed");
+}
+
+/// Whether there is a test `program::module::test`.
+fn is_test(path: &str) -> bool {
+    let names: Vec<&str> = path.split("::").collect();
+    let [program, modules @ .., test] = &names[..] else {
+        return false;
+    };
+    let directory = match *program {
+        "pgcat" => "pgcat/src".to_owned(),
+        program => format!("tests/{program}"),
+    };
+    let read = |modules: &[&str]| {
+        let file = [&[&*directory], modules].concat().join("/");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        fs::read_to_string(root.join(file + ".rs")).ok()
+    };
+    let text = read(modules).or_else(|| match modules {
+        // In the file of what they test.
+        [modules @ .., "tests"] => read(modules),
+        _ => None,
+    });
+    let marked = [
+        format!("#[test]fn {test}("),
+        format!("#[tokio::test]async fn {test}("),
+    ];
+    // Without the white space between lines.
+    let text: String = text
+        .iter()
+        .flat_map(|text| text.lines().map(str::trim))
+        .collect();
+    marked.iter().any(|test| text.contains(test))
+}
+
+#[test]
+fn every_pitfall_has_its_tests_or_a_reason() {
+    let own = "every_pitfall_has_its_tests_or_a_reason";
+    assert!(is_test(&format!("readme::{own}")));
+    for other in ["is_test", "every_pitfall", "sql_blocks_run"] {
+        assert!(!is_test(&format!("readme::{other}")), "{other}");
+    }
+    let tables: Vec<&str> = PITFALLS.split("|---|---|---|\n").skip(1).collect();
+    assert_eq!(tables.len(), 2);
+    for (table, count) in tables.into_iter().zip([90, 43]) {
+        let rows = table.lines().take_while(|line| line.starts_with('|'));
+        let rows: Vec<Vec<&str>> = rows
+            .map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        let numbers: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+        let expected: Vec<String> = (1..=count).map(|number: u32| number.to_string()).collect();
+        assert_eq!(numbers, expected);
+        for row in rows {
+            let [number, title, tests] = row[..] else {
+                panic!("{row:?}");
+            };
+            assert!(!title.is_empty() && !tests.is_empty(), "{number}");
+            let quoted = tests.split('`').skip(1).step_by(2);
+            for test in quoted.filter(|quoted| quoted.contains("::")) {
+                assert!(is_test(test), "{number}: there is no test {test}");
+            }
+        }
+    }
 }

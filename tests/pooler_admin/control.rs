@@ -179,6 +179,65 @@ fn a_pause_does_not_count_as_waiting() {
 }
 
 #[test]
+fn clients_go_on_in_the_order_of_their_waiting() {
+    for (threads, pause) in [(1, "PAUSE"), (1, "SUSPEND"), (3, "PAUSE"), (3, "SUSPEND")] {
+        let pooler = start(&config(1).general(&format!(
+            "worker_threads = {threads}\nconnect_timeout = 60000"
+        )));
+        let mut direct = Wire::connect(server().port(), "postgres", "postgres");
+        direct.run("DROP TABLE IF EXISTS resumed; CREATE TABLE resumed (n int, place serial)");
+        let mut clients: Vec<_> = (0..12).map(|_| client(&pooler)).collect();
+        let mut control = admin(&pooler, "pgbouncer");
+        control.run(pause);
+        for (n, client) in clients.iter_mut().enumerate() {
+            begun(client, &format!("INSERT INTO resumed VALUES ({n})"));
+            eventually("it waits", || waiting(&pooler) == n + 1);
+        }
+        // Among those who have waited for less than 100 ms a thread may prefer its own clients.
+        std::thread::sleep(QUIET);
+        control.run("RESUME");
+        for client in &mut clients {
+            assert_eq!(tags(&client.ready()), "CZ");
+        }
+        assert_eq!(
+            direct.value("SELECT string_agg(n::text, ' ' ORDER BY place) FROM resumed"),
+            "0 1 2 3 4 5 6 7 8 9 10 11",
+            "{threads} threads, {pause}"
+        );
+    }
+}
+
+/// Whoever waits for a connection as the pool is paused waits no longer for that; and a connection of the reserve is
+/// waited for as any other.
+#[test]
+fn a_pause_opens_no_reserve() {
+    let lines = "auth_type = \"trust\"\nreserve_pool_size = 2\nreserve_pool_timeout = 1500";
+    let config = PoolerConfig::new(server())
+        .user_with("postgres", 1, lines)
+        .general("admin_auth_type = \"trust\"\nconnect_timeout = 60000");
+    let pooler = start(&config);
+    let mut clients = [(); 2].map(|()| client(&pooler));
+    for client in &mut clients {
+        client.run("BEGIN");
+    }
+    let mut waits = client(&pooler);
+    begun(&mut waits, "SELECT 1");
+    eventually("it waits", || waiting(&pooler) == 1);
+    let mut control = admin(&pooler, "pgbouncer");
+    begun(&mut control, "PAUSE");
+    assert!(waits.silent_for(Duration::from_millis(2500)));
+    let [of_pool, of_reserve] = &mut clients;
+    of_pool.run("COMMIT");
+    assert!(control.silent_for(QUIET), "a transaction is open");
+    of_reserve.run("COMMIT");
+    assert_eq!(tags(&control.ready()), "CZ");
+    assert!(rows(&mut control, "SHOW SERVERS").is_empty());
+    assert!(waits.silent_for(QUIET));
+    control.run("RESUME");
+    assert_eq!(tags(&waits.ready()), "TDCZ");
+}
+
+#[test]
 fn disabled_databases_let_nobody_in() {
     let pooler = start(&config(2));
     let mut inside = client(&pooler);

@@ -165,6 +165,57 @@ fn a_server_that_moves_is_followed() {
     assert_ne!(one.value("SELECT inet_server_port()"), port);
 }
 
+#[test]
+fn a_password_that_the_server_has_changed() {
+    let postgres = Postgres::start(15);
+    let superuser = postgres.psql("postgres", "postgres");
+    superuser.run(&["CREATE ROLE app LOGIN PASSWORD 'first'"]);
+    let of = |password: &str| {
+        PoolerConfig::new(&postgres)
+            .user_with(
+                "app",
+                2,
+                &format!("auth_type = \"trust\"\nserver_password = \"{password}\""),
+            )
+            .general("admin_auth_type = \"trust\"\nconnect_timeout = 15000")
+    };
+    let pooler = start(&of("first"));
+    let connect = || Wire::connect(pooler.port(), "app", "postgres");
+    let pid = |wire: &mut Wire| wire.value("SELECT pg_backend_pid()");
+    let is_there = |pid: &str| {
+        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+        superuser.run(&[&sql]) == "1\n"
+    };
+    let mut busy = connect();
+    busy.run("BEGIN");
+    let of_busy = pid(&mut busy);
+    let mut idle = connect();
+    let of_idle = pid(&mut idle);
+    superuser.run(&["ALTER ROLE app PASSWORD 'second'"]);
+    reload(&pooler, &of("second"));
+    eventually("the idle connection is closed", || !is_there(&of_idle));
+    idle.run("BEGIN");
+    // Once more, with somebody who waits.
+    let mut other = connect();
+    other.run("BEGIN");
+    let mut waits = connect();
+    waits.send(Messages::new().query("SELECT 'waited'"));
+    eventually("it waits", || {
+        let clients = rows(&mut admin(&pooler, "pgcat"), "SHOW CLIENTS");
+        clients.iter().any(|row| row["state"] == "waiting")
+    });
+    superuser.run(&["ALTER ROLE app PASSWORD 'third'"]);
+    reload(&pooler, &of("third"));
+    assert_eq!(tags(&waits.ready()), "TDCZ");
+    // Transactions have outlived both.
+    assert_eq!(pid(&mut busy), of_busy);
+    for client in [&mut busy, &mut idle, &mut other] {
+        client.run("COMMIT");
+    }
+    eventually("the old connection is closed", || !is_there(&of_busy));
+    busy.run("SELECT 1");
+}
+
 /// PgCat loses the one who waits: it waits on a pool that is no more.
 #[test]
 fn a_reload_while_paused_leaves_nobody_behind() {

@@ -99,6 +99,38 @@ fn an_error_in_the_middle_of_a_transaction() {
     });
 }
 
+/// The server connection serves another client by then, which is in the middle of a COPY of its own.
+#[test]
+fn late_copy_data_does_not_reach_the_next_client() {
+    direct().run(&table("copy_of_the_next"));
+    let stage = Stage::new(1);
+    let (mut late, mut next) = (stage.client(), stage.client());
+    for n in 0..5 {
+        let copy = Messages::new().query("COPY copy_of_the_next FROM STDIN");
+        late.send(&copy);
+        late.until(b'G');
+        late.send(Messages::new().copy_data(b"bad\n"));
+        assert_eq!(tags(&late.ready()), "EZ");
+        next.send(&copy);
+        next.until(b'G');
+        late.send(
+            Messages::new()
+                .copy_data(b"666\tlate\n")
+                .copy_fail("too late")
+                .copy_done()
+                .sync(),
+        );
+        // By then all of it has been dealt with.
+        assert_eq!(tags(&late.ready()), "Z");
+        let row = format!("{n}\tnext\n");
+        next.send(Messages::new().copy_data(row.as_bytes()).copy_done());
+        assert_eq!(tags(&next.ready()), "CZ");
+    }
+    let rows = "SELECT string_agg(a || b, ' ' ORDER BY a) FROM copy_of_the_next";
+    assert_eq!(late.value(rows), "0next 1next 2next 3next 4next");
+    stage.assert_clean();
+}
+
 #[test]
 fn an_error_at_the_end() {
     same_after(&table("copy_twice"), |wire| {

@@ -1,14 +1,14 @@
 //! Servers and clients that die, at any moment: it harms nobody else.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
 use test_support::wire::{Messages, Wire, sqlstate, tags};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
 
-use crate::stage::{Stage, direct, eventually, is_running, start};
+use crate::stage::{DONE, Stage, direct, eventually, is_running, scripted, start};
 
 fn terminate(pid: &str) {
     direct().run(&format!("SELECT pg_terminate_backend({pid}, 5000)"));
@@ -334,54 +334,23 @@ fn a_pooler_starts_without_its_server() {
     assert_eq!(client.value("SELECT 1"), "1");
 }
 
-/// A server of our own making: to each query it answers with a row in two pieces, the second with rubbish behind it.
-fn breaks_off(listener: &TcpListener) {
-    while let Ok((mut stream, _)) = listener.accept() {
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // The startup message, or a TLS request, which is refused.
-            while let Ok(n @ 1..) = stream.read(&mut buffer) {
-                if n == 8 {
-                    let _ = stream.write_all(b"N");
-                    continue;
-                }
-                break;
-            }
-            let greeting = Messages::new()
-                .message(b'R', &[0; 4])
-                .message(b'S', b"server_version\x0015.0\0")
-                .message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2])
-                .message(b'Z', b"I");
-            let _ = stream.write_all(greeting.as_ref());
-            let row = Messages::new().message(b'D', b"\0\x01\0\0\0\x10two halves of it");
-            let (first, second) = row.as_ref().split_at(12);
-            while let Ok(n @ 1..) = stream.read(&mut buffer) {
-                if buffer[..n].windows(6).all(|w| w != b"halves") {
-                    let reply = Messages::new()
-                        .message(b'C', b"SELECT 0\0")
-                        .message(b'Z', b"I");
-                    let _ = stream.write_all(reply.as_ref());
-                    continue;
-                }
-                let _ = stream.write_all(first);
-                thread::sleep(Duration::from_millis(200));
-                let _ = stream.write_all(&[second, b"\xff\xff\xff\xff\xff\xff"].concat());
-            }
-        });
+/// A row in two pieces, the second with rubbish behind it.
+fn breaks_off(stream: &mut TcpStream, asked: &[u8]) {
+    if asked.windows(6).all(|w| w != b"halves") {
+        let _ = stream.write_all(DONE);
+        return;
     }
+    let row = Messages::new().message(b'D', b"\0\x01\0\0\0\x10two halves of it");
+    let (first, second) = row.as_ref().split_at(12);
+    let _ = stream.write_all(first);
+    thread::sleep(Duration::from_millis(200));
+    let _ = stream.write_all(&[second, b"\xff\xff\xff\xff\xff\xff"].concat());
 }
 
 /// Found by the fuzzer: the end of a row was lost if what followed it was no message, and the client took the error for it.
 #[test]
 fn rubbish_behind_a_row_does_not_cut_it_off() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    // It ends with the process.
-    thread::spawn(move || breaks_off(&listener));
-    let config = PoolerConfig::for_server("127.0.0.1", port)
-        .user_with("postgres", 1, "auth_type = \"trust\"")
-        .general("validate_config = false");
-    let pooler = Pooler::start(env!("CARGO_BIN_EXE_pgcat"), &config);
+    let pooler = scripted(breaks_off);
     let mut client = Wire::connect(pooler.port(), "postgres", "postgres");
     client.send(Messages::new().query("SELECT 'halves'"));
     let messages = client.end();

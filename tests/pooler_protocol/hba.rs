@@ -219,3 +219,36 @@ fn a_password_in_the_clear_opens_the_server() {
     );
     assert_eq!(psql.run(&["SELECT 1"]), "1\n");
 }
+
+/// The longest that PostgreSQL takes, and one that nobody does.
+#[test]
+fn a_password_of_64_kilobytes_in_the_clear() {
+    let password = "p".repeat(65_530);
+    let postgres = Postgres::start_with(15, &Settings::auth(Auth::Password));
+    postgres
+        .psql("postgres", "postgres")
+        .run(&[&format!("CREATE ROLE tokens LOGIN PASSWORD '{password}'")]);
+    let authority = Authority::new();
+    let own = authority.issue("localhost", &["localhost"]);
+    let config = PoolerConfig::new(&postgres)
+        .general(&format!(
+            "tls_certificate = {:?}\ntls_private_key = {:?}",
+            own.certificate, own.key
+        ))
+        .user_with(
+            "tokens",
+            1,
+            &format!("auth_type = \"password\"\npassword = \"{password}\""),
+        )
+        .without_passwords();
+    let pooler = start(&config);
+    let psql = pooler
+        .psql("tokens", "postgres")
+        .variable("PGSSLMODE", "require");
+    let login = |password: &str| psql.clone().password(password).try_run(&["SELECT 1"]);
+    for wrong in [&password[1..], &"p".repeat(70_000)] {
+        assert!(!login(wrong).success);
+    }
+    let output = login(&password);
+    assert_eq!(output.stdout, "1\n", "{}", output.stderr);
+}

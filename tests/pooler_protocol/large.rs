@@ -45,6 +45,69 @@ fn extended_messages_at_buffer_sizes() {
     });
 }
 
+/// CopyData, Describe and Close of exactly so many bytes, with another message right behind.
+#[test]
+fn other_messages_at_buffer_sizes() {
+    same_after(
+        "CREATE TABLE IF NOT EXISTS at_edges (a text); TRUNCATE at_edges",
+        |wire| {
+            for power in [12_u32, 13, 14, 15, 16] {
+                for delta in -8_i32..=8 {
+                    let size = usize::try_from(2_i32.pow(power) + delta).unwrap();
+                    // PostgreSQL takes no longer ones.
+                    if size < 10_000 {
+                        // Beside the name: a header of five bytes, what it is a name of, and a NUL.
+                        let name = "n".repeat(size - 7);
+                        wire.send(Messages::new().parse(&name, "SELECT 1").flush());
+                        wire.until(b'1');
+                        wire.send(Messages::new().describe_statement(&name).flush());
+                        assert_eq!(tags(&wire.until(b'T')), "tT");
+                        wire.send(Messages::new().close_statement(&name).sync());
+                        assert_eq!(tags(&wire.ready()), "3Z");
+                    }
+                    wire.send(Messages::new().query("COPY at_edges FROM STDIN"));
+                    wire.until(b'G');
+                    let line = format!("{}\n", "x".repeat(size - 6));
+                    wire.send(
+                        Messages::new()
+                            .copy_data(line.as_bytes())
+                            .copy_data(b"short\n")
+                            .copy_done(),
+                    );
+                    assert_eq!(tags(&wire.ready()), "CZ");
+                }
+            }
+            wire.query("SELECT length(a), count(*) FROM at_edges GROUP BY 1 ORDER BY 1");
+        },
+    );
+}
+
+/// Wherever a buffer ends among them: within a header, behind it, or between two messages.
+#[test]
+fn many_small_messages_in_one_write() {
+    same_after(
+        "CREATE TABLE IF NOT EXISTS small (a text); TRUNCATE small",
+        |wire| {
+            let mut copy = Messages::new().query("COPY small FROM STDIN");
+            for n in 0..100_000 {
+                let line = format!("{n}{}\n", "c".repeat(n % 59));
+                copy = copy.copy_data(line.as_bytes());
+            }
+            wire.send(copy.copy_done());
+            assert_eq!(tags(&wire.ready()), "GCZ");
+            wire.query("SELECT count(*), md5(string_agg(a, ',' ORDER BY a)) FROM small");
+            let mut batch = Messages::new().parse("s", "SELECT 1");
+            for n in 0..4000 {
+                batch = batch
+                    .describe_statement("s")
+                    .close_statement(&"c".repeat(n % 61 + 1));
+            }
+            wire.send(batch.sync());
+            wire.ready();
+        },
+    );
+}
+
 #[test]
 fn many_small_rows_and_a_few_large_ones() {
     same(|wire| {

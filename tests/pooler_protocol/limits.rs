@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use test_support::wire::{Message, Messages, PROTOCOL_3_0, Wire, cancel, sqlstate, startup};
-use test_support::{Pooler, PoolerConfig, memory};
+use test_support::{Pooler, PoolerConfig, cpu_time, memory};
 
 use crate::stage::{direct, eventually, is_running, server, start};
 
@@ -169,6 +172,41 @@ fn a_cancel_request_is_no_login() {
     // Who says nothing is not kept waiting for long.
     let late = Wire::open(pooler.port()).end();
     assert_eq!(sqlstate(&late), "53300");
+}
+
+/// The operating system's limit. Who is in goes on, others wait until somebody leaves, and the pooler does not spin.
+#[test]
+fn no_more_files() {
+    let pooler = pooler(|config| config.user_with("postgres", 2, TRUST));
+    let mut inside = login(&pooler, "postgres", "postgres").expect("the first");
+    inside.run("SELECT 1");
+    let pid = pooler.pid().to_string();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("its files");
+    let limit = open.count() + 3;
+    let limited = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--nofile={limit}:")])
+        .status();
+    assert!(limited.is_ok_and(|status| status.success()));
+    let crowd: Vec<_> = (0..20).map(|_| Wire::open(pooler.port())).collect();
+    let told = || pooler.log().matches("could not accept a client").count();
+    eventually("there are no more files", || told() > 0);
+    let (told_before, time_before) = (told(), cpu_time(pooler.pid()));
+    for _ in 0..10 {
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(inside.value("SELECT 1"), "1");
+    }
+    let time = cpu_time(pooler.pid()) - time_before;
+    assert!(
+        time < Duration::from_millis(500),
+        "{time:?} of CPU for nothing"
+    );
+    let told = told() - told_before;
+    assert!((1..100).contains(&told), "told {told} times");
+    drop(crowd);
+    eventually("newcomers are let in", || {
+        logins(pooler.port(), "postgres", "postgres")
+    });
+    inside.run("SELECT 1");
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! What a server says while the pooler logs in to it, and what of it clients are told.
 
 use std::cell::RefCell;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::thread;
+use std::time::Duration;
 
 use test_support::wire::{Messages, PROTOCOL_3_0, Wire, sqlstate, startup, tags};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
 
-use crate::stage::{eventually, start};
+use crate::stage::{DONE, eventually, scripted, start};
 
 const TRUST: &str = "auth_type = \"trust\"";
 
@@ -168,6 +171,29 @@ fn clients_are_greeted_with_the_servers_present_defaults() {
     assert_eq!(greeted.as_deref(), Some("Pacific/Honolulu"));
 }
 
+/// The server tells of a reload with its next answer, which may be one to the pooler's own question.
+#[test]
+fn a_reload_that_a_health_check_is_told_of() {
+    let postgres = Postgres::start_with(15, &Settings::auth(Auth::Trust));
+    let mut admin = Wire::connect(postgres.port(), "postgres", "postgres");
+    admin.run("CREATE ROLE app LOGIN");
+    let config = PoolerConfig::new(&postgres)
+        .user_with("app", 1, TRUST)
+        .general("healthcheck_delay = 0");
+    let pooler = start(&config);
+    let mut early = client(&pooler);
+    early.run("SELECT 1");
+    admin.run("ALTER SYSTEM SET TimeZone = 'Asia/Tokyo'");
+    admin.run("SELECT pg_reload_conf()");
+    let reloaded = (0..1000).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        early.value("SHOW TimeZone") == "Asia/Tokyo"
+    });
+    assert!(reloaded);
+    let greeted = client(&pooler).parameter("TimeZone");
+    assert_eq!(greeted.as_deref(), Some("Asia/Tokyo"));
+}
+
 /// A restart as an administrator does it: the server first lets nobody in, then is not there, then is not ready. Clients
 /// between transactions notice nothing but that it takes long.
 #[test]
@@ -209,4 +235,39 @@ fn a_server_that_restarts_is_waited_for() {
     drop(last);
     postgres.restart();
     assert_eq!(tags(&waits.ready()), "TDCZ");
+}
+
+/// As PostgreSQL before 14, which tells of a reload at once, while nobody asks it anything.
+fn tells_unasked(stream: &mut TcpStream, asked: &[u8]) {
+    let _ = stream.write_all(DONE);
+    // The pooler has questions of its own.
+    if asked.windows(7).all(|w| w != b"'first'") {
+        return;
+    }
+    thread::sleep(Duration::from_millis(100));
+    let told = Messages::new().message(b'S', b"server_version\x0015.1\0");
+    let _ = stream.write_all(told.as_ref());
+}
+
+/// The connection is kept, and clients are greeted with what it has said.
+#[test]
+fn a_parameter_that_an_idle_server_tells() {
+    let pooler = scripted(tells_unasked);
+    let connect = || Wire::connect(pooler.port(), "postgres", "postgres");
+    let pooled = || {
+        let servers = Wire::connect(pooler.port(), "admin", "pgbouncer").query("SHOW SERVERS");
+        let server = servers.iter().find(|message| message.tag == b'D');
+        // Its ends, and when it was connected.
+        server.expect("a connection").row()[4..9].to_vec()
+    };
+    let version = || connect().parameter("server_version");
+    let mut client = connect();
+    assert_eq!(version().as_deref(), Some("15.0"));
+    assert_eq!(tags(&client.query("SELECT 'first'")), "CZ");
+    let before = pooled();
+    eventually("the new version is told", || {
+        version().as_deref() == Some("15.1")
+    });
+    assert_eq!(tags(&client.query("SELECT 'second'")), "CZ");
+    assert_eq!(pooled(), before);
 }

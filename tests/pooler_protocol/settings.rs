@@ -141,6 +141,47 @@ fn a_setting_in_a_failed_query_is_not_kept() {
     assert_eq!(setting(&mut client, "statement_timeout"), "13s");
 }
 
+/// They are set on the server connection with the batch, but are no part of it: what fails takes nothing of them back.
+#[test]
+fn settings_that_come_with_a_batch_that_fails() {
+    let stage = Stage::new(1);
+    let mut client = stage.client();
+    client.run("SET work_mem = '9MB'");
+    for (failing, readies) in [
+        (Messages::new().statement("SELECT 1/0").sync(), 1),
+        (Messages::new().parse("", "SELECT syntax error").sync(), 1),
+        (Messages::new().bind("", "unknown", &[]).sync(), 1),
+        (Messages::new().query("SELECT 1/0"), 1),
+        (Messages::new().query("SELECT 1; SELECT 1/0"), 1),
+        (Messages::new().query("SELECT 'syntax"), 1),
+        (
+            Messages::new()
+                .statement("BEGIN")
+                .statement("SELECT 1/0")
+                .sync()
+                .query("ROLLBACK"),
+            2,
+        ),
+    ] {
+        let mut other = stage.client();
+        other.run("SET work_mem = '3MB'");
+        // Once with the next statement on its way already.
+        client.send(failing.clone().query("SHOW work_mem"));
+        for _ in 0..readies {
+            client.ready();
+        }
+        let shown = client.ready();
+        assert_eq!(shown[1].row(), [Some("9MB".to_owned())], "{failing:?}");
+        assert_eq!(setting(&mut other, "work_mem"), "3MB", "{failing:?}");
+        client.send(&failing);
+        for _ in 0..readies {
+            client.ready();
+        }
+        assert_eq!(setting(&mut client, "work_mem"), "9MB", "{failing:?}");
+        assert_eq!(setting(&mut other, "work_mem"), "3MB", "{failing:?}");
+    }
+}
+
 /// They belong to the transaction, and are no settings of the session.
 #[test]
 fn properties_of_a_transaction_end_with_it() {

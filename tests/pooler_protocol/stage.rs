@@ -1,6 +1,8 @@
 //! What the tests are played on: one server for all, a pooler for each.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -172,4 +174,42 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// What a server says that has done what it was asked.
+pub const DONE: &[u8] = b"C\0\0\0\x0dSELECT 0\0Z\0\0\0\x05I";
+
+/// A pooler with a pool of one in front of a server of our own making, which lets everybody in and answers by `answer`
+/// whatever comes at once. It ends with the process.
+pub fn scripted(answer: fn(&mut TcpStream, &[u8])) -> Pooler {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                // The startup message, or a TLS request, which is refused.
+                while let Ok(n @ 1..) = stream.read(&mut buffer) {
+                    if n == 8 {
+                        let _ = stream.write_all(b"N");
+                        continue;
+                    }
+                    break;
+                }
+                let greeting = Messages::new()
+                    .message(b'R', &[0; 4])
+                    .message(b'S', b"server_version\x0015.0\0")
+                    .message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2])
+                    .message(b'Z', b"I");
+                let _ = stream.write_all(greeting.as_ref());
+                while let Ok(n @ 1..) = stream.read(&mut buffer) {
+                    answer(&mut stream, &buffer[..n]);
+                }
+            });
+        }
+    });
+    let config = PoolerConfig::for_server("127.0.0.1", port)
+        .user_with("postgres", 1, "auth_type = \"trust\"")
+        .general("validate_config = false\nadmin_auth_type = \"trust\"");
+    start(&config)
 }

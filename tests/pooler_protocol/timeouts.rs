@@ -141,6 +141,67 @@ fn a_server_that_does_not_cancel() {
     });
 }
 
+/// Nobody keeps a server connection by not reading what it sends. A server that cannot send does not look for cancel
+/// requests, so it is the session that ends.
+#[test]
+fn a_client_that_does_not_read() {
+    thread::scope(|scope| {
+        for (limit, before) in [("statement", "SELECT 1"), ("transaction", "BEGIN")] {
+            scope.spawn(move || {
+                // The kernel has a limit for what nobody takes, too.
+                let stage = stage(&format!(
+                    "{limit}_timeout = 1000\nconnect_timeout = 60000\ntcp_user_timeout = 60000"
+                ));
+                let mut client = stage.client();
+                client.run(before);
+                // More than the buffers on the way hold.
+                let sql = format!(
+                    "/* unread {limit} */ SELECT repeat('x', 1000000) FROM generate_series(1, 1000)"
+                );
+                client.send(Messages::new().query(&sql));
+                let mut next = stage.client();
+                assert_eq!(next.value("SELECT 1"), "1");
+                let running = format!("/* unread {limit} */");
+                eventually("the statement has ended", || !is_running(&running));
+                let log = stage.pooler.log();
+                assert!(log.contains(&format!("due to {limit} timeout")), "{log}");
+                assert!(!tags(&client.end()).contains('C'));
+                stage.assert_clean();
+            });
+        }
+    });
+}
+
+/// The time of its silence begins with the server's last answer.
+#[test]
+fn a_statement_in_a_transaction_is_no_silence() {
+    let stage = stage("idle_client_in_transaction_timeout = 1500");
+    let mut client = stage.client();
+    client.run("BEGIN");
+    client.run("SELECT pg_sleep(2)");
+    // Longer than between two looks at the time.
+    thread::sleep(Duration::from_millis(300));
+    client.run("SELECT 1");
+    let messages = client.ready();
+    assert_error(&messages, "25P03", "idle transaction timeout");
+    assert_eq!(tags(&messages), "EZ");
+}
+
+#[test]
+fn who_waits_for_a_connection_has_not_begun_a_transaction() {
+    let stage =
+        stage("transaction_timeout = 1500\nconnect_timeout = 60000\nadmin_auth_type = \"trust\"");
+    let mut client = stage.client();
+    let mut admin = Wire::connect(stage.pooler.port(), "admin", "pgbouncer");
+    admin.run("PAUSE");
+    client.send(Messages::new().query("BEGIN"));
+    assert!(client.silent_for(Duration::from_millis(2000)));
+    admin.run("RESUME");
+    assert_eq!(tags(&client.ready()), "CZ");
+    client.run("SELECT pg_sleep(0.3)");
+    client.run("COMMIT");
+}
+
 /// Each user has his own time.
 #[test]
 fn users_have_their_own_times() {

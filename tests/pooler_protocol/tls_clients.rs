@@ -73,6 +73,18 @@ impl Encrypted {
         StreamOwned::new(connection, stream)
     }
 
+    /// A client that has logged in, where everybody is trusted.
+    fn client(&self) -> Stream {
+        let mut socket = self.socket();
+        socket.write_all(&ssl_request()).expect("SSLRequest");
+        socket.read_exact(&mut [0]).expect("an answer");
+        let mut stream = self.handshake(socket, &[]);
+        let startup = startup(PROTOCOL_3_0, USER);
+        stream.write_all(&startup).expect("a startup message");
+        until_ready(&mut stream);
+        stream
+    }
+
     fn socket(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.pooler.port())).expect("connection");
         stream
@@ -85,6 +97,22 @@ impl Encrypted {
 type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 const USER: &[(&str, &str)] = &[("user", "postgres"), ("database", "postgres")];
+
+/// What comes up to ReadyForQuery.
+fn until_ready(stream: &mut Stream) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let ready = |answer: &[u8]| {
+        let end = answer.len().saturating_sub(6);
+        answer[end..].starts_with(b"Z\0\0\0\x05")
+    };
+    while !ready(&answer) {
+        let mut chunk = [0; 8192];
+        let n = stream.read(&mut chunk).expect("more");
+        assert!(n > 0, "the end");
+        answer.extend_from_slice(&chunk[..n]);
+    }
+    answer
+}
 
 /// Sends a startup message and returns the type of the first answer; `None`: the connection ended.
 fn first_answer(mut stream: Stream) -> Option<u8> {
@@ -275,6 +303,101 @@ fn the_last_words_arrive() {
         let end = String::from_utf8_lossy(&answer[100_000..]).into_owned();
         assert!(end.contains("08P01"), "{end}");
     }
+}
+
+/// Whether a client says goodbye, by the one protocol or the other, nobody has to hear of it.
+#[test]
+fn clients_that_leave() {
+    let stage = Encrypted::for_user("auth_type = \"trust\"", |_| {
+        "connect_timeout = 15000".to_owned()
+    });
+    for sql in ["SELECT 1", "BEGIN", "SELECT pg_sleep(100) -- left"] {
+        for (terminates, closes) in [(false, false), (false, true), (true, false), (true, true)] {
+            let sleeps = sql.contains("sleep");
+            if sleeps && terminates {
+                // It goes on for a while.
+                continue;
+            }
+            let mut stream = stage.client();
+            let query = Messages::new().query(sql);
+            stream.write_all(query.as_ref()).expect("sent");
+            if sleeps {
+                eventually("the statement runs", || is_running(sql));
+            } else {
+                until_ready(&mut stream);
+            }
+            if terminates {
+                let terminate = Messages::new().terminate();
+                stream.write_all(terminate.as_ref()).expect("sent");
+            }
+            let (mut connection, mut socket) = stream.into_parts();
+            if !closes {
+                continue;
+            }
+            connection.send_close_notify();
+            while connection.wants_write() {
+                connection.write_tls(&mut socket).expect("sent");
+            }
+            // An error would be an end without the pooler's own goodbye.
+            let mut stream = StreamOwned::new(connection, socket);
+            let end = stream.read_to_end(&mut Vec::new());
+            end.expect("the end, as TLS has it");
+        }
+    }
+    // All of the pool can be had.
+    let mut streams = [stage.client(), stage.client()];
+    for stream in &mut streams {
+        stream
+            .write_all(Messages::new().query("BEGIN").as_ref())
+            .expect("sent");
+        assert!(until_ready(stream).ends_with(b"T"));
+    }
+    let log = stage.pooler.log();
+    for word in ["panicked", "ERROR", "WARN"] {
+        assert!(!log.contains(word), "{log}");
+    }
+}
+
+/// The client sends all without waiting for answers, which begin when the server cannot take more, and are not read at first.
+#[test]
+fn ten_megabytes_each_way_at_once() {
+    let stage = Encrypted::for_user("auth_type = \"trust\"", |_| String::new());
+    let mut pipeline = Messages::new()
+        .statement("SELECT pg_sleep(0.5)")
+        .parse("s", "SELECT $1::text || $1::text");
+    let value = "v".repeat(10_000);
+    for _ in 0..1000 {
+        pipeline = pipeline.bind("", "s", &[Some(&value)]).execute("");
+    }
+    let (mut connection, mut socket) = stage.client().into_parts();
+    connection.set_buffer_limit(None);
+    let sent = connection.writer().write_all(pipeline.sync().as_ref());
+    sent.expect("taken");
+    let mut records = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut records).expect("encrypted");
+    }
+    let mut sender = socket.try_clone().expect("a second handle");
+    let sending = std::thread::spawn(move || sender.write_all(&records).expect("sent"));
+    // BindComplete, a row, and `SELECT 1`.
+    let answer_of = |bytes: usize| 5 + (5 + 2 + 4 + bytes) + (5 + 9);
+    // Each with a ParseComplete; and ReadyForQuery.
+    let expected = 5 + answer_of(0) + 5 + 1000 * answer_of(20_000) + 6;
+    std::thread::sleep(Duration::from_millis(1000));
+    let mut answer = Vec::new();
+    while answer.len() < expected {
+        assert!(connection.read_tls(&mut socket).expect("more") > 0);
+        let state = connection.process_new_packets().expect("TLS");
+        let mut plain = vec![0; state.plaintext_bytes_to_read()];
+        connection
+            .reader()
+            .read_exact(&mut plain)
+            .expect("decrypted");
+        answer.append(&mut plain);
+    }
+    sending.join().expect("the sender");
+    assert_eq!(answer.len(), expected);
+    assert!(answer.ends_with(b"Z\0\0\0\x05I"));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! TLS between the pooler and servers.
 
+use std::io::Write as _;
 use std::sync::OnceLock;
 
-use test_support::wire::{Messages, Wire, cancel_request, sqlstate};
+use test_support::wire::{Messages, Wire, cancel_request, sqlstate, tags};
 use test_support::{Auth, Authority, Pooler, PoolerConfig, Postgres, Settings};
 
 use crate::stage::{eventually, server, start};
@@ -49,6 +50,14 @@ fn pooler(host: &str, lines: &str) -> Pooler {
             .general("connect_timeout = 5000\nworker_threads = 2")
             .user("postgres", 1),
     )
+}
+
+/// A pooler in front of the encrypted server that lets everybody in.
+fn trusting_pooler() -> Pooler {
+    let config = PoolerConfig::for_server("localhost", encrypted().postgres.port())
+        .general("server_tls_mode = \"require\"")
+        .user_with("postgres", 1, "auth_type = \"trust\"");
+    start(&config)
 }
 
 const IS_ENCRYPTED: &[&str] =
@@ -203,13 +212,44 @@ fn much_data_for_many_clients() {
     });
 }
 
+/// The client sends all without waiting for answers.
+#[test]
+fn ten_megabytes_each_way_at_once() {
+    let pooler = trusting_pooler();
+    let mut client = Wire::connect(pooler.port(), "postgres", "postgres");
+    let mut pipeline = Messages::new().parse("s", "SELECT $1::text || $1::text");
+    let value = "v".repeat(10_000);
+    for _ in 0..1000 {
+        pipeline = pipeline.bind("", "s", &[Some(&value)]).execute("");
+    }
+    let pipeline = pipeline.sync();
+    let mut sender = client.sender();
+    let sending = std::thread::spawn(move || sender.write_all(pipeline.as_ref()).expect("sent"));
+    let messages = client.ready();
+    sending.join().expect("the sender");
+    let rows = messages.iter().filter(|message| message.tag == b'D');
+    let bytes: usize = rows.map(|row| row.body.len()).sum();
+    assert_eq!(bytes, 1000 * (20_000 + 6));
+}
+
+/// They arrive although the connection ends right behind them.
+#[test]
+fn the_last_words_of_a_server() {
+    let pooler = trusting_pooler();
+    for _ in 0..5 {
+        let mut client = Wire::connect(pooler.port(), "postgres", "postgres");
+        let messages =
+            client.query_to_end("SELECT 1; SELECT pg_terminate_backend(pg_backend_pid())");
+        assert!(tags(&messages).starts_with("TDC"), "{messages:?}");
+        assert_eq!(sqlstate(&messages), "57P01", "{messages:?}");
+        assert_eq!(tags(&client.end()), "");
+    }
+}
+
 #[test]
 fn cancel_requests_go_by_tls() {
     let stage = encrypted();
-    let config = PoolerConfig::for_server("localhost", stage.postgres.port())
-        .general("server_tls_mode = \"require\"")
-        .user_with("postgres", 1, "auth_type = \"trust\"");
-    let pooler = start(&config);
+    let pooler = trusting_pooler();
     let mut wire = Wire::connect(pooler.port(), "postgres", "postgres");
     wire.send(Messages::new().query("SELECT pg_sleep(60)"));
     let watch = test_support::Psql::new(

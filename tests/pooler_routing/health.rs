@@ -98,6 +98,27 @@ fn what_clients_do_bans_no_server() {
     assert!(!pooler.log().contains("is banned"), "{}", pooler.log());
 }
 
+/// PgCat bans the replica then, and lets the statement run on (probe 36).
+#[test]
+fn a_statement_that_takes_too_long_bans_no_server() {
+    let (first, second) = (own_server(), own_server());
+    let config =
+        config_of(&[(&first, "replica"), (&second, "replica")]).general("statement_timeout = 500");
+    let pooler = start(&config);
+    let mut client = client(&pooler);
+    for _ in 0..4 {
+        let messages = client.query("SELECT pg_sleep(100)");
+        assert_eq!(tags(&messages), "TEZ", "{messages:?}");
+        assert_eq!(sqlstate(&messages), "57014");
+    }
+    for server in [&first, &second] {
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(100)' AND state = 'active'";
+        assert_eq!(direct(server).value(running), "0");
+    }
+    assert_eq!(tally(&mut client, PORT, 60).len(), 2);
+    assert!(!pooler.log().contains("is banned"), "{}", pooler.log());
+}
+
 /// PgCat goes on answering AllServersDown for as long as the bans last (issues 857, 921).
 #[test]
 fn all_servers_down_and_up_again() {

@@ -143,6 +143,18 @@ fn intercept_answers_in_both_protocols() {
             assert_eq!(tags(&client.ready()), "2DCZ");
         }
     }
+    // All at once, as pgjdbc does it.
+    clients[0].send(
+        Messages::new()
+            .parse("", sql)
+            .bind("", "", &[])
+            .describe_portal("")
+            .execute("")
+            .sync(),
+    );
+    let messages = clients[0].ready();
+    assert_eq!(tags(&messages), "12TDCZ", "{messages:?}");
+    assert_eq!(messages[4].body, b"SELECT 1\0");
     let messages = clients[0].query(&format!("INSERT INTO beside VALUES (1); {sql} SELECT 2"));
     assert_eq!(tags(&messages), "CTDCTDCZ", "{messages:?}");
     assert_eq!(direct().value("SELECT count(*) FROM beside"), "1");

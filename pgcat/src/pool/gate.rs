@@ -56,21 +56,35 @@ impl Gate {
         self.paused.store(false, Ordering::Release);
         self.suspended.store(false, Ordering::Release);
         self.shut.store(false, Ordering::Release);
-        self.opened.notify_waiters();
+        self.opened.notify_one();
     }
 
     pub fn set_disabled(&self, disabled: bool) {
         self.disabled.store(disabled, Ordering::Release);
     }
 
-    /// Waits until connections are handed out.
-    pub async fn pass(&self) {
-        loop {
-            let opened = self.opened.notified();
+    /// Waits until connections are handed out. Who has waited goes on in his turn, over all threads: when the one before
+    /// him has dropped his [`Passage`].
+    pub async fn pass(&self) -> Option<Passage<'_>> {
+        while self.is_shut() {
+            self.opened.notified().await;
             if !self.is_shut() {
-                return;
+                return Some(Passage(self));
             }
-            opened.await;
+        }
+        None
+    }
+}
+
+/// The way through a gate that has been opened, for one at a time.
+#[derive(Debug)]
+pub struct Passage<'g>(&'g Gate);
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        // While it is shut those who wait would wake each other for ever.
+        if !self.0.is_shut() {
+            self.0.opened.notify_one();
         }
     }
 }

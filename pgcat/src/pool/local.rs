@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -164,7 +166,22 @@ impl LocalPool {
         thread: &Rc<ThreadContext>,
         route: Route,
     ) -> Result<Box<Server>, Error> {
-        self.shared.gate.pass().await;
+        let mut passage = self.shared.gate.pass().await;
+        let mut checkout = pin!(self.checkout_open(thread, route));
+        poll_fn(|cx| {
+            let outcome = checkout.as_mut().poll(cx);
+            // It has a place in the queue, if it needs one: the next may come.
+            passage = None;
+            outcome
+        })
+        .await
+    }
+
+    async fn checkout_open(
+        self: &Rc<Self>,
+        thread: &Rc<ThreadContext>,
+        route: Route,
+    ) -> Result<Box<Server>, Error> {
         if self.shared.is_retired() {
             return Err(Error::Retired);
         }
@@ -376,8 +393,15 @@ impl LocalPool {
             return Ok(Some(server));
         }
         let limit = thread.config().general.healthcheck_timeout;
+        let parameters = server.parameters.clone();
         match timeout(limit, server.simple_query(";", &mut Vec::new())).await {
-            Ok(Ok(_)) => Ok(Some(server)),
+            Ok(Ok(_)) => {
+                // The server tells of a reload with its next answer, which was this one.
+                if server.parameters != parameters {
+                    self.shared.forget_greetings();
+                }
+                Ok(Some(server))
+            }
             Ok(Err(error)) => {
                 log::info!(
                     "a connection to {} was lost: {error}",

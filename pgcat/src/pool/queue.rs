@@ -90,16 +90,16 @@ impl Queue {
         }
     }
 
-    /// Whose turn it is for a connection of `thread`.
-    pub fn take(&mut self, thread: usize, now: u64) -> Option<Turn> {
-        let index = self.next(thread, now)?;
+    /// Whose turn it is for a connection of `thread`. `opened_at`: when a pause has ended.
+    pub fn take(&mut self, thread: usize, now: u64, opened_at: u64) -> Option<Turn> {
+        let index = self.next(thread, now, opened_at)?;
         Some(match self.remove(index)? {
             Entry::Client(waiter) => Turn::Client(waiter),
             Entry::Claim(claim) => Turn::Rival(claim),
         })
     }
 
-    fn next(&self, thread: usize, now: u64) -> Option<usize> {
+    fn next(&self, thread: usize, now: u64, opened_at: u64) -> Option<usize> {
         let wanted_here = self.clients() > 0;
         // While it is wanted here, a connection is closed only for those who have none at all.
         let may = |entry: &Entry| match entry {
@@ -107,7 +107,9 @@ impl Queue {
             Entry::Claim(claim) => !wanted_here || claim.slots().open() == 0,
         };
         let index = self.entries.iter().position(may)?;
-        if now >= self.entries[index].since() + STRICT_ORDER_AFTER {
+        let since = self.entries[index].since();
+        // Who came as the pool was opened has waited for that.
+        if now >= since + STRICT_ORDER_AFTER || since <= opened_at {
             return Some(index);
         }
         let own = |entry: &Entry| matches!(entry, Entry::Client(w) if w.thread == thread);

@@ -361,7 +361,7 @@ impl Slots {
     pub fn next(&self, thread: usize, now: u64, pool: &PoolShared) -> Option<Turn> {
         self.change(|queue| {
             queue.forget_claims(pool);
-            queue.take(thread, now)
+            queue.take(thread, now, pool.gate.opened_at())
         })
     }
 
