@@ -88,10 +88,12 @@ pub(super) fn read(section: &Section<'_>) -> Result<(General, Inherited), Config
             .unwrap_or(5),
         tcp_keepalives_interval: keepalive_seconds("tcp_keepalives_interval")?,
         tcp_user_timeout: Duration::from_millis(
-            // A C int in the kernel.
+            // A C int in the kernel. PgCat's default is 10 s, which ends the connection of a client that takes so long over a
+            // part of a result, and of a server that is busy for so long while data waits for it: the kernel counts the
+            // time of a full window, too.
             section
                 .integer("tcp_user_timeout", 0, 2_147_483_647u64)?
-                .unwrap_or(10_000),
+                .unwrap_or(0),
         ),
         log_client_connections: flag("log_client_connections", false)?,
         log_client_disconnections: flag("log_client_disconnections", false)?,

@@ -137,7 +137,7 @@ fn defaults_are_those_of_the_code_of_pgcat_not_of_its_manual() {
     assert_eq!(general.idle_timeout, Some(Duration::from_secs(600)));
     assert_eq!(general.server_lifetime, Some(Duration::from_secs(3600)));
     assert_eq!(general.tcp_keepalives_idle, Duration::from_secs(5));
-    assert_eq!(general.tcp_user_timeout, Duration::from_secs(10));
+    assert_eq!(general.tcp_user_timeout, Duration::ZERO);
     assert_eq!(general.shutdown_timeout, Duration::from_secs(60));
     assert_eq!(general.worker_threads, 4);
     assert_eq!(general.autoreload, None);
