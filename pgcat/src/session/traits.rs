@@ -9,7 +9,7 @@ use crate::router::lexer::{self, Kind, Token};
 
 /// Words that matter, in any case, anywhere in the text. Finding one in a string or a column's name
 /// costs a clean-up, not correctness.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     "set_config",
     "advisory",
     "temp",
@@ -19,6 +19,7 @@ const WORDS: [&str; 9] = [
     "listen",
     "execute",
     "prepare",
+    "pg_settings",
 ];
 
 static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
@@ -80,6 +81,8 @@ impl Traits {
                     traits.sets_config = true;
                     traits.may_set = true;
                 }
+                // An UPDATE of it sets.
+                9 => traits.sets_config = true,
                 6 => traits.may_listen = true,
                 5 => traits.may_set |= memchr::memchr(b'.', &text[found.end()..]).is_some(),
                 7 | 8 => traits.may_name_statement = true,
@@ -223,6 +226,7 @@ mod tests {
         assert!(Traits::of(b"create TEMPORARY table t (a int)").leaves_state);
         assert!(Traits::of(b"SELECT pg_try_advisory_lock(1)").leaves_state);
         assert!(Traits::of(b"set my.x = 1").may_set);
+        assert!(Traits::of(b"update PG_SETTINGS set setting = 1").sets_config);
     }
 
     #[test]
