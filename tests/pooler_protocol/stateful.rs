@@ -51,7 +51,7 @@ const FUNCTIONS: &str = r#"
         -- By a SET behind a comment.
         SET work_mem = '3MB'; RETURN 1; END $$;
     CREATE FUNCTION quick_and_keep() RETURNS int LANGUAGE plpgsql
-      AS $$ BEGIN PERFORM set_config('app.x', '1', true); RETURN keep(); END $$;
+      AS $$ BEGIN PERFORM set_config('app.x', '1', false); RETURN keep(); END $$;
     CREATE FUNCTION keep_elsewhere() RETURNS int LANGUAGE plpgsql
       AS $$ BEGIN CREATE TABLE pg_temp.kept (a int); RETURN 1; END $$;
     CREATE FUNCTION touch() RETURNS int LANGUAGE plpgsql
@@ -274,7 +274,7 @@ fn execute_does_what_the_statement_does() {
 fn a_function_may_set_any_number_of_settings() {
     let postgres = postgres(15);
     let sets: String = (0..20_000)
-        .map(|number| format!("PERFORM set_config('app.s{number}', '1', true);"))
+        .map(|number| format!("PERFORM set_config('app.s{number}', '1', false);"))
         .collect();
     let setup = format!(
         "CREATE SCHEMA other; CREATE FUNCTION other.pg_class() RETURNS int LANGUAGE plpgsql \

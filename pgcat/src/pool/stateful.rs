@@ -18,9 +18,9 @@ use crate::net::server::Server;
 use crate::session::settings::literal;
 use crate::session::traits::{Traits, custom_settings};
 
-/// What a source has to match to be looked at for what it does itself: words of [`Traits`], and SET at the beginning of a
-/// statement, not that of an UPDATE.
-const LEAVES: &str = r"set_config|advisory_(un)?lock|pg_temp|pg_settings|\m(temp|temporary|deallocate|discard|listen|hold)\M|(^|[;'$]|--[^\n]*\n|\*/|\m(begin|then|else|loop)\M)\s*(re)?set\s";
+/// What a source has to match to be looked at for what it does itself, or have a `set_config`: words of [`Traits`], and SET at
+/// the beginning of a statement, not that of an UPDATE, nor a SET LOCAL.
+const LEAVES: &str = r"advisory_(un)?lock|pg_temp|pg_settings|\m(temp|temporary|deallocate|discard|listen|hold)\M|(^|[;'$]|--[^\n]*\n|\*/|\m(begin|then|else|loop)\M)\s*(re)?set\s(?!\s*local\M)";
 
 /// Of names with a dot that one function, with all that it calls, may set.
 const SETTINGS: usize = 256;
@@ -232,7 +232,8 @@ impl StatefulFunctions {
             return Ok(());
         }
         let sql = format!(
-            "{FUNCTIONS} WHERE source OPERATOR(pg_catalog.~*) {}",
+            "SELECT name, source, leaves FROM (SELECT name, source, source OPERATOR(pg_catalog.~*) {} AS leaves \
+             FROM ({FUNCTIONS}) g) h WHERE leaves OR source OPERATOR(pg_catalog.~*) 'set_config'",
             literal(LEAVES)
         );
         let leaving = rows(server, &sql, limit).await?;
@@ -404,7 +405,9 @@ impl Known {
     fn find(leaving: Vec<Row>, sources: &[Row], uses: Vec<Row>) -> Option<Self> {
         let mut graph = Graph::default();
         for row in leaving {
-            if let [Some(name), Some(source)] = &row[..] {
+            if let [Some(name), Some(source), Some(leaves)] = &row[..]
+                && (leaves == "t" || Traits::of(source.as_bytes()).sets_config)
+            {
                 let number = graph.number(name);
                 graph.add(number, &Effect::of(source));
             }
@@ -534,12 +537,15 @@ mod tests {
         let locks = ["Lock \"it\"", "PERFORM pg_advisory_lock(1)"];
         let both = [
             "both",
-            "PERFORM set_config('app.user', '1', true); PERFORM tenant();",
+            "PERFORM set_config('app.user', '1', false); PERFORM tenant();",
         ];
+        let local = ["local", "PERFORM set_config('app.local', '1', true)"];
         let all = ["all", "PERFORM BOTH(); INSERT INTO t VALUES (1)"];
         let reads = ["reads", "PERFORM * FROM t"];
-        let sources = [tenant, locks, both, all, reads].map(|source| row(&source));
-        let leaving = [tenant, locks, both].map(|source| row(&source)).to_vec();
+        let sources = [tenant, locks, both, local, all, reads].map(|source| row(&source));
+        let leaving = [(tenant, "f"), (locks, "t"), (both, "f"), (local, "f")]
+            .map(|([name, source], leaves)| row(&[name, source, leaves]))
+            .to_vec();
         let uses = vec![row(&["t", "Lock \"it\"", "w"]), row(&["v", "t", "s"])];
         let stateful = StatefulFunctions::default();
         stateful.any.store(true, Ordering::Relaxed);
@@ -551,6 +557,6 @@ mod tests {
         assert!(all.traits.leaves_state);
         assert!(stateful.are_called(b"SELECT \"Lock \"\"it\"\"\"()"));
         assert!(stateful.are_called(b"DELETE FROM v"));
-        assert!(!stateful.are_called(b"SELECT reads() FROM v"));
+        assert!(!stateful.are_called(b"SELECT reads(), local() FROM v"));
     }
 }
