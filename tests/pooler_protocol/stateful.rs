@@ -46,6 +46,29 @@ const FUNCTIONS: &str = r#"
     CREATE VIEW "seen again" AS SELECT * FROM seen;
     CREATE TABLE hidden (a int);
     INSERT INTO hidden VALUES (1);
+    CREATE FUNCTION commented() RETURNS int LANGUAGE plpgsql
+      AS $$ BEGIN
+        -- By a SET behind a comment.
+        SET work_mem = '3MB'; RETURN 1; END $$;
+    CREATE FUNCTION quick_and_keep() RETURNS int LANGUAGE plpgsql
+      AS $$ BEGIN PERFORM set_config('app.x', '1', false); RETURN keep(); END $$;
+    CREATE FUNCTION keep_elsewhere() RETURNS int LANGUAGE plpgsql
+      AS $$ BEGIN CREATE TABLE pg_temp.kept (a int); RETURN 1; END $$;
+    CREATE FUNCTION touch() RETURNS int LANGUAGE plpgsql
+      AS $$ BEGIN INSERT INTO touchy VALUES (1, 1); RETURN 1; END $$;
+    CREATE FUNCTION "a ""b"" c"() RETURNS int LANGUAGE sql AS $$ SELECT keep() $$;
+    CREATE TABLE parts (a int) PARTITION BY RANGE (a);
+    CREATE TABLE part PARTITION OF parts DEFAULT;
+    CREATE TRIGGER touched BEFORE INSERT ON part FOR EACH ROW EXECUTE FUNCTION touched();
+    CREATE TABLE parents (a int PRIMARY KEY);
+    CREATE TABLE children (a int REFERENCES parents ON DELETE CASCADE);
+    INSERT INTO parents VALUES (1);
+    INSERT INTO children VALUES (1);
+    CREATE FUNCTION gone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM keep(); RETURN old; END $$;
+    CREATE TRIGGER gone BEFORE DELETE ON children FOR EACH ROW EXECUTE FUNCTION gone();
+    CREATE TABLE checked (a int CHECK (quick() = a));
+    CREATE FUNCTION add_quick(int, int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN quick(); END $$;
+    CREATE AGGREGATE quickly (int) (SFUNC = add_quick, STYPE = int, INITCOND = '0');
     CREATE ROLE actor;
     GRANT ALL ON hidden TO actor;
     ALTER TABLE hidden ENABLE ROW LEVEL SECURITY;
@@ -67,6 +90,16 @@ fn functions_leave_nothing_to_others() {
         "CALL prepare()",
         "INSERT INTO touchy VALUES (1, 1)",
         "WITH new AS (INSERT INTO touchy DEFAULT VALUES RETURNING a) SELECT a FROM new",
+        "SELECT commented()",
+        "SELECT quick_and_keep()",
+        "SELECT keep_elsewhere()",
+        "SELECT touch()",
+        "SELECT \"a \"\"b\"\" c\"()",
+        "INSERT INTO parts VALUES (1)",
+        "DELETE FROM parents WHERE a = 1",
+        "INSERT INTO checked VALUES (1)",
+        "SELECT quickly(a) FROM generate_series(1, 2) a",
+        "UPDATE pg_settings SET setting = '2048' WHERE name = 'work_mem'",
         "SELECT a FROM seen",
         "SELECT * FROM \"seen again\"",
         "BEGIN; SET LOCAL ROLE actor; SELECT * FROM hidden; COMMIT",
@@ -179,4 +212,77 @@ fn client_is_alone(stage: &Stage) -> bool {
     let alone = other.value("SHOW work_mem") != "1MB";
     other.run("DISCARD ALL");
     alone && caller.value("SHOW work_mem") == "1MB"
+}
+
+/// A statement prepared before its function does so is not trusted for ever.
+#[test]
+fn what_was_prepared_before_is_looked_at_again() {
+    let postgres = postgres(15);
+    let stage = stage(
+        &postgres,
+        "CREATE FUNCTION late() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    );
+    let mut old = stage.client();
+    old.send(Messages::new().parse("late", "SELECT late()").sync());
+    old.ready();
+    old.send(Messages::new().parse("", "SELECT late()").sync());
+    old.ready();
+    let mut other = stage.client();
+    other.run(
+        "CREATE OR REPLACE FUNCTION late() RETURNS int LANGUAGE plpgsql \
+         AS $$ BEGIN SET work_mem = '1MB'; RETURN 1; END $$",
+    );
+    eventually("the new function is known", || client_is_alone(&stage));
+    for name in ["", "late"] {
+        old.send(Messages::new().bind("", name, &[]).execute("").sync());
+        assert!(!tags(&old.ready()).contains('E'));
+        assert_ne!(other.value("SHOW work_mem"), "1MB", "{name:?}");
+        old.send(Messages::new().statement("DISCARD ALL").sync());
+        old.ready();
+        old.send(Messages::new().parse("late", "SELECT late()").sync());
+        old.ready();
+    }
+}
+
+/// The text of the EXECUTE says nothing of what the statement does.
+#[test]
+fn execute_does_what_the_statement_does() {
+    let postgres = postgres(15);
+    let stage = stage(&postgres, FUNCTIONS);
+    for (prepared, value) in [
+        ("SELECT set_config('work_mem', '1MB', false)", "1MB"),
+        ("SELECT atomic()", "2MB"),
+    ] {
+        for extended in [false, true] {
+            let mut client = stage.client();
+            client.send(Messages::new().parse("s", prepared).sync());
+            client.ready();
+            if extended {
+                client.send(Messages::new().statement("EXECUTE s").sync());
+                assert!(!tags(&client.ready()).contains('E'));
+            } else {
+                client.run("EXECUTE s");
+            }
+            assert_eq!(stage.client().value("SHOW work_mem"), "4MB", "{prepared}");
+            assert_eq!(client.value("SHOW work_mem"), value, "{prepared}");
+        }
+    }
+}
+
+/// As one that another role has made to annoy: its name is in everybody's statements.
+#[test]
+fn a_function_may_set_any_number_of_settings() {
+    let postgres = postgres(15);
+    let sets: String = (0..20_000)
+        .map(|number| format!("PERFORM set_config('app.s{number}', '1', false);"))
+        .collect();
+    let setup = format!(
+        "CREATE SCHEMA other; CREATE FUNCTION other.pg_class() RETURNS int LANGUAGE plpgsql \
+         AS $$ BEGIN {sets} RETURN 1; END $$"
+    );
+    let stage = stage(&postgres, &setup);
+    let mut client = stage.client();
+    for _ in 0..2 {
+        client.value("SELECT count(*) FROM pg_class");
+    }
 }

@@ -90,6 +90,7 @@ impl Session {
                 Action::Handle(statement) => return Ok(self.parse_handled(name, statement)),
             }
         }
+        let known = self.pool.shared.stateful.version();
         let traits = self.traits_of(text);
         if traits.may_listen
             && let Some(statement) = self.listen_statement(text)
@@ -113,6 +114,7 @@ impl Session {
             self.note_traits(traits, text);
             let undo = self.replace_unnamed();
             self.unnamed.traits = traits;
+            self.unnamed.known = known;
             match &mut self.unnamed.statement {
                 UnnamedStatement::Text(known) => {
                     known.clear();
@@ -189,8 +191,12 @@ impl Session {
                 .ledger
                 .push(Request::DescribeStatement, Fate::Learn, undo);
         }
-        self.statements
-            .insert(name.into(), ClientStatement::Prepared { statement, traits });
+        let prepared = ClientStatement::Prepared {
+            statement,
+            traits,
+            known,
+        };
+        self.statements.insert(name.into(), prepared);
         Ok(Step::Done)
     }
 
@@ -208,12 +214,17 @@ impl Session {
         let Some(known) = self.statements.get(name.as_bytes()) else {
             return;
         };
+        let mut executed = None;
         let rest = match known {
             ClientStatement::Prepared { statement, .. } if prepared_use == PreparedUse::Execute => {
+                executed = Some(statement.clone());
                 statement.rest_with_types()
             }
             _ => empty_statement(),
         };
+        if let Some(statement) = executed {
+            self.note_traits(self.traits_of(statement.text()), statement.text());
+        }
         self.alias(walk, name.as_bytes(), &rest);
         if prepared_use == PreparedUse::Deallocate {
             self.statements.remove(name.as_bytes());
@@ -298,10 +309,19 @@ impl Session {
             self.use_unnamed(walk);
             return Ok(None);
         }
-        let Some(ClientStatement::Prepared { statement, traits }) = self.statements.get(name)
+        let Some(ClientStatement::Prepared {
+            statement,
+            traits,
+            known,
+        }) = self.statements.get_mut(name)
         else {
             return Ok(None);
         };
+        let stateful = &self.pool.shared.stateful;
+        if *known != stateful.version() {
+            *known = stateful.version();
+            traits.calls_stateful = stateful.are_called(statement.text());
+        }
         let Some(server) = &mut self.server else {
             return Ok(None);
         };
@@ -330,6 +350,7 @@ impl Session {
         let Unnamed {
             statement,
             traits,
+            known,
             version,
             last,
         } = &mut self.unnamed;
@@ -347,6 +368,7 @@ impl Session {
                         UnnamedStatement::Handled(_) | UnnamedStatement::None => None,
                     },
                     traits: *traits,
+                    known: *known,
                 });
             }
         }
@@ -367,6 +389,14 @@ impl Session {
 
     /// Makes sure that the server's unnamed statement is the client's.
     fn use_unnamed(&mut self, walk: &mut Walk<'_>) {
+        let stateful = &self.pool.shared.stateful;
+        if self.unnamed.known != stateful.version()
+            && let UnnamedStatement::Text(rest) = &self.unnamed.statement
+        {
+            self.unnamed.known = stateful.version();
+            let text = take_cstr(rest).map_or(&[][..], |(text, _)| text);
+            self.unnamed.traits.calls_stateful = stateful.are_called(text);
+        }
         // It leaves something behind each time it is run, perhaps in a batch after that of its Parse.
         if self.unnamed.traits != Traits::default()
             && let UnnamedStatement::Text(rest) = &self.unnamed.statement

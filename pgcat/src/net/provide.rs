@@ -82,13 +82,18 @@ impl Session {
         if let Some(ClientStatement::Prepared {
             statement: known,
             traits,
+            known: version,
         }) = self.statements.get_mut(&name)
             && *known == statement
         {
             *known = present;
             // What has been sent already may yet get an error that names it.
-            let traits = *traits;
-            let replaced = ClientStatement::Prepared { statement, traits };
+            let (traits, known) = (*traits, *version);
+            let replaced = ClientStatement::Prepared {
+                statement,
+                traits,
+                known,
+            };
             self.dropped.push(Some((name, replaced)));
         }
     }

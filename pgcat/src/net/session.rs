@@ -117,6 +117,8 @@ pub(super) enum ClientStatement {
     Prepared {
         statement: Arc<PreparedStatement>,
         traits: Traits,
+        /// The version of [`crate::pool::stateful`] that they are of.
+        known: u64,
     },
 }
 
@@ -125,6 +127,8 @@ pub(super) struct Unnamed {
     pub statement: UnnamedStatement,
     /// Of its text.
     pub traits: Traits,
+    /// The version of [`crate::pool::stateful`] that they are of.
+    pub known: u64,
     /// Its number among the client's, to tell whether a server has the current one.
     pub version: u64,
     /// The last number given.
@@ -138,6 +142,7 @@ impl Unnamed {
         if let Some(before) = before {
             self.version = before.version;
             self.traits = before.traits;
+            self.known = before.known;
             rest = before.rest;
         }
         self.statement = rest.map_or(UnnamedStatement::None, UnnamedStatement::Text);
@@ -228,6 +233,7 @@ impl Session {
             unnamed: Unnamed {
                 statement: UnnamedStatement::None,
                 traits: Traits::default(),
+                known: 0,
                 version: 0,
                 last: 0,
             },

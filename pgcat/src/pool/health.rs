@@ -65,6 +65,9 @@ const LAST_PROBE: u64 = 15_000;
 /// logins, which servers may answer by locking the user out.
 const REFUSAL_STANDS: u64 = 1000;
 
+/// The same for a server that is starting: all who wait for it are not to ask it, each and often.
+const START_STANDS: u64 = 250;
+
 impl Health {
     pub fn new(configured: Role) -> Self {
         let role = match configured {
@@ -156,6 +159,8 @@ impl Health {
         // Class 28: who one is; 3D000: no such database. Others, such as too many connections, pass.
         if fields.code.starts_with("28") || fields.code == "3D000" {
             self.lock().refusal = Some((now + REFUSAL_STANDS, fields.clone()));
+        } else if fields.code == "57P03" {
+            self.lock().refusal = Some((now + START_STANDS, fields.clone()));
         }
     }
 
@@ -214,6 +219,17 @@ impl Ban {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_starts_is_not_asked_by_each_who_waits() {
+        let health = Health::new(Role::Primary);
+        health.refused(10, &ErrorFields::error("57P03", "starting"));
+        assert!(health.refusal(11).is_some());
+        assert_eq!(health.refusal(10 + START_STANDS), None);
+        health.refused(1000, &ErrorFields::error("57P03", "starting"));
+        health.succeeded(1001);
+        assert_eq!(health.refusal(1002), None);
+    }
 
     const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 

@@ -481,8 +481,10 @@ impl LocalPool {
                 server.ask_standby().await?;
             }
             self.prewarm(&mut server).await?;
-            if self.learns_stateful(thread) {
-                self.shared.stateful.learn(&mut server).await?;
+            let stateful = &self.shared.stateful;
+            if self.is_transaction_mode() && stateful.is_due_first(thread.now.get()) {
+                let limit = self.shared.user.connect_timeout / 8;
+                stateful.learn(&mut server, limit).await?;
             }
             mirror::begin(thread, &mut server);
             Ok(server)
@@ -656,7 +658,7 @@ impl LocalPool {
             let (pool, thread) = (self.clone(), thread.clone());
             tokio::task::spawn_local(async move { pool.learn_functions(&thread).await });
         }
-        if thread.index == 0 && self.learns_stateful(thread) {
+        if self.is_transaction_mode() && self.shared.stateful.is_due(thread.now.get()) {
             match self.try_checkout(thread, Route::primary_of(&self.shared.settings)) {
                 Some(server) => {
                     let (pool, thread) = (self.clone(), thread.clone());
@@ -664,23 +666,24 @@ impl LocalPool {
                         pool.learn_stateful(&thread, server).await;
                     });
                 }
-                // Not worth another connection. Those that are opened ask, too.
-                None => self.shared.stateful.was_not_asked(),
+                // Not worth another connection. Other threads, and those that open connections, ask, too.
+                None => self.shared.stateful.make_due(),
             }
         }
     }
 
-    /// Whether the server is to be asked which functions leave something in the session.
-    fn learns_stateful(&self, thread: &ThreadContext) -> bool {
+    fn is_transaction_mode(&self) -> bool {
         self.shared.user.pool_mode == PoolMode::Transaction
-            && self.shared.stateful.is_due(thread.now.get())
     }
 
     async fn learn_stateful(self: &Rc<Self>, thread: &Rc<ThreadContext>, mut server: Box<Server>) {
         server.unnamed = None;
-        match self.shared.stateful.learn(&mut server).await {
-            Ok(()) => self.release(thread, server),
-            Err(error) => log::info!("{}: {error}", server.address().name),
+        let limit = self.shared.user.connect_timeout;
+        let learning = self.shared.stateful.learn(&mut server, limit / 8);
+        match timeout(limit, learning).await {
+            Ok(Ok(())) => self.release(thread, server),
+            Ok(Err(error)) => log::info!("{}: {error}", server.address().name),
+            Err(_) => log::info!("{}: {}", server.address().name, Error::Timeout),
         }
     }
 

@@ -42,7 +42,7 @@ pub struct PoolShared {
     /// The functions that may write.
     pub functions: Functions,
     /// Those that leave something in the session.
-    pub stateful: StatefulFunctions,
+    pub stateful: Arc<StatefulFunctions>,
     pub activity: Activity,
     /// What the primaries had written when, by shard.
     pub histories: Box<[History]>,
@@ -124,6 +124,9 @@ impl PoolShared {
                 learned.unwrap_or_else(PoisonError::into_inner).clone()
             });
         let sessions = predecessor.map_or_else(Arc::default, |pool| pool.sessions.clone());
+        // It is asked anew, but the first clients do not wait for that.
+        let stateful = predecessor.map_or_else(Arc::default, |pool| pool.stateful.clone());
+        stateful.make_due();
         let histories = settings.shards.iter().map(|_| History::default()).collect();
         Self {
             index: fixed.ids.next() as usize,
@@ -145,7 +148,7 @@ impl PoolShared {
             ids: fixed.ids.clone(),
             gate: predecessor.map_or_else(Arc::default, |pool| pool.gate.clone()),
             functions: Functions::default(),
-            stateful: StatefulFunctions::default(),
+            stateful,
             activity: Activity::default(),
             histories,
             watched: AtomicBool::new(false),

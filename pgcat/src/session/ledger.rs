@@ -88,6 +88,8 @@ pub struct BeforeUnnamed {
     /// The Parse body after the name; `None` where there is no such statement.
     pub rest: Option<Vec<u8>>,
     pub traits: Traits,
+    /// The version of [`crate::pool::stateful`] that they are of.
+    pub known: u64,
 }
 
 impl Undo {
@@ -643,6 +645,7 @@ mod tests {
                 on_server: None,
                 rest: None,
                 traits: Traits::default(),
+                known: 0,
             })
         };
         let replaced = |by, before| Undo::ReplacedUnnamed { by, before };
@@ -669,6 +672,7 @@ mod tests {
                 on_server: None,
                 rest: None,
                 traits: Traits::default(),
+                known: 0,
             })
         };
         let mut ledger = ledger(&[Request::Execute]);

@@ -48,12 +48,14 @@ pub fn capture<'a>(custom: impl Iterator<Item = &'a String>, patience: Patience)
         sql.push_str(", 'statement_timeout'");
     }
     sql.push_str(CAPTURE_ROLES);
-    for name in custom {
-        let name = literal(name);
+    let custom: Vec<String> = custom.map(|name| literal(name)).collect();
+    if !custom.is_empty() {
+        // As an array: there may be more of them than a query may have parts.
         let _ = write!(
             sql,
-            " UNION ALL SELECT {name}, s FROM pg_catalog.current_setting({name}, true) s \
-             WHERE s IS NOT NULL"
+            " UNION ALL SELECT n, s FROM pg_catalog.unnest(ARRAY[{}]) n, pg_catalog.current_setting(n, true) s \
+             WHERE s IS NOT NULL",
+            custom.join(",")
         );
     }
     sql

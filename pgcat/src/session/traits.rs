@@ -9,7 +9,7 @@ use crate::router::lexer::{self, Kind, Token};
 
 /// Words that matter, in any case, anywhere in the text. Finding one in a string or a column's name
 /// costs a clean-up, not correctness.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     "set_config",
     "advisory",
     "temp",
@@ -19,6 +19,7 @@ const WORDS: [&str; 9] = [
     "listen",
     "execute",
     "prepare",
+    "pg_settings",
 ];
 
 static SEARCH: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
@@ -74,12 +75,12 @@ impl Traits {
             };
         };
         let mut traits = Self::default();
+        let mut set_configs = 0;
         for found in search.find_iter(text) {
             match found.pattern().as_usize() {
-                0 => {
-                    traits.sets_config = true;
-                    traits.may_set = true;
-                }
+                0 => set_configs += 1,
+                // An UPDATE of it sets.
+                9 => traits.sets_config = true,
                 6 => traits.may_listen = true,
                 5 => traits.may_set |= memchr::memchr(b'.', &text[found.end()..]).is_some(),
                 7 | 8 => traits.may_name_statement = true,
@@ -90,9 +91,50 @@ impl Traits {
                 }
             }
         }
+        if set_configs > 0 && !sets_locally(text, set_configs) {
+            traits.sets_config = true;
+            traits.may_set = true;
+        }
         traits
     }
 }
+
+/// Whether each of so many `set_config` in the text is a call that sets for the transaction only, as one can see: as row
+/// level security is fed in every transaction. One in a string or a comment is none that one can see.
+fn sets_locally(text: &[u8], set_configs: usize) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else {
+        return false;
+    };
+    let tokens: Vec<Token> = lexer::tokens(text).collect();
+    let is_local = |at: usize| {
+        let mut depth = 0;
+        let mut commas = Vec::new();
+        for (index, token) in tokens.iter().enumerate().skip(at + 1) {
+            match token.kind {
+                Kind::Symbol(b'(' | b'[') => depth += 1,
+                Kind::Symbol(b')' | b']') if depth == 1 => {
+                    return commas.len() == 2
+                        && commas[1] + 2 == index
+                        && tokens[index - 1].is_word(text, "true");
+                }
+                Kind::Symbol(b')' | b']') => depth -= 1,
+                Kind::Symbol(b',') if depth == 1 => commas.push(index),
+                _ => (),
+            }
+            // Else many that are not closed would each be read to the end.
+            if depth == 0 || index > at + CALL_TOKENS {
+                return false;
+            }
+        }
+        false
+    };
+    let called = |token: &Token| token.is_word(text, "set_config");
+    let calls = tokens.iter().enumerate().filter(|(_, t)| called(t));
+    calls.filter(|(at, _)| is_local(*at)).count() == set_configs
+}
+
+/// Of a call of `set_config`, arguments included.
+const CALL_TOKENS: usize = 64;
 
 /// Whether the text is one SELECT that calls nothing and makes no temporary table: none of the words in it means anything
 /// then. To see that costs a tenth of looking for them, and most statements of busy clients are such.
@@ -223,6 +265,30 @@ mod tests {
         assert!(Traits::of(b"create TEMPORARY table t (a int)").leaves_state);
         assert!(Traits::of(b"SELECT pg_try_advisory_lock(1)").leaves_state);
         assert!(Traits::of(b"set my.x = 1").may_set);
+        assert!(Traits::of(b"update PG_SETTINGS set setting = 1").sets_config);
+    }
+
+    #[test]
+    fn what_is_set_for_the_transaction_is_left_to_nobody() {
+        let sets = |text: &[u8]| Traits::of(text).sets_config;
+        assert!(!sets(b"SELECT set_config('a.b', $1, true)"));
+        assert!(!sets(
+            b"select pg_catalog.SET_CONFIG(f(1, 2), (a[1, 2]), TRUE), set_config('c', '', true)"
+        ));
+        for text in [
+            "SELECT set_config('a.b', '1', false)",
+            "SELECT set_config('a.b', '1', true), set_config('a.b', '1', false)",
+            "SELECT set_config('a.b', '1', $1)",
+            "SELECT set_config('a.b', '1', a = true)",
+            "SELECT set_config('a.b', '1', not true)",
+            "SELECT set_config(is_local => true, setting_name => 'a', new_value => 'b')",
+            "SELECT set_config(setting_name => 'a', is_local => false, new_value => true)",
+            "DO $$ BEGIN PERFORM set_config('a.b', '1', true); END $$",
+            "SELECT \"set_config\"('a.b', '1', false), 'set_config', true",
+            "SELECT set_config('a.b', '1', true",
+        ] {
+            assert!(sets(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]
