@@ -6,6 +6,9 @@
 //! What a function puts together only as it runs, C functions, operators, and what has been created a moment ago beside the
 //! pooler are not seen.
 
+mod catalog;
+mod graph;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,20 +16,15 @@ use std::time::Duration;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
+use self::catalog::{FUNCTIONS, LEAVES, Row, SIGNATURE, USES, rows};
+use self::graph::{Graph, Use};
 use crate::error::Error;
 use crate::net::server::Server;
 use crate::session::settings::literal;
 use crate::session::traits::{Traits, custom_settings};
 
-/// What a source has to match to be looked at for what it does itself, or have a `set_config`: words of [`Traits`], and SET at
-/// the beginning of a statement, not that of an UPDATE, nor a SET LOCAL.
-const LEAVES: &str = r"advisory_(un)?lock|pg_temp|pg_settings|\m(temp|temporary|deallocate|discard|listen|hold)\M|(^|[;'$]|--[^\n]*\n|\*/|\m(begin|then|else|loop)\M)\s*(re)?set\s(?!\s*local\M)";
-
 /// Of names with a dot that one function, with all that it calls, may set.
 const SETTINGS: usize = 256;
-
-/// Functions that call functions that call ...
-const DEPTH: usize = 64;
 
 /// So many bytes of sources, as the server has stored them, are looked through for calls.
 const SOURCES: u64 = 64 << 20;
@@ -34,53 +32,6 @@ const SOURCES: u64 = 64 << 20;
 /// Between two looks at the catalog, in milliseconds; and at least.
 const REFRESH: u64 = 60_000;
 const PAUSE: u64 = 2_000;
-
-/// What there is to look at, in a few words that change with it.
-const SIGNATURE: &str = "SELECT pg_catalog.concat_ws(' ', \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, xmin))) FROM pg_catalog.pg_proc WHERE oid >= 16384), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, xmin))) FROM pg_catalog.pg_trigger), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, xmin))) FROM pg_catalog.pg_rewrite WHERE oid >= 16384), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, xmin))) FROM pg_catalog.pg_policy), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, xmin))) FROM pg_catalog.pg_attrdef), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, xmin))) FROM pg_catalog.pg_constraint WHERE oid >= 16384), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', inhrelid, xmin))) FROM pg_catalog.pg_inherits), \
-     (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', oid, relname))) FROM pg_catalog.pg_class WHERE oid >= 16384 AND relpersistence <> 't')), \
-     (SELECT pg_catalog.sum(pg_catalog.pg_column_size(prosrc)) FROM pg_catalog.pg_proc WHERE oid >= 16384)";
-
-/// The users' functions. OFFSET keeps a condition on the source from being tried on the server's own.
-const FUNCTIONS: &str = "SELECT name, source FROM (SELECT p.proname AS name, \
-     coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc) AS source \
-     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
-     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
-     WHERE l.lanname NOT IN ('internal', 'c') AND p.prokind IN ('f', 'p') \
-     AND n.nspname NOT IN ('pg_catalog', 'information_schema') OFFSET 0) f";
-
-/// What calls which function, or comes with which relation, other than by a source; and how: `w` when it is written to, `c`
-/// whenever it is used, `s` as that relation does.
-const USES: &str = "SELECT c.relname, p.proname, CASE WHEN r.oid IS NULL AND y.oid IS NULL THEN 'w' ELSE 'c' END \
-     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_depend d \
-     ON d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.refobjid = p.oid \
-     LEFT JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND r.oid = d.objid \
-     LEFT JOIN pg_catalog.pg_policy y ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND y.oid = d.objid \
-     LEFT JOIN pg_catalog.pg_trigger t ON d.classid = 'pg_catalog.pg_trigger'::pg_catalog.regclass AND t.oid = d.objid \
-     LEFT JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND a.oid = d.objid \
-     LEFT JOIN pg_catalog.pg_constraint k \
-     ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND k.oid = d.objid \
-     JOIN pg_catalog.pg_class c ON c.oid = coalesce(r.ev_class, y.polrelid, t.tgrelid, a.adrelid, k.conrelid) \
-     WHERE p.oid >= 16384 \
-     UNION SELECT v.relname, c.relname, 's' FROM pg_catalog.pg_rewrite r \
-     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid \
-     AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class \
-     JOIN pg_catalog.pg_class v ON v.oid = r.ev_class JOIN pg_catalog.pg_class c ON c.oid = d.refobjid \
-     WHERE r.oid >= 16384 \
-     UNION SELECT p.relname, c.relname, 's' FROM pg_catalog.pg_inherits i \
-     JOIN pg_catalog.pg_class p ON p.oid = i.inhparent JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
-     WHERE p.relkind IN ('r', 'p', 'f') \
-     UNION SELECT p.relname, c.relname, 'w' FROM pg_catalog.pg_constraint k \
-     JOIN pg_catalog.pg_class p ON p.oid = k.confrelid JOIN pg_catalog.pg_class c ON c.oid = k.conrelid \
-     WHERE k.contype = 'f' AND (k.confupdtype NOT IN ('a', 'r') OR k.confdeltype NOT IN ('a', 'r')) \
-     UNION SELECT p.proname, f.proname, 'c' FROM pg_catalog.pg_aggregate g JOIN pg_catalog.pg_proc p ON p.oid = g.aggfnoid \
-     JOIN pg_catalog.pg_proc f ON f.oid IN (g.aggtransfn, g.aggfinalfn) WHERE p.oid >= 16384";
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -274,131 +225,6 @@ impl StatefulFunctions {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-type Row = Vec<Option<String>>;
-
-/// The rows of more than one column, under a limit that is ours and not the role's.
-async fn rows(server: &mut Server, sql: &str, limit: Duration) -> Result<Vec<Row>, Error> {
-    let limit = limit.as_millis().clamp(1, i32::MAX as u128);
-    // A timeout that runs already is not made longer by another.
-    let sql = format!(
-        "SELECT pg_catalog.set_config('statement_timeout', '0', true);\
-         SELECT pg_catalog.set_config('statement_timeout', '{limit}', true);{sql}"
-    );
-    let mut rows = server.simple_query(&sql, &mut Vec::new()).await?.rows;
-    rows.retain(|row| row.len() > 1);
-    Ok(rows)
-}
-
-/// How something comes to leave what another leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    /// Its source names that; does it write?
-    Source {
-        writes: bool,
-    },
-    Always,
-    Writing,
-    /// As that does.
-    Same,
-}
-
-/// All functions and relations, by name.
-#[derive(Default)]
-struct Graph {
-    numbers: HashMap<String, usize>,
-    effects: Vec<Option<Effect>>,
-    /// Who, whom, how.
-    uses: Vec<(usize, usize, Use)>,
-}
-
-impl Graph {
-    fn number(&mut self, name: &str) -> usize {
-        let next = self.effects.len();
-        let number = *self
-            .numbers
-            .entry(name.to_ascii_lowercase())
-            .or_insert(next);
-        if number == next {
-            self.effects.push(None);
-        }
-        number
-    }
-
-    fn add(&mut self, number: usize, effect: &Effect) -> bool {
-        match &mut self.effects[number] {
-            Some(known) => {
-                let less = known.by_writing && !effect.by_writing;
-                known.by_writing &= effect.by_writing;
-                known.add(effect) || less
-            }
-            none => {
-                *none = Some(effect.clone());
-                true
-            }
-        }
-    }
-
-    fn note_source(&mut self, caller: usize, source: &str) {
-        let words: BTreeSet<usize> = names(source)
-            .filter_map(|name| self.numbers.get(&name).copied())
-            .collect();
-        let writes = writes(source);
-        let uses = words
-            .into_iter()
-            .filter(|word| *word != caller)
-            .map(|word| (caller, word, Use::Source { writes }));
-        self.uses.extend(uses);
-    }
-
-    /// What is left by those that use what leaves something.
-    fn spread(&mut self) {
-        for _ in 0..DEPTH {
-            let mut more = false;
-            for (user, used, how) in std::mem::take(&mut self.uses) {
-                if let Some(effect) = &self.effects[used] {
-                    let by_writing = match how {
-                        Use::Source { writes } if effect.by_writing && !writes => None,
-                        Use::Source { .. } | Use::Always => Some(false),
-                        Use::Writing => Some(true),
-                        Use::Same => Some(effect.by_writing),
-                    };
-                    if let Some(by_writing) = by_writing {
-                        let effect = Effect {
-                            by_writing,
-                            ..effect.clone()
-                        };
-                        more |= self.add(user, &effect);
-                    }
-                }
-                self.uses.push((user, used, how));
-            }
-            if !more {
-                break;
-            }
-        }
-    }
-}
-
-/// Words and quoted names of a source, in lower case.
-fn names(source: &str) -> impl Iterator<Item = String> {
-    let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$');
-    let words = source
-        .split(move |c| !is_word(c))
-        .filter(|word| !word.is_empty());
-    let quoted = source.split('"').skip(1).filter(move |name| {
-        let name: &str = name;
-        !name.is_empty() && !name.chars().all(is_word)
-    });
-    words.chain(quoted).map(str::to_ascii_lowercase)
-}
-
-fn writes(source: &str) -> bool {
-    let source = source.to_ascii_lowercase();
-    ["insert", "update", "delete", "merge", "truncate", "copy"]
-        .iter()
-        .any(|word| source.contains(word))
 }
 
 impl Known {
