@@ -73,7 +73,11 @@ impl Stage {
     fn assert_clean(&self) {
         let mut clients: Vec<Wire> = (0..POOL).map(|_| self.client()).collect();
         for client in &mut clients {
-            client.run("BEGIN");
+            let begun = client.query("BEGIN");
+            if tags(&begun) != "CZ" {
+                self.show();
+                panic!("a server connection is not to be had: {begun:?}");
+            }
             let left = client.value(
                 "SELECT coalesce((SELECT string_agg(name, ' ') FROM pg_settings WHERE source = 'session' \
                    AND name NOT LIKE 'transaction%'), '') \

@@ -12,7 +12,7 @@ mod graph;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
@@ -47,6 +47,8 @@ pub struct StatefulFunctions {
     changed: AtomicBool,
     /// When the catalog was last asked, plus one; 0: never.
     asked: AtomicU64,
+    /// How many milliseconds the last look took: one into a catalog of a hundred thousand relations comes less often.
+    took: AtomicU64,
     /// Some server has answered, if only by an error.
     answered: AtomicBool,
 }
@@ -137,7 +139,9 @@ impl StatefulFunctions {
             0 => u64::MAX,
             asked => (now + 1).saturating_sub(asked),
         };
-        let due = age >= REFRESH || (age >= PAUSE && self.changed.load(Ordering::Relaxed));
+        let took = self.took.load(Ordering::Relaxed);
+        let changed = self.changed.load(Ordering::Relaxed);
+        let due = age >= REFRESH.max(1000 * took) || (changed && age >= PAUSE.max(50 * took));
         if due {
             self.asked.store(now + 1, Ordering::Relaxed);
             self.changed.store(false, Ordering::Relaxed);
@@ -165,7 +169,10 @@ impl StatefulFunctions {
         server: &mut Server,
         limit: Duration,
     ) -> Result<(), Error> {
+        let began = Instant::now();
         let outcome = self.ask(server, limit).await;
+        let took = began.elapsed().as_millis() as u64;
+        self.took.store(took, Ordering::Relaxed);
         self.answered.store(true, Ordering::Relaxed);
         match outcome {
             Err(Error::ServerRefused(fields)) => {
@@ -324,6 +331,21 @@ mod tests {
         stateful.any.store(true, Ordering::Relaxed);
         *lock(&stateful.known) = Known::new(effects.collect()).map(Arc::new);
         stateful
+    }
+
+    #[test]
+    fn a_look_that_takes_long_comes_less_often() {
+        let stateful = StatefulFunctions::default();
+        assert!(stateful.is_due(0));
+        assert!(!stateful.is_due(REFRESH - 1));
+        assert!(stateful.is_due(REFRESH));
+        stateful.took.store(100, Ordering::Relaxed);
+        assert!(!stateful.is_due(REFRESH + 99_999));
+        stateful.note_change();
+        assert!(!stateful.is_due(REFRESH + 4_999));
+        assert!(stateful.is_due(REFRESH + 5_000));
+        assert!(!stateful.is_due(REFRESH + 104_999));
+        assert!(stateful.is_due(REFRESH + 105_000));
     }
 
     #[test]
