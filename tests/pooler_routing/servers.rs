@@ -2,7 +2,7 @@
 
 use test_support::wire::Wire;
 
-use crate::stage::{HOST, HOSTS, client, config, start, tally};
+use crate::stage::{HOST, HOSTS, client, config, eventually, start, tally};
 
 #[test]
 fn statements_spread_over_all_servers() {
@@ -42,6 +42,13 @@ fn least_outstanding_connections_avoids_busy_servers() {
     let config = config(&["primary", "replica"]).pool("load_balancing_mode = \"loc\"");
     let pooler = start(&config);
     let mut occupant = client(&pooler);
+    // One that is being opened, and looked over, counts as in use.
+    eventually("the connections of the start are idle", || {
+        occupant.run("SELECT 1");
+        let servers = pooler.psql("admin", "pgcat").run(&["SHOW SERVERS"]);
+        let open = servers.matches("postgres_shard").count();
+        open > 0 && open == servers.matches("idle").count()
+    });
     occupant.run("BEGIN");
     let busy = occupant.value(HOST);
     let tally = tally(&mut client(&pooler), HOST, 50);

@@ -151,7 +151,13 @@ impl LocalPool {
         } else {
             idle.push_back(server);
         }
-        self.address(at).slots.idle_added(thread.index);
+        drop(idle);
+        let slots = &self.address(at).slots;
+        slots.idle_added(thread.index);
+        // Who has queued on another thread in between has not seen it.
+        if slots.waiting() > 0 {
+            self.serve_waiters(thread, at);
+        }
     }
 
     /// A connection to a server that the route allows. One that cannot be reached is passed over for

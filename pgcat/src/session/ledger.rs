@@ -543,6 +543,22 @@ mod tests {
         ledger
     }
 
+    fn before(version: impl Into<Option<u64>>) -> Option<BeforeUnnamed> {
+        let version = version.into()?;
+        Some(BeforeUnnamed {
+            version,
+            on_server: None,
+            rest: None,
+            traits: Traits::default(),
+            known: 0,
+        })
+    }
+
+    fn replaced(by: u64, version: impl Into<Option<u64>>) -> Undo {
+        let before = before(version);
+        Undo::ReplacedUnnamed { by, before }
+    }
+
     fn replies(ledger: &mut Ledger, tags: &[u8]) {
         for &tag in tags {
             ledger.reply(tag).unwrap();
@@ -618,11 +634,7 @@ mod tests {
 
     #[test]
     fn an_unnamed_parse_before_a_sync_is_known_until_its_answer() {
-        let replaced = Undo::ReplacedUnnamed {
-            by: 1,
-            before: None,
-        };
-        for undo in [Undo::PlacedUnnamed, replaced] {
+        for undo in [Undo::PlacedUnnamed, replaced(1, None)] {
             let mut ledger = Ledger::default();
             ledger.push(Request::Parse, Fate::Forward, undo.clone());
             ledger.push(Request::Bind, Fate::Forward, Undo::Nothing);
@@ -639,26 +651,16 @@ mod tests {
 
     #[test]
     fn the_unnamed_statement_before_is_kept_by_what_is_skipped_only() {
-        let text = |version| {
-            Some(BeforeUnnamed {
-                version,
-                on_server: None,
-                rest: None,
-                traits: Traits::default(),
-                known: 0,
-            })
-        };
-        let replaced = |by, before| Undo::ReplacedUnnamed { by, before };
         let mut ledger = ledger(&[Request::Execute]);
         assert!(ledger.may_skip());
-        ledger.push(Request::Parse, Fate::Forward, replaced(2, text(1)));
-        ledger.push(Request::Close, Fate::Forward, replaced(3, text(2)));
+        ledger.push(Request::Parse, Fate::Forward, replaced(2, 1));
+        ledger.push(Request::Close, Fate::Forward, replaced(3, 2));
         replies(&mut ledger, b"E");
-        let undone = [replaced(3, text(2)), replaced(2, text(1))];
+        let undone = [replaced(3, 2), replaced(2, 1)];
         assert_eq!(ledger.take_undone(), undone);
         ledger.push(Request::Sync, Fate::Forward, Undo::Nothing);
         ledger.push(Request::Execute, Fate::Forward, Undo::Nothing);
-        ledger.push(Request::Parse, Fate::Forward, replaced(4, text(1)));
+        ledger.push(Request::Parse, Fate::Forward, replaced(4, 1));
         replies(&mut ledger, b"ZC");
         replies(&mut ledger, b"E");
         assert_eq!(ledger.take_undone(), [replaced(4, None)]);
@@ -666,28 +668,11 @@ mod tests {
 
     #[test]
     fn what_was_skipped_is_not_what_another_batch_leaves() {
-        let text = |version| {
-            Some(BeforeUnnamed {
-                version,
-                on_server: None,
-                rest: None,
-                traits: Traits::default(),
-                known: 0,
-            })
-        };
         let mut ledger = ledger(&[Request::Execute]);
-        let undo = Undo::ReplacedUnnamed {
-            by: 3,
-            before: text(2),
-        };
-        ledger.push(Request::Parse, Fate::Forward, undo);
-        ledger.correct_unnamed(2, &text(1));
+        ledger.push(Request::Parse, Fate::Forward, replaced(3, 2));
+        ledger.correct_unnamed(2, &before(1));
         replies(&mut ledger, b"E");
-        let undo = Undo::ReplacedUnnamed {
-            by: 3,
-            before: text(1),
-        };
-        assert_eq!(ledger.take_undone(), [undo]);
+        assert_eq!(ledger.take_undone(), [replaced(3, 1)]);
     }
 
     #[test]
