@@ -6,7 +6,7 @@ use test_support::wire::{Messages, Wire, tags};
 use test_support::{Auth, PoolerConfig, Postgres, Settings};
 
 use crate::metrics::{get, with_metrics};
-use crate::stage::{Row, admin, client, config, described, eventually, rows};
+use crate::stage::{Row, admin, client, config, described, eventually, one_worker, rows};
 
 /// The row of a stream table, if there is one.
 fn shown(admin: &mut Wire, name: &str) -> Option<Row> {
@@ -27,6 +27,7 @@ fn value(port: u16, metric: &str, name: &str) -> Option<f64> {
 
 #[test]
 fn stream_tables_are_shown() {
+    let _alone = one_worker();
     let (pooler, port) = with_metrics(&config(4).stream_tables());
     let mut client = client(&pooler);
     for sql in [
@@ -85,6 +86,7 @@ fn stream_tables_are_shown() {
 
 #[test]
 fn failures_are_shown_to_administrators_only() {
+    let _alone = one_worker();
     let (pooler, port) = with_metrics(&config(4).stream_tables());
     let mut client = client(&pooler);
     client.run("CREATE TABLE failing_source (a text)");
@@ -140,6 +142,7 @@ fn a_server_that_is_down_keeps_nobody_waiting() {
 
 #[test]
 fn after_a_take_over_the_new_process_refreshes() {
+    let _alone = one_worker();
     let (mut pooler, port) = with_metrics(&config(4).stream_tables());
     let mut before = client(&pooler);
     before.run("CREATE TABLE taken_source (a int)");
@@ -164,6 +167,7 @@ fn after_a_take_over_the_new_process_refreshes() {
 
 #[test]
 fn a_reload_asks_the_plugins() {
+    let _alone = one_worker();
     let (pooler, port) = with_metrics(&config(2).stream_tables());
     let mut admin = admin(&pooler, "pgbouncer");
     let path = pooler.config_path();

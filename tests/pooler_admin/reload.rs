@@ -6,7 +6,7 @@ use std::time::Duration;
 use test_support::wire::{Messages, PROTOCOL_3_0, Wire, startup, tags};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
 
-use crate::stage::{admin, client, config, eventually, row, rows, start};
+use crate::stage::{admin, client, config, eventually, one_worker, row, rows, start};
 
 fn write(pooler: &Pooler, config: &PoolerConfig) {
     fs::write(pooler.config_path(), config.render(pooler.port())).expect("pgcat.toml");
@@ -294,6 +294,7 @@ fn what_takes_a_restart_is_named() {
 /// The plugin's worker goes over to the new pools.
 #[test]
 fn stream_tables_go_on() {
+    let _alone = one_worker();
     let of = |size| config(size).stream_tables();
     let pooler = start(&of(4));
     let mut one = client(&pooler);

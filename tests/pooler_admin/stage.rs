@@ -1,7 +1,7 @@
 //! What the tests are played on: one server for all, a pooler for each.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,4 +94,11 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within 15 s: {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Held by tests of stream tables: the workers of several poolers on one database refresh each other's stream tables, and
+/// each counts what it has done.
+pub fn one_worker() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

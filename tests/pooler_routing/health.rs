@@ -302,11 +302,15 @@ fn min_pool_size_is_kept() {
         5,
         "auth_type = \"trust\"\nmin_pool_size = 3",
     );
-    let _pooler = start(&config);
+    let pooler = start(&config);
     let count = |server: &Postgres| {
         direct(server).value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
     };
     eventually("three connections", || count(&server) == "3");
+    server.stop();
+    eventually("the pooler has looked for it", || {
+        pooler.log().contains("ERROR")
+    });
     server.restart();
     eventually("three connections", || count(&server) == "3");
 }

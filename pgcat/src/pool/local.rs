@@ -735,8 +735,9 @@ impl LocalPool {
     fn keep_ready(self: &Rc<Self>, thread: &Rc<ThreadContext>, address: &Address, minimum: usize) {
         let health = &address.health;
         let missing = minimum.saturating_sub(address.slots.open());
+        // A server that is the only one is looked for by those who want it, and for the connections that are to be there.
         let several = self.shared.addresses.len() > 1;
-        let probe = several && health.is_probe_due(thread.now.get());
+        let probe = (several || missing > 0) && health.is_probe_due(thread.now.get());
         let wanted = if health.is_avoided() {
             usize::from(probe)
         } else {
