@@ -186,6 +186,15 @@ fn rules_are_read_again() {
     });
 }
 
+/// A pooler with a certificate of this authority's.
+fn encrypted(postgres: &Postgres, authority: &Authority) -> PoolerConfig {
+    let own = authority.issue("localhost", &["localhost"]);
+    PoolerConfig::new(postgres).general(&format!(
+        "tls_certificate = {:?}\ntls_private_key = {:?}",
+        own.certificate, own.key
+    ))
+}
+
 /// The same methods without a file of rules.
 #[test]
 fn a_password_in_the_clear_opens_the_server() {
@@ -194,12 +203,7 @@ fn a_password_in_the_clear_opens_the_server() {
         .psql("postgres", "postgres")
         .run(&["SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'"]);
     let authority = Authority::new();
-    let own = authority.issue("localhost", &["localhost"]);
-    let config = PoolerConfig::new(&postgres)
-        .general(&format!(
-            "tls_certificate = {:?}\ntls_private_key = {:?}",
-            own.certificate, own.key
-        ))
+    let config = encrypted(&postgres, &authority)
         .user_with(
             "postgres",
             1,
@@ -229,12 +233,7 @@ fn a_password_of_64_kilobytes_in_the_clear() {
         .psql("postgres", "postgres")
         .run(&[&format!("CREATE ROLE tokens LOGIN PASSWORD '{password}'")]);
     let authority = Authority::new();
-    let own = authority.issue("localhost", &["localhost"]);
-    let config = PoolerConfig::new(&postgres)
-        .general(&format!(
-            "tls_certificate = {:?}\ntls_private_key = {:?}",
-            own.certificate, own.key
-        ))
+    let config = encrypted(&postgres, &authority)
         .user_with(
             "tokens",
             1,

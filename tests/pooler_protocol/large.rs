@@ -1,12 +1,11 @@
 //! Sizes: messages at the edges of buffers, and more than any buffer holds, in both directions.
 
-use std::io::Write as _;
 use std::thread;
 use std::time::Duration;
 
 use test_support::wire::{Messages, tags};
 
-use crate::stage::{Stage, alone, peak_memory, same, same_after};
+use crate::stage::{Stage, alone, peak_memory, same, same_after, ten_megabytes_each_way};
 
 /// A pooler's buffers are powers of two, less or more a few bytes.
 #[test]
@@ -116,28 +115,12 @@ fn many_small_rows_and_a_few_large_ones() {
     });
 }
 
-/// The client reads nothing before it has sent everything, and the server answers meanwhile: a
-/// pooler that stops reading a server while it writes to it would wait for ever.
 #[test]
 fn ten_megabytes_each_way_at_once() {
     let _alone = alone();
     let stage = Stage::new(1);
     let mut client = stage.client();
-    let mut pipeline = Messages::new().parse("s", "SELECT $1::text || $1::text");
-    let value = "v".repeat(10_000);
-    for _ in 0..1000 {
-        pipeline = pipeline.bind("", "s", &[Some(&value)]).execute("");
-    }
-    let pipeline = pipeline.sync();
-    let mut sender = client.sender();
-    let sending = thread::spawn(move || sender.write_all(pipeline.as_ref()).expect("send"));
-    let messages = client.ready();
-    sending.join().expect("the sender");
-    let rows = messages.iter().filter(|message| message.tag == b'D');
-    assert_eq!(
-        rows.map(|row| row.body.len()).sum::<usize>(),
-        1000 * (20_000 + 6)
-    );
+    ten_megabytes_each_way(&mut client);
     drop(client);
     stage.assert_clean();
 }

@@ -213,3 +213,21 @@ pub fn scripted(answer: fn(&mut TcpStream, &[u8])) -> Pooler {
         .general("validate_config = false\nadmin_auth_type = \"trust\"");
     start(&config)
 }
+
+/// Has ten megabytes sent and twice as many received at the same time: a pooler that stops reading a server while it writes to
+/// it would wait for ever.
+pub fn ten_megabytes_each_way(client: &mut Wire) {
+    let mut pipeline = Messages::new().parse("s", "SELECT $1::text || $1::text");
+    let value = "v".repeat(10_000);
+    for _ in 0..1000 {
+        pipeline = pipeline.bind("", "s", &[Some(&value)]).execute("");
+    }
+    let pipeline = pipeline.sync();
+    let mut sender = client.sender();
+    let sending = thread::spawn(move || sender.write_all(pipeline.as_ref()).expect("sent"));
+    let messages = client.ready();
+    sending.join().expect("the sender");
+    let rows = messages.iter().filter(|message| message.tag == b'D');
+    let bytes: usize = rows.map(|row| row.body.len()).sum();
+    assert_eq!(bytes, 1000 * (20_000 + 6));
+}

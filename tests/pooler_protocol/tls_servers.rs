@@ -1,12 +1,11 @@
 //! TLS between the pooler and servers.
 
-use std::io::Write as _;
 use std::sync::OnceLock;
 
 use test_support::wire::{Messages, Wire, cancel_request, sqlstate, tags};
 use test_support::{Auth, Authority, Pooler, PoolerConfig, Postgres, Settings};
 
-use crate::stage::{eventually, server, start};
+use crate::stage::{eventually, server, start, ten_megabytes_each_way};
 
 /// A server with a certificate for `localhost`, which refuses what is not encrypted.
 struct Encrypted {
@@ -212,24 +211,11 @@ fn much_data_for_many_clients() {
     });
 }
 
-/// The client sends all without waiting for answers.
 #[test]
 fn ten_megabytes_each_way_at_once() {
     let pooler = trusting_pooler();
     let mut client = Wire::connect(pooler.port(), "postgres", "postgres");
-    let mut pipeline = Messages::new().parse("s", "SELECT $1::text || $1::text");
-    let value = "v".repeat(10_000);
-    for _ in 0..1000 {
-        pipeline = pipeline.bind("", "s", &[Some(&value)]).execute("");
-    }
-    let pipeline = pipeline.sync();
-    let mut sender = client.sender();
-    let sending = std::thread::spawn(move || sender.write_all(pipeline.as_ref()).expect("sent"));
-    let messages = client.ready();
-    sending.join().expect("the sender");
-    let rows = messages.iter().filter(|message| message.tag == b'D');
-    let bytes: usize = rows.map(|row| row.body.len()).sum();
-    assert_eq!(bytes, 1000 * (20_000 + 6));
+    ten_megabytes_each_way(&mut client);
 }
 
 /// They arrive although the connection ends right behind them.

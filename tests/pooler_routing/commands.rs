@@ -3,7 +3,7 @@
 use test_support::wire::{Messages, Wire, sqlstate, tags};
 use test_support::{Pooler, PoolerConfig};
 
-use crate::stage::{HOST, HOSTS, client, config, server, start};
+use crate::stage::{HOST, HOSTS, client, config, extended, server, start};
 
 const DATABASE: &str = "SELECT current_database()";
 
@@ -18,18 +18,6 @@ fn sharded(configure: impl Fn(PoolerConfig) -> PoolerConfig) -> Pooler {
         ])
         .user_with("postgres", 4, "auth_type = \"trust\"");
     start(&configure(config))
-}
-
-fn extended(client: &mut Wire, sql: &str) -> Vec<test_support::wire::Message> {
-    client.send(
-        Messages::new()
-            .parse("", sql)
-            .bind("", "", &[])
-            .describe_portal("")
-            .execute("")
-            .sync(),
-    );
-    client.ready()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use test_support::Pooler;
 use test_support::wire::{Messages, Wire, sqlstate, tags};
 
-use crate::stage::{client, config, eventually, server};
+use crate::stage::{client, config, eventually, extended, server};
 
 fn with(section: &str) -> Pooler {
     let text = config(&["primary"]).pool("query_parser_enabled = true");
@@ -143,16 +143,7 @@ fn intercept_answers_in_both_protocols() {
             assert_eq!(tags(&client.ready()), "2DCZ");
         }
     }
-    // All at once, as pgjdbc does it.
-    clients[0].send(
-        Messages::new()
-            .parse("", sql)
-            .bind("", "", &[])
-            .describe_portal("")
-            .execute("")
-            .sync(),
-    );
-    let messages = clients[0].ready();
+    let messages = extended(&mut clients[0], sql);
     assert_eq!(tags(&messages), "12TDCZ", "{messages:?}");
     assert_eq!(messages[4].body, b"SELECT 1\0");
     let messages = clients[0].query(&format!("INSERT INTO beside VALUES (1); {sql} SELECT 2"));

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use test_support::wire::Wire;
+use test_support::wire::{Message, Messages, Wire};
 use test_support::{Auth, Pooler, PoolerConfig, Postgres, Settings};
 
 /// Where a test wants servers that need not be different ones: all of these lead to [`server`], which
@@ -87,4 +87,17 @@ pub fn config_of(servers: &[(&Postgres, &str)]) -> PoolerConfig {
         4,
         "auth_type = \"trust\"",
     )
+}
+
+/// The replies to a statement by the extended protocol, sent all at once, as pgjdbc does it.
+pub fn extended(client: &mut Wire, sql: &str) -> Vec<Message> {
+    client.send(
+        Messages::new()
+            .parse("", sql)
+            .bind("", "", &[])
+            .describe_portal("")
+            .execute("")
+            .sync(),
+    );
+    client.ready()
 }

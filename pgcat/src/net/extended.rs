@@ -214,17 +214,12 @@ impl Session {
         let Some(known) = self.statements.get(name.as_bytes()) else {
             return;
         };
-        let mut executed = None;
         let rest = match known {
             ClientStatement::Prepared { statement, .. } if prepared_use == PreparedUse::Execute => {
-                executed = Some(statement.clone());
-                statement.rest_with_types()
+                self.note_executed(&statement.clone())
             }
             _ => empty_statement(),
         };
-        if let Some(statement) = executed {
-            self.note_traits(self.traits_of(statement.text()), statement.text());
-        }
         self.alias(walk, name.as_bytes(), &rest);
         if prepared_use == PreparedUse::Deallocate {
             self.statements.remove(name.as_bytes());
@@ -232,6 +227,13 @@ impl Session {
         if let Some(server) = &mut self.server {
             server.dirty = true;
         }
+    }
+
+    /// Takes account of a statement of the client's that SQL is about to execute by its name. Returns the Parse body after the
+    /// name, for the server to know it by.
+    pub(super) fn note_executed(&mut self, statement: &PreparedStatement) -> Vec<u8> {
+        self.note_traits(self.traits_of(statement.text()), statement.text());
+        statement.rest_with_types()
     }
 
     /// Whether a reply is outstanding that may yet free a name the client has given.

@@ -279,7 +279,7 @@ impl Session {
                 if let Some(server) = &mut self.server {
                     // It may be any function, and leave anything behind.
                     server.dirty = true;
-                    // As a Query.
+                    // It ends an extended batch, unless it is skipped along with it.
                     server.unsynced &= server.ledger.is_skipping();
                     server
                         .ledger
@@ -352,8 +352,8 @@ impl Session {
         // A simple Query destroys the unnamed statement.
         let undo = self.drop_unnamed();
         if let Some(server) = &mut self.server {
-            // It ends an extended batch as a Sync does, unless it is skipped along with it.
-            server.unsynced &= server.ledger.is_skipping();
+            // It ends an extended batch as a Sync does.
+            server.unsynced = false;
             server.ledger.push(Request::Query, Fate::Forward, undo);
         }
         Ok(Step::Forward)

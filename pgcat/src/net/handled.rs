@@ -404,7 +404,6 @@ impl Session {
             }
             return self.run_plain(sql, offset).await;
         };
-        let mut executed = None;
         let rest = match (prepared_use, known) {
             (PreparedUse::Deallocate, _) => {
                 self.statements.remove(name.as_bytes());
@@ -419,15 +418,11 @@ impl Session {
                 return Ok(true);
             }
             (PreparedUse::Execute, ClientStatement::Prepared { statement, .. }) => {
-                executed = Some(statement.clone());
-                statement.rest_with_types()
+                self.note_executed(&statement.clone())
             }
             // Its name is taken.
             _ => empty_statement(),
         };
-        if let Some(statement) = executed {
-            self.note_traits(self.traits_of(statement.text()), statement.text());
-        }
         if let Some(server) = &mut self.server
             && let Err(error) = server.name_statement(&name, Some(&rest)).await
         {

@@ -558,9 +558,9 @@ impl Session {
             b"BEGIN" | b"SHOW" => (),
             _ if tag.starts_with(b"CREATE") => {
                 // Of a view, a function, an operator ...: what calls it has to be known.
-                self.pool.shared.functions.note_change();
+                self.pool.shared.functions.looks.note_change();
                 if tag != b"CREATE TABLE" && tag != b"CREATE INDEX" {
-                    self.pool.shared.stateful.note_change();
+                    self.pool.shared.stateful.looks.note_change();
                 }
                 self.wrote = true;
             }

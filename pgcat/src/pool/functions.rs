@@ -7,9 +7,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::looks::Looks;
 use crate::plugins::QueryResult;
 use crate::router::analysis::Analysis;
 
@@ -67,20 +68,14 @@ const HARMLESS: [&str; 21] = [
     "uuidv7",
 ];
 
-/// Between two looks at the catalog, in milliseconds: where nothing is missing, and at least.
-const REFRESH: u64 = 60_000;
-const PAUSE: u64 = 2_000;
-
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Functions {
     catalog: Mutex<Arc<Catalog>>,
     /// Counts the catalogs, for a look without the lock.
     version: AtomicU64,
-    /// A name was not found.
-    missing: AtomicBool,
-    /// When the catalog was last asked for, plus one; 0: never.
-    asked: AtomicU64,
+    /// At the server's. A name that is not found has it looked at sooner.
+    pub looks: Looks,
 }
 
 /// A thread's copy of the catalog, with its version.
@@ -120,7 +115,7 @@ impl Functions {
                 || match catalog.functions.get(name) {
                     Some(volatile) => !volatile,
                     None => {
-                        self.missing.store(true, Ordering::Relaxed);
+                        self.looks.note_change();
                         false
                     }
                 }
@@ -137,26 +132,6 @@ impl Functions {
             && call_none(&analysis.tables, &catalog.relations)
             && call_none(&analysis.operators, &catalog.operators)
             && call_none(&analysis.casts, &catalog.casts)
-    }
-
-    /// Something that may call functions has been created.
-    pub fn note_change(&self) {
-        self.missing.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the catalog is to be read (again); the caller does so.
-    pub fn is_due(&self, now: u64) -> bool {
-        let age = match self.asked.load(Ordering::Relaxed) {
-            0 => u64::MAX,
-            asked => (now + 1).saturating_sub(asked),
-        };
-        let missing = self.missing.load(Ordering::Relaxed);
-        let due = age >= REFRESH || (missing && age >= PAUSE);
-        if due {
-            self.asked.store(now + 1, Ordering::Relaxed);
-            self.missing.store(false, Ordering::Relaxed);
-        }
-        due
     }
 
     /// Takes in the result of [`CATALOG`].

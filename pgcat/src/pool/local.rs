@@ -152,9 +152,14 @@ impl LocalPool {
             idle.push_back(server);
         }
         drop(idle);
+        self.note_idle(thread, at);
+    }
+
+    /// One more connection of this thread is idle. Who has queued since it was last looked whether anybody waits has not
+    /// seen it.
+    fn note_idle(&self, thread: &ThreadContext, at: usize) {
         let slots = &self.address(at).slots;
         slots.idle_added(thread.index);
-        // Who has queued on another thread in between has not seen it.
         if slots.waiting() > 0 {
             self.serve_waiters(thread, at);
         }
@@ -546,15 +551,10 @@ impl LocalPool {
             return;
         };
         let at = server.address().id;
-        let slots = &self.address(at).slots;
         server.idle_since = thread.now.get();
         server.connection().enter(Phase::Idle);
         self.idle[at].borrow_mut().push_back(server);
-        slots.idle_added(thread.index);
-        // A waiter that queued between the look above and the count just made has not seen this one.
-        if slots.waiting() > 0 {
-            self.serve_waiters(thread, at);
-        }
+        self.note_idle(thread, at);
     }
 
     /// Gives the connection to whose turn it is; back if nobody waits.
@@ -660,11 +660,11 @@ impl LocalPool {
             watch::begin(thread, &self.shared);
         }
         let splits = self.shared.settings.query_parser_read_write_splitting;
-        if thread.index == 0 && splits && self.shared.functions.is_due(thread.now.get()) {
+        if thread.index == 0 && splits && self.shared.functions.looks.is_due(thread.now.get()) {
             let (pool, thread) = (self.clone(), thread.clone());
             tokio::task::spawn_local(async move { pool.learn_functions(&thread).await });
         }
-        if self.is_transaction_mode() && self.shared.stateful.is_due(thread.now.get()) {
+        if self.is_transaction_mode() && self.shared.stateful.looks.is_due(thread.now.get()) {
             match self.try_checkout(thread, Route::primary_of(&self.shared.settings)) {
                 Some(server) => {
                     let (pool, thread) = (self.clone(), thread.clone());
@@ -673,7 +673,7 @@ impl LocalPool {
                     });
                 }
                 // Not worth another connection. Other threads, and those that open connections, ask, too.
-                None => self.shared.stateful.make_due(),
+                None => self.shared.stateful.looks.make_due(),
             }
         }
     }

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod health;
 pub mod limits;
 pub mod local;
+mod looks;
 pub mod queue;
 pub mod replay;
 pub mod shared;

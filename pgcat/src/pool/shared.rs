@@ -126,7 +126,7 @@ impl PoolShared {
         let sessions = predecessor.map_or_else(Arc::default, |pool| pool.sessions.clone());
         // It is asked anew, but the first clients do not wait for that.
         let stateful = predecessor.map_or_else(Arc::default, |pool| pool.stateful.clone());
-        stateful.make_due();
+        stateful.looks.make_due();
         let histories = settings.shards.iter().map(|_| History::default()).collect();
         Self {
             index: fixed.ids.next() as usize,

@@ -18,6 +18,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 
 use self::catalog::{FUNCTIONS, LEAVES, Row, SIGNATURE, USES, rows};
 use self::graph::{Graph, Use};
+use super::looks::Looks;
 use crate::error::Error;
 use crate::net::server::Server;
 use crate::session::settings::literal;
@@ -29,10 +30,6 @@ const SETTINGS: usize = 256;
 /// So many bytes of sources, as the server has stored them, are looked through for calls.
 const SOURCES: u64 = 64 << 20;
 
-/// Between two looks at the catalog, in milliseconds; and at least.
-const REFRESH: u64 = 60_000;
-const PAUSE: u64 = 2_000;
-
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct StatefulFunctions {
@@ -43,12 +40,8 @@ pub struct StatefulFunctions {
     signature: Mutex<Option<Row>>,
     /// Counts what has been known.
     version: AtomicU64,
-    /// Something has been created.
-    changed: AtomicBool,
-    /// When the catalog was last asked, plus one; 0: never.
-    asked: AtomicU64,
-    /// How many milliseconds the last look took: one into a catalog of a hundred thousand relations comes less often.
-    took: AtomicU64,
+    /// At the server's catalog.
+    pub looks: Looks,
     /// Some server has answered, if only by an error.
     answered: AtomicBool,
 }
@@ -128,35 +121,9 @@ impl StatefulFunctions {
         self.version.load(Ordering::Relaxed)
     }
 
-    /// Something that may call functions, or be called, has been created.
-    pub fn note_change(&self) {
-        self.changed.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the catalog is to be read (again); the caller does so.
-    pub fn is_due(&self, now: u64) -> bool {
-        let age = match self.asked.load(Ordering::Relaxed) {
-            0 => u64::MAX,
-            asked => (now + 1).saturating_sub(asked),
-        };
-        let took = self.took.load(Ordering::Relaxed);
-        let changed = self.changed.load(Ordering::Relaxed);
-        let due = age >= REFRESH.max(1000 * took) || (changed && age >= PAUSE.max(50 * took));
-        if due {
-            self.asked.store(now + 1, Ordering::Relaxed);
-            self.changed.store(false, Ordering::Relaxed);
-        }
-        due
-    }
-
-    /// The same for a connection that is about to serve its first client, who is not to find that nothing is known yet.
+    /// Whether to ask by a connection that is about to serve its first client, who is not to find that nothing is known yet.
     pub fn is_due_first(&self, now: u64) -> bool {
-        self.is_due(now) || !self.answered.load(Ordering::Relaxed)
-    }
-
-    /// It is due, whatever was asked.
-    pub fn make_due(&self) {
-        self.asked.store(0, Ordering::Relaxed);
+        self.looks.is_due(now) || !self.answered.load(Ordering::Relaxed)
     }
 
     /// Asks the server, for each of four answers as long as the limit. One that does not understand, such as another pooler,
@@ -171,8 +138,7 @@ impl StatefulFunctions {
     ) -> Result<(), Error> {
         let began = Instant::now();
         let outcome = self.ask(server, limit).await;
-        let took = began.elapsed().as_millis() as u64;
-        self.took.store(took, Ordering::Relaxed);
+        self.looks.note_duration(began.elapsed());
         self.answered.store(true, Ordering::Relaxed);
         match outcome {
             Err(Error::ServerRefused(fields)) => {
@@ -331,21 +297,6 @@ mod tests {
         stateful.any.store(true, Ordering::Relaxed);
         *lock(&stateful.known) = Known::new(effects.collect()).map(Arc::new);
         stateful
-    }
-
-    #[test]
-    fn a_look_that_takes_long_comes_less_often() {
-        let stateful = StatefulFunctions::default();
-        assert!(stateful.is_due(0));
-        assert!(!stateful.is_due(REFRESH - 1));
-        assert!(stateful.is_due(REFRESH));
-        stateful.took.store(100, Ordering::Relaxed);
-        assert!(!stateful.is_due(REFRESH + 99_999));
-        stateful.note_change();
-        assert!(!stateful.is_due(REFRESH + 4_999));
-        assert!(stateful.is_due(REFRESH + 5_000));
-        assert!(!stateful.is_due(REFRESH + 104_999));
-        assert!(stateful.is_due(REFRESH + 105_000));
     }
 
     #[test]
