@@ -223,3 +223,44 @@ async fn a_trigger_that_keeps_rows_is_named() {
         Some("0")
     );
 }
+
+/// A look at all of many takes its time, here because of a lock. What changed lately is looked at beside it.
+#[tokio::test]
+async fn what_changed_lately_does_not_wait_for_many_others() {
+    let stack = Stack::start(PGCAT, 15);
+    let pooled = stack.pooled().await;
+    for n in 1..=12 {
+        let sql = format!(
+            "CREATE TABLE many_{n} (a int); CREATE STREAM TABLE many_{n}_st AS SELECT a FROM many_{n}"
+        );
+        pooled.batch_execute(&sql).await.expect("a stream table");
+    }
+    let write = async |n: u32| {
+        let sql = format!("INSERT INTO many_{n} SELECT count(*) FROM many_{n}");
+        pooled.batch_execute(&sql).await.expect("a row");
+    };
+    let follows = async |n: u32| {
+        let (table, query) = (format!("many_{n}_st"), format!("SELECT a FROM many_{n}"));
+        converges(&pooled, &table, &query, Duration::from_secs(20)).await;
+    };
+    write(1).await;
+    follows(1).await;
+    let holder = stack.direct().await;
+    let buffer = "SELECT format('pgtrickle.changes_%s', buffer) FROM pgtrickle.source WHERE relid = 'many_12'::regclass";
+    let buffer = scalar(&holder, buffer).await.expect("a buffer");
+    holder
+        .batch_execute(&format!(
+            "BEGIN; LOCK TABLE {buffer} IN ACCESS EXCLUSIVE MODE"
+        ))
+        .await
+        .expect("a lock");
+    for _ in 0..5 {
+        write(1).await;
+        follows(1).await;
+    }
+    write(2).await;
+    holder.batch_execute("COMMIT").await.expect("no lock");
+    write(12).await;
+    follows(2).await;
+    follows(12).await;
+}

@@ -53,7 +53,7 @@ pub use explain::{
 pub use group::{Refreshed, load_with_sources, refresh_together};
 pub use load::load;
 pub use memory::Memory;
-pub use pending::pending;
+pub use pending::{FEW, pending};
 pub use rebuild::refresh_in_transaction;
 pub use refresh::{refresh, refresh_by_name};
 pub use remove::drop;

@@ -8,7 +8,7 @@ use crate::delta::stage::{Frontier, condition};
 
 /// So many stream tables are looked at in a statement made for them. More are looked at by statements that come again, whose plans
 /// the server keeps: to plan a look into a buffer takes many times as long as the look.
-const FEW: usize = 8;
+pub const FEW: usize = 8;
 
 /// Stream tables that are looked at by one statement have ids that differ in these bits only, so that it comes again,
 /// whichever of them are asked for.

@@ -1,7 +1,7 @@
 //! One owner's stream tables in a database: which of them have work waiting, and the housekeeping.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,6 +39,10 @@ pub(super) struct Lane {
     /// The tasks of those that hang together.
     groups: RefCell<HashMap<BTreeSet<StreamTableId>, Task>>,
     bell: Notify,
+    /// The bell of the look at all of them: those that changed lately have been looked at.
+    rest: Notify,
+    /// Those that changed lately, the last one first.
+    recent: RefCell<VecDeque<StreamTableId>>,
     /// Somebody wrote something, maybe DDL beside the pooler.
     suspicious: Cell<bool>,
     failures: RefCell<Vec<Failure>>,
@@ -72,7 +76,7 @@ impl Drop for Task {
 /// A running lane.
 pub(super) struct LaneHandle {
     lane: Rc<Lane>,
-    _tasks: [Task; 2],
+    _tasks: [Task; 3],
 }
 
 impl std::ops::Deref for LaneHandle {
@@ -106,6 +110,8 @@ impl Lane {
             tables: RefCell::default(),
             groups: RefCell::default(),
             bell: Notify::new(),
+            rest: Notify::new(),
+            recent: RefCell::default(),
             suspicious: Cell::new(false),
             failures: RefCell::default(),
             refreshed: RefCell::default(),
@@ -116,7 +122,8 @@ impl Lane {
             slow,
         });
         let tasks = [
-            Task::spawn(Rc::clone(&lane).rounds()),
+            Task::spawn(Rc::clone(&lane).rounds_of_recent()),
+            Task::spawn(Rc::clone(&lane).rounds_of_all()),
             Task::spawn(Rc::clone(&lane).housekeeping()),
         ];
         LaneHandle {
@@ -220,11 +227,25 @@ impl Lane {
         self.tables.borrow().values().map(Rc::clone).collect()
     }
 
-    async fn rounds(self: Rc<Self>) {
+    /// A look at all of a thousand takes a tenth of a second. What changed lately mostly changes again, and is found by this
+    /// look at a few, also while that one is under way.
+    async fn rounds_of_recent(self: Rc<Self>) {
+        loop {
+            self.bell.notified().await;
+            let started = Instant::now();
+            if let Err(error) = self.wake_recent().await {
+                log::debug!("stream tables: cannot look for recent changes: {error}");
+            }
+            self.rest.notify_one();
+            tokio::time::sleep(pause_after(started.elapsed())).await;
+        }
+    }
+
+    async fn rounds_of_all(self: Rc<Self>) {
         let mut failures = 0;
         let mut checks_from = Instant::now();
         loop {
-            self.bell.notified().await;
+            self.rest.notified().await;
             let started = Instant::now();
             let mut looked = self.wake_pending().await;
             if looked.is_ok() && self.suspicious.get() && started >= checks_from {
@@ -236,14 +257,12 @@ impl Lane {
             let pause = match looked {
                 Ok(()) => {
                     failures = 0;
-                    started
-                        .elapsed()
-                        .clamp(Duration::from_millis(1), Duration::from_secs(1))
+                    pause_after(started.elapsed())
                 }
                 Err(error) => {
                     log::debug!("stream tables: cannot look for changes: {error}");
                     failures += 1;
-                    self.bell.notify_one();
+                    self.rest.notify_one();
                     pace::retry_after(failures)
                 }
             };
@@ -251,27 +270,58 @@ impl Lane {
         }
     }
 
+    /// Wakes those of the recent ones that have changes waiting, where there are so many others that they would have to wait
+    /// for them.
+    async fn wake_recent(&self) -> Result<(), Error> {
+        let all = self.waiting_for_changes();
+        if all.len() <= engine::FEW {
+            return Ok(());
+        }
+        let recent = self.recent.borrow().clone();
+        let recent: Vec<_> = all
+            .into_iter()
+            .filter(|table| recent.contains(&table.id))
+            .collect();
+        self.wake_those_pending(&recent).await
+    }
+
     /// Wakes the live stream tables that have changes waiting.
     async fn wake_pending(&self) -> Result<(), Error> {
-        let all = self.all();
-        if !all.iter().any(|table| table.schedule() == Schedule::Live) {
+        self.wake_those_pending(&self.waiting_for_changes()).await
+    }
+
+    /// The live stream tables to be asked whether changes wait for them. What commits from now on rings.
+    fn waiting_for_changes(&self) -> Vec<Rc<Table>> {
+        let mut all = self.all();
+        if all.iter().any(|table| table.schedule() == Schedule::Live) {
+            self.signal.arm();
+        }
+        all.retain(|table| table.awaits_changes());
+        all
+    }
+
+    async fn wake_those_pending(&self, tables: &[Rc<Table>]) -> Result<(), Error> {
+        if tables.is_empty() {
             return Ok(());
         }
-        // Before looking: what commits after the look must ring.
-        self.signal.arm();
-        let live: Vec<&Rc<Table>> = all.iter().filter(|table| table.awaits_changes()).collect();
-        if live.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<StreamTableId> = live.iter().map(|table| table.id).collect();
+        let ids: Vec<StreamTableId> = tables.iter().map(|table| table.id).collect();
         let pending = match self.pending(&ids).await {
             Err(Error::Server(_)) if ids.len() > 1 => self.pending_one_by_one(&ids).await?,
             found => found?,
         };
-        for table in live.iter().filter(|table| pending.contains(&table.id)) {
+        let pending = tables.iter().filter(|table| pending.contains(&table.id));
+        for table in pending {
+            self.note_recent(table.id);
             table.wake();
         }
         Ok(())
+    }
+
+    fn note_recent(&self, id: StreamTableId) {
+        let mut recent = self.recent.borrow_mut();
+        recent.retain(|&known| known != id);
+        recent.push_front(id);
+        recent.truncate(engine::FEW);
     }
 
     async fn pending(&self, ids: &[StreamTableId]) -> Result<Vec<StreamTableId>, Error> {
@@ -297,7 +347,7 @@ impl Lane {
     async fn check_definitions(&self) -> Result<(), Error> {
         for table in self.all().iter().filter(|table| table.is_at_rest()) {
             // There may be a thousand: a commit does not wait for all of them.
-            if pin!(self.bell.notified()).enable() {
+            if pin!(self.rest.notified()).enable() {
                 self.wake_pending().await?;
             }
             let drift = self
@@ -359,4 +409,9 @@ impl Lane {
         lease.returned();
         Ok(())
     }
+}
+
+/// Half of the time at most is for looks; but a second is long.
+fn pause_after(look: Duration) -> Duration {
+    look.clamp(Duration::from_millis(1), Duration::from_secs(1))
 }
