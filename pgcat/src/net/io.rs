@@ -312,7 +312,8 @@ impl<S: Socket> Watched<S> {
             if !known {
                 self.reader = Some(cx.waker().clone());
             }
-            self.told = true;
+            // A task that is to give way to others is woken again at once, and the reactor is not told.
+            self.told = coop::has_budget_remaining();
             ready!(self.socket.poll_readable(cx))?;
             self.told = false;
         }
@@ -422,5 +423,43 @@ impl OutBuffer {
             self.bytes.clear();
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    /// A task that has done a lot at once is made to give way, before the reactor has heard of it.
+    #[tokio::test]
+    async fn a_reader_that_has_done_a_lot_at_once_is_woken() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut peer = TcpStream::connect(address).await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut io = Io::Tcp(stream.into());
+        let reading = tokio::spawn(async move {
+            let mut busy = true;
+            poll_fn(|cx| {
+                while busy {
+                    match coop::poll_proceed(cx) {
+                        Poll::Ready(turn) => turn.made_progress(),
+                        Poll::Pending => busy = false,
+                    }
+                }
+                io.poll_read_unlimited(cx, &mut [0; 10])
+            })
+            .await
+        });
+        sleep(Duration::from_millis(50)).await;
+        peer.write_all(b"x").await.expect("sent");
+        let read = timeout(Duration::from_secs(5), reading).await;
+        assert!(matches!(read, Ok(Ok(Ok(1)))), "{read:?}");
     }
 }
