@@ -255,3 +255,128 @@ fn a_function_call_ends_a_batch_without_sync() {
     client.ready();
     stage.client().run("SELECT 1");
 }
+
+/// The server answers it with an error, and skips to the next Sync: it would not answer what the pooler asks it then.
+#[test]
+fn a_flush_with_a_body_and_a_plugins_statement() {
+    let stage = with_stream_tables();
+    let flush = Messages::new().parse("", "SELECT 1").message(b'H', &[0]);
+    for wait in [false, true] {
+        let mut client = stage.client();
+        client.send(&flush);
+        if wait {
+            thread::sleep(Duration::from_millis(200));
+        }
+        client.send(Messages::new().query("SHOW STREAM TABLES; SELECT 1"));
+        thread::sleep(Duration::from_millis(100));
+        drop(client);
+        stage.client().run("SELECT 1");
+    }
+    stage.assert_clean();
+}
+
+#[test]
+fn a_flush_with_a_body_and_a_refused_message() {
+    let stage = stage();
+    let mut client = stage.client();
+    client.send(Messages::new().parse("", "SELECT 1").message(b'H', &[0]));
+    thread::sleep(Duration::from_millis(200));
+    // Not the client's.
+    client.send(Messages::new().bind("", "PGCAT_1", &[]));
+    thread::sleep(Duration::from_millis(100));
+    drop(client);
+    stage.client().run("SELECT 1");
+    stage.assert_clean();
+}
+
+/// A timeout that has struck in the middle of a batch is told with the next message, even if that is a Flush, which has no other
+/// reply.
+#[test]
+fn a_flush_that_is_answered_by_a_timeout() {
+    let begin = |client: &mut Wire| {
+        client.run("SET statement_timeout = 100");
+        client.send(Messages::new().parse("", "SELECT 1").flush());
+        client.until(b'1');
+        thread::sleep(Duration::from_millis(300));
+        client.send(Messages::new().flush());
+        assert_eq!(sqlstate(&client.until(b'E')), "57014");
+    };
+    same(|client| {
+        begin(client);
+        client.send(Messages::new().bind("", "", &[]).query("SELECT 2").sync());
+        client.ready();
+        client.run("SET statement_timeout = 0");
+    });
+    let stage = stage();
+    let mut client = stage.client();
+    begin(&mut client);
+    // Not the client's: refused by the pooler.
+    client.send(Messages::new().bind("", "PGCAT_1", &[]));
+    thread::sleep(Duration::from_millis(100));
+    drop(client);
+    stage.client().run("SELECT 1");
+    stage.assert_clean();
+}
+
+/// The same where the Flush is the pooler's own.
+#[test]
+fn a_batch_whose_time_is_over_and_a_refused_message() {
+    let stage = stage();
+    let mut client = stage.client();
+    client.run("BEGIN; SET LOCAL statement_timeout = 1");
+    client.send(Messages::new().parse("", "SELECT 1"));
+    thread::sleep(Duration::from_millis(300));
+    client.send(Messages::new().bind("", "PGCAT_1", &[]));
+    thread::sleep(Duration::from_millis(100));
+    drop(client);
+    stage.client().run("SELECT 1");
+    stage.assert_clean();
+}
+
+/// As the pooler does not know yet that it has, it takes what comes next for a breach of the protocol.
+#[test]
+fn a_batch_in_a_copy_that_has_failed() {
+    let stage = with_stream_tables();
+    stage
+        .client()
+        .run("DROP TABLE IF EXISTS failed_copy; CREATE TABLE failed_copy (a int)");
+    for _ in 0..5 {
+        let mut client = stage.client();
+        client.send(Messages::new().query("COPY failed_copy FROM STDIN"));
+        client.until(b'G');
+        client.send(Messages::new().copy_data(b"x\n").bind("", "missing", &[]));
+        thread::sleep(Duration::from_millis(50));
+        client.send(Messages::new().query("SHOW STREAM TABLES; SELECT 1"));
+        thread::sleep(Duration::from_millis(50));
+        drop(client);
+        stage.client().run("SELECT 1");
+    }
+    stage.assert_clean();
+}
+
+/// The server would answer it with the timeout of a batch, and that it is ready.
+#[test]
+fn data_of_no_copy_in_a_batch_whose_time_is_over() {
+    let stage = stage();
+    for data in [
+        Messages::new().copy_data(b"1\n"),
+        Messages::new().copy_done(),
+        Messages::new().copy_fail("why"),
+    ] {
+        for answered in [true, false] {
+            let mut client = stage.client();
+            client.run("SET statement_timeout = 200");
+            client.send(Messages::new().parse("", "SELECT 1"));
+            if answered {
+                client.send(Messages::new().flush());
+                client.until(b'1');
+            }
+            thread::sleep(Duration::from_millis(400));
+            client.send(data.clone().query("SELECT pg_sleep(0.1), 'its'"));
+            client.ready();
+            let mut next = stage.client();
+            assert_eq!(next.value("SELECT 'own'"), "own");
+        }
+    }
+    stage.assert_clean();
+}

@@ -258,15 +258,16 @@ impl Session {
                 None => Step::Done,
             }),
             frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL => {
-                // Outside of a COPY the server ignores them: late data of one that failed.
+                // Outside of a COPY the server ignores them: late data of one that failed. But should a timeout have struck in a
+                // batch, it would say so now, and that it is ready.
                 Ok(match &mut self.server {
-                    Some(server) => {
+                    Some(server) if server.ledger.may_copy_in() => {
                         if walk.header.tag != frontend::COPY_DATA {
                             server.ledger.copy_in_ended();
                         }
                         Step::Forward
                     }
-                    None => Step::Discard,
+                    _ => Step::Discard,
                 })
             }
             frontend::FUNCTION_CALL => {

@@ -400,8 +400,13 @@ impl Session {
                 return Ok(if pooled { Fate::Swallow } else { Fate::Forward });
             }
             backend::ERROR_RESPONSE if !server.ledger.is_waiting() => {
-                // Unasked: the server ends the connection, and says why.
-                self.told_fatal = true;
+                // Unasked: the server ends the connection, and says why. Or it is about a Flush, which has no other reply, as
+                // where a timeout has struck before it, or about a message that came too late for a COPY: then the server skips
+                // to the Sync.
+                if server.unsynced || server.unaccounted {
+                    server.ledger.skip_to_sync();
+                }
+                self.failed(body, Fate::Forward)?;
                 return Ok(Fate::Forward);
             }
             _ => (),

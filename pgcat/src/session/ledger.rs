@@ -222,6 +222,15 @@ impl Ledger {
         self.copy_in
     }
 
+    /// Whether the server may be in a COPY when it comes to what is sent now: only then a Sync may be in between.
+    pub fn may_copy_in(&self) -> bool {
+        let mut asked = self.items.iter().rev().filter_map(|item| match item {
+            Item::Expect { request, .. } if !item.is_sync() => Some(*request),
+            _ => None,
+        });
+        self.copy_in || matches!(asked.next(), Some(Request::Execute | Request::Query))
+    }
+
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
@@ -400,7 +409,7 @@ impl Ledger {
         }
     }
 
-    /// From now on the server skips to the next Sync, because of an error the pooler provoked.
+    /// From now on the server skips to the next Sync, because of an error that the pooler provoked, or that is about a Flush.
     pub fn skip_to_sync(&mut self) {
         self.skipping = true;
     }
