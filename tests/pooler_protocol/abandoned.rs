@@ -380,3 +380,33 @@ fn data_of_no_copy_in_a_batch_whose_time_is_over() {
     }
     stage.assert_clean();
 }
+
+#[test]
+fn a_client_that_leaves_a_plugins_statement_running() {
+    let stage = with_stream_tables();
+    let mut client = stage.client();
+    client.send(Messages::new().query("SHOW STREAM TABLES; SELECT pg_sleep(60)"));
+    thread::sleep(Duration::from_millis(300));
+    drop(client);
+    stage.client().run("SELECT 1");
+    stage.assert_clean();
+}
+
+#[test]
+fn a_client_that_leaves_much_unread() {
+    let stage = with_stream_tables();
+    stage
+        .client()
+        .run("DROP TABLE IF EXISTS unread_copy; CREATE TABLE unread_copy (a int)");
+    let mut client = stage.client();
+    client.send(
+        Messages::new()
+            .statement("COPY unread_copy FROM STDIN")
+            .query("SHOW STREAM TABLES")
+            .query(&format!("SELECT '{}'", "x".repeat(20_000))),
+    );
+    thread::sleep(Duration::from_millis(200));
+    drop(client);
+    stage.client().run("SELECT 1");
+    stage.assert_clean();
+}

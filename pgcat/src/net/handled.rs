@@ -7,14 +7,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::time::timeout;
-
 use super::extended::{empty_statement, in_failed_transaction, unknown};
 use super::notify::{self, ListenStatement};
 use super::pipeline::PipelineEnd;
 use super::rows;
 use super::server::Server;
-use super::session::{ClientStatement, LAST_WORK, Session, UnnamedStatement, shutting_down};
+use super::session::{ClientStatement, Session, UnnamedStatement, shutting_down};
 use crate::error::Error;
 use crate::plugins::{
     Action, Completion, PluginQuery, ServerHandle, SessionView, Statement, TransactionContext,
@@ -266,22 +264,14 @@ impl Session {
     /// Waits until the server owes nothing.
     pub(super) async fn settle(&mut self) -> Result<(), Error> {
         self.ask_for_replies();
-        loop {
-            let drained = poll_fn(|cx| {
-                // The relay leaves it to its caller, where it does not read from the client.
-                if self.registration.handle.killed.get() {
-                    return Poll::Ready(Err(Error::Refused(Box::new(shutting_down()))));
-                }
-                self.poll_drain(cx)
-            });
-            match timeout(LAST_WORK, drained).await {
-                Ok(outcome) => return outcome,
-                Err(_) if self.has_left() => {
-                    return Err(Error::Client(std::io::ErrorKind::UnexpectedEof.into()));
-                }
-                Err(_) => {}
+        poll_fn(|cx| {
+            // The relay leaves it to its caller, where it does not read from the client.
+            if self.registration.handle.killed.get() {
+                return Poll::Ready(Err(Error::Refused(Box::new(shutting_down()))));
             }
-        }
+            self.poll_drain(cx)
+        })
+        .await
     }
 
     fn status(&self) -> TransactionStatus {

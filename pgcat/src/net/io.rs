@@ -3,12 +3,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::ops::Deref;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
@@ -31,6 +32,22 @@ pub enum Io {
     /// Over TCP.
     Tls(TlsStream),
     Unix(Watched<UnixStream>),
+}
+
+/// The other end of a stream; `None`: nothing is known of it.
+#[derive(Debug)]
+pub struct Peer(Option<OwnedFd>);
+
+impl Peer {
+    /// Whether it has closed the connection, whatever there may be left to read.
+    pub fn has_left(&self) -> bool {
+        let Some(socket) = &self.0 else {
+            return false;
+        };
+        let mut looked = [PollFd::new(socket, PollFlags::RDHUP)];
+        let outcome = rustix::event::poll(&mut looked, Some(&Timespec::default()));
+        outcome.is_ok_and(|n| n > 0)
+    }
 }
 
 /// A stream on its way from one thread to another.
@@ -150,6 +167,18 @@ impl Io {
             Self::Tls(stream) => Some(stream),
             Self::Memory(_) | Self::Tcp(_) | Self::Unix(_) => None,
         }
+    }
+
+    /// Shows whether the peer is still there, while the stream is in use.
+    pub fn peer(&self) -> Peer {
+        let socket = match self {
+            Self::Memory(_) => None,
+            Self::Mirrored(stream) => return stream.io.peer(),
+            Self::Tcp(stream) => Some(stream.as_fd()),
+            Self::Tls(stream) => Some(stream.as_fd()),
+            Self::Unix(stream) => Some(stream.as_fd()),
+        };
+        Peer(socket.and_then(|socket| socket.try_clone_to_owned().ok()))
     }
 
     /// Whether the peer is another process (and not this one's own in-process client).

@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::future::{pending, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -275,26 +276,45 @@ impl Session {
                     self.terminated = true;
                     return Ok(());
                 }
-                Event::Execute { portal } => Box::pin(self.execute_handled(&portal)).await?,
-                Event::FailBatch(error) => Box::pin(self.fail_batch(*error)).await?,
-                Event::IdleInTransaction => Box::pin(self.idle_in_transaction()).await?,
+                Event::Execute { portal } => {
+                    let work = async |session: &mut Self| session.execute_handled(&portal).await;
+                    Box::pin(self.attended(work)).await?;
+                }
+                Event::FailBatch(error) => {
+                    let work = async |session: &mut Self| session.fail_batch(*error).await;
+                    Box::pin(self.attended(work)).await?;
+                }
+                Event::IdleInTransaction => {
+                    let work = async |session: &mut Self| session.idle_in_transaction().await;
+                    Box::pin(self.attended(work)).await?;
+                }
                 Event::NeedServer => match Box::pin(self.checkout()).await {
                     Ok(server) if server.settings.is_certain(&self.settings) => {
                         self.attach(server);
                     }
-                    Ok(server) => Box::pin(self.attach_safely(server)).await?,
+                    Ok(server) => {
+                        let work = async |session: &mut Self| session.attach_safely(server).await;
+                        Box::pin(self.attended(work)).await?;
+                    }
                     Err(error @ (Error::Client(_) | Error::Refused(_))) => return Err(error),
                     Err(error) => Box::pin(self.no_server(&error)).await?,
                 },
                 Event::Provide { name, described } => {
-                    Box::pin(self.provide(&name, described)).await?;
+                    let work = async |session: &mut Self| session.provide(&name, described).await;
+                    Box::pin(self.attended(work)).await?;
                 }
-                Event::Query(pieces) => Box::pin(self.query_handled(pieces)).await?,
+                Event::Query(pieces) => {
+                    let work = async |session: &mut Self| session.query_handled(pieces).await;
+                    Box::pin(self.attended(work)).await?;
+                }
                 Event::Refused(fields) => {
                     Box::pin(self.answer_the_rest()).await?;
                     return Err(Error::Refused(fields));
                 }
-                Event::Settle => self.settle().await?,
+                Event::Settle => {
+                    let work = async |session: &mut Self| session.settle().await;
+                    Box::pin(self.attended(work)).await?;
+                }
                 Event::Shutdown => return Err(Error::Refused(Box::new(shutting_down()))),
             }
             self.check_failures()?;
@@ -316,12 +336,25 @@ impl Session {
         timeout(LAST_WORK, answered).await.unwrap_or(Ok(()))
     }
 
-    /// Whether the client has closed its connection. What it sends meanwhile waits for its turn.
-    pub(super) fn has_left(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        let left = poll_departure(&mut self.io, &mut self.input, &mut cx).is_ready();
-        self.input_ready = !self.input.is_empty();
-        left
+    /// Does something with the server connection that does not read from the client, as long as the client is there: a
+    /// server may be long in answering.
+    async fn attended(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Self) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let peer = self.io.peer();
+        let handle = self.registration.handle.clone();
+        let mut work = pin!(work(self));
+        loop {
+            match timeout(LAST_WORK, work.as_mut()).await {
+                Ok(outcome) => return outcome,
+                // The wait for a connection looks by itself.
+                Err(_) if handle.waiting_since.get().is_none() && peer.has_left() => {
+                    return Err(Error::Client(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// The connection taken already, or one from the pool.
@@ -700,20 +733,19 @@ impl Session {
     }
 }
 
-/// Ready when the client has closed its connection. What it sends meanwhile goes to `input`, up to a limit.
-fn poll_departure(io: &mut Io, input: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<()> {
-    while input.len() < KEEP_CAPACITY {
-        match ready!(io.poll_read_into(cx, input)) {
-            Ok(n) if n > 0 => {}
-            _ => return Poll::Ready(()),
-        }
-    }
-    Poll::Pending
-}
-
-/// Ends when the client is gone without a Terminate: what it sent before one is still to be done.
+/// Ends when the client is gone without a Terminate: what it sent before one is still to be done. What it sends meanwhile goes
+/// to `input`, up to a limit.
 async fn departure(io: &mut Io, input: &mut Vec<u8>) {
-    poll_fn(|cx| poll_departure(io, input, cx)).await;
+    poll_fn(|cx| {
+        while input.len() < KEEP_CAPACITY {
+            match ready!(io.poll_read_into(cx, input)) {
+                Ok(n) if n > 0 => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    })
+    .await;
     if input.ends_with(TERMINATE) {
         pending().await
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -34,6 +35,12 @@ struct State {
     connection: Connection,
     /// Bytes of the caller's that have been encrypted, but not yet been reported as written.
     claimed: usize,
+}
+
+impl AsFd for TlsStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.parts().socket.as_fd()
+    }
 }
 
 impl TlsStream {

@@ -110,6 +110,7 @@ impl Listener {
                 };
                 let outcome = match outcome {
                     Ok(()) => {
+                        let channel = channel.clone();
                         self.channels.entry(channel).or_default().insert(subscriber);
                         Ok(())
                     }
@@ -124,27 +125,31 @@ impl Listener {
                         ))
                     }
                 };
-                // A session that is gone meanwhile has said Unlisten, or will.
-                let _ = done.send(outcome);
+                if done.send(outcome).is_err() {
+                    // The session is gone meanwhile, and does not know that it listens.
+                    self.leave(&channel, subscriber).await;
+                }
             }
             Command::Unlisten {
                 channel,
                 subscriber,
-            } => {
-                let Some(subscribers) = self.channels.get_mut(&channel) else {
-                    return;
-                };
-                subscribers.remove(&subscriber);
-                if !subscribers.is_empty() {
-                    return;
-                }
-                self.channels.remove(&channel);
-                if self.channels.is_empty() {
-                    self.server = None;
-                } else if let Err(error) = self.say("UNLISTEN", &channel).await {
-                    self.lost(&error);
-                }
-            }
+            } => self.leave(&channel, subscriber).await,
+        }
+    }
+
+    async fn leave(&mut self, channel: &str, subscriber: Subscriber) {
+        let Some(subscribers) = self.channels.get_mut(channel) else {
+            return;
+        };
+        subscribers.remove(&subscriber);
+        if !subscribers.is_empty() {
+            return;
+        }
+        self.channels.remove(channel);
+        if self.channels.is_empty() {
+            self.server = None;
+        } else if let Err(error) = self.say("UNLISTEN", channel).await {
+            self.lost(&error);
         }
     }
 
