@@ -410,3 +410,54 @@ fn a_client_that_leaves_much_unread() {
     stage.client().run("SELECT 1");
     stage.assert_clean();
 }
+
+/// The same behind a statement that has not come to its end.
+#[test]
+fn data_of_no_copy_behind_a_portal() {
+    let stage = stage();
+    for sql in ["SELECT generate_series(1, 5)", ""] {
+        let mut client = stage.client();
+        client.run("SET statement_timeout = 200");
+        let batch = Messages::new().parse("", sql).bind("", "", &[]);
+        client.send(batch.execute_rows("", 1));
+        thread::sleep(Duration::from_millis(400));
+        client.send(
+            Messages::new()
+                .copy_data(b"1\n")
+                .query("SELECT pg_sleep(0.1), 'its'"),
+        );
+        client.ready();
+        let mut next = stage.client();
+        assert_eq!(next.value("SELECT 'own'"), "own");
+    }
+    stage.assert_clean();
+}
+
+/// The server skips the Query, and so does the pooler.
+#[test]
+fn a_plugins_statement_right_behind_a_flush_that_fails() {
+    let stage = with_stream_tables();
+    let mut client = stage.client();
+    client.run("SET statement_timeout = 100");
+    client.send(Messages::new().parse("", "SELECT 1").flush());
+    client.until(b'1');
+    thread::sleep(Duration::from_millis(300));
+    client.send(
+        Messages::new()
+            .flush()
+            .query("SHOW STREAM TABLES; SELECT 1")
+            .sync(),
+    );
+    assert_eq!(tags(&client.ready()), "EZ");
+    client.run("SET statement_timeout = 0");
+    // A Flush that does not fail.
+    client.send(
+        Messages::new()
+            .parse("", "SELECT 1")
+            .flush()
+            .query("SHOW STREAM TABLES; SELECT 1"),
+    );
+    assert_eq!(tags(&client.ready()), "1TCTDCZ");
+    drop(client);
+    stage.assert_clean();
+}

@@ -253,6 +253,7 @@ impl Session {
             frontend::FLUSH => Ok(match &mut self.server {
                 Some(server) => {
                     server.unsynced |= !server.ledger.is_copying_in();
+                    server.ledger.flush();
                     Step::Forward
                 }
                 None => Step::Done,
@@ -262,6 +263,7 @@ impl Session {
                 // batch, it would say so now, and that it is ready.
                 Ok(match &mut self.server {
                     Some(server) if server.ledger.may_copy_in() => {
+                        server.ledger.note_copy_data();
                         if walk.header.tag != frontend::COPY_DATA {
                             server.ledger.copy_in_ended();
                         }

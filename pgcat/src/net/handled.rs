@@ -18,7 +18,8 @@ use crate::plugins::{
     Action, Completion, PluginQuery, ServerHandle, SessionView, Statement, TransactionContext,
 };
 use crate::router::{lexer, statements};
-use crate::session::ledger::Fate;
+use crate::session::ledger::{Fate, Request, Undo};
+use crate::session::prepared;
 use crate::session::traits::{PreparedUse, prepared_use};
 use crate::wire::error_fields::ErrorFields;
 use crate::wire::message::{self, build, put_cstr};
@@ -254,9 +255,16 @@ impl Session {
     /// Replies to an unfinished batch come only when asked for; and a COPY has perhaps eaten the Sync that seemed to finish
     /// it.
     pub(super) fn ask_for_replies(&mut self) {
-        if let Some(server) = &mut self.server
-            && server.ledger.is_waiting()
-        {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        if server.ledger.is_flushed() {
+            // Should it have been answered by an error, this is skipped: no statement has the name.
+            message::close_statement(server.out.tail(), &prepared::server_name(u64::MAX));
+            let (request, fate) = (Request::Close, Fate::Swallow);
+            server.ledger.push(request, fate, Undo::Nothing);
+        }
+        if server.ledger.is_waiting() {
             message::flush(server.out.tail());
         }
     }

@@ -185,6 +185,10 @@ pub struct Ledger {
     /// A Sync may or may not have been eaten by a COPY that failed: the count of ReadyForQuery to
     /// come is not known for sure, so the connection is not to be reused.
     ambiguous: bool,
+    /// The last that was sent is a Flush: an error about it would be the only reply.
+    flushed: bool,
+    /// Data of a COPY have been sent before it was known that there is one.
+    early_data: bool,
     /// How many items are of a Parse with a name.
     named: usize,
     /// How many may yet change what the unnamed statement is.
@@ -222,6 +226,20 @@ impl Ledger {
         self.copy_in
     }
 
+    /// A Flush is being sent.
+    pub fn flush(&mut self) {
+        self.flushed = !self.skipping && !self.copy_in;
+    }
+
+    pub fn is_flushed(&self) -> bool {
+        self.flushed
+    }
+
+    /// Data of a COPY, or its end, are being sent.
+    pub fn note_copy_data(&mut self) {
+        self.early_data = !self.copy_in;
+    }
+
     /// Whether the server may be in a COPY when it comes to what is sent now: only then a Sync may be in between.
     pub fn may_copy_in(&self) -> bool {
         let mut asked = self.items.iter().rev().filter_map(|item| match item {
@@ -247,6 +265,7 @@ impl Ledger {
     // Inlined, most calls know that there is nothing to undo.
     #[inline]
     pub fn push(&mut self, request: Request, fate: Fate, undo: Undo) {
+        self.flushed = false;
         if request == Request::Sync {
             if self.copy_in {
                 return;
@@ -470,6 +489,8 @@ impl Ledger {
             | backend::EMPTY_QUERY_RESPONSE
             | backend::PORTAL_SUSPENDED => {
                 self.copy_in = false;
+                // After these two a timeout goes on, which the server may have reported instead of taking the data.
+                self.ambiguous |= self.early_data && tag != backend::COMMAND_COMPLETE;
                 request == Request::Execute
             }
             backend::COPY_IN_RESPONSE => {
@@ -489,6 +510,7 @@ impl Ledger {
     /// know that the statement is a COPY, and another one after CopyDone; other drivers send all of it
     /// in one go.
     fn enter_copy_in(&mut self) {
+        self.early_data = false;
         let end = self
             .items
             .iter()
