@@ -270,6 +270,9 @@ fn kill_ends_clients_wherever_they_are() {
     idle.run("SELECT 1");
     let mut running = client(&pooler);
     begun(&mut running, "SELECT pg_sleep(60)");
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+    let mut direct = Wire::connect(server().port(), "postgres", "postgres");
+    eventually("it runs", || direct.value(sleeping) == "1");
     let mut waits = client(&pooler);
     begun(&mut waits, "SELECT 1");
     eventually("one waits", || waiting(&pooler) == 1);
@@ -279,8 +282,7 @@ fn kill_ends_clients_wherever_they_are() {
         assert_ended(killed);
     }
     eventually("the running statement was cancelled", || {
-        let mut direct = Wire::connect(server().port(), "postgres", "postgres");
-        direct.value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'") == "0"
+        direct.value(sleeping) == "0"
     });
     // As in PgBouncer, new ones wait for a RESUME.
     control.run("RESUME postgres");
