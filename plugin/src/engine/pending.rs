@@ -14,6 +14,10 @@ pub const FEW: usize = 8;
 /// whichever of them are asked for.
 const CHUNK_BITS: u32 = 6;
 
+/// Chunks of one transaction, which holds two locks for each buffer until its end. The server has room for some 6400 of all its
+/// sessions.
+const CHUNKS_AT_ONCE: usize = 16;
+
 /// The values of a frontier that nothing is after.
 const NEVER: [&str; 4] = ["18446744073709551615", "{}", "0", "9223372036854775807"];
 
@@ -94,7 +98,11 @@ async fn among<C: Conn>(
     let rows = if looks.iter().all(|look| look.frontier.is_none()) {
         Vec::new()
     } else if by_chunks {
-        c.run(&in_chunks(&looks)).await?.concat()
+        let mut rows = Vec::new();
+        for transaction in in_chunks(&looks) {
+            rows.append(&mut c.run(&transaction).await?.concat());
+        }
+        rows
     } else {
         c.query(&at_once(&looks)).await?
     };
@@ -125,36 +133,42 @@ fn at_once(looks: &[Look]) -> String {
     looks.collect::<Vec<_>>().join(" UNION ALL ")
 }
 
-fn in_chunks(looks: &[Look]) -> Vec<Statement> {
+/// The statements of some transactions.
+fn in_chunks(looks: &[Look]) -> Vec<Vec<Statement>> {
     let mut chunks = BTreeMap::<i64, Vec<&Look>>::new();
     for look in looks {
         chunks.entry(look.id >> CHUNK_BITS).or_default().push(look);
     }
     // What is planned while a buffer is empty reads it whole, if it may, also when it is full; and a plan for certain values
     // is not kept.
-    let mut statements: Vec<Statement> = [
+    let begin = [
         "BEGIN",
         "SET LOCAL enable_seqscan = off",
         "SET LOCAL plan_cache_mode = force_generic_plan",
-    ]
-    .map(|sql| sql.to_owned().into())
-    .into();
-    for chunk in chunks.values() {
-        let mut texts = Vec::new();
-        let mut values = Vec::new();
-        for l in chunk {
-            let number = |i| format!("${}", values.len() + i);
-            let after = condition(&number(1), &number(2), &number(3), &number(4));
-            texts.push(look(l.id, l.buffer, &after));
-            values.extend(match &l.frontier {
-                Some(frontier) => frontier.parameters(),
-                None => NEVER.map(str::to_owned).into(),
-            });
-        }
-        statements.push(Statement::kept(texts.join(" UNION ALL "), values));
+    ];
+    let chunks: Vec<_> = chunks.into_values().collect();
+    let transactions = chunks.chunks(CHUNKS_AT_ONCE).map(|chunks| {
+        let begin = begin.map(|sql| sql.to_owned().into());
+        let looks = chunks.iter().map(|chunk| in_chunk(chunk));
+        let end = "COMMIT".to_owned().into();
+        begin.into_iter().chain(looks).chain([end]).collect()
+    });
+    transactions.collect()
+}
+
+fn in_chunk(chunk: &[&Look]) -> Statement {
+    let mut texts = Vec::new();
+    let mut values = Vec::new();
+    for l in chunk {
+        let number = |i| format!("${}", values.len() + i);
+        let after = condition(&number(1), &number(2), &number(3), &number(4));
+        texts.push(look(l.id, l.buffer, &after));
+        values.extend(match &l.frontier {
+            Some(frontier) => frontier.parameters(),
+            None => NEVER.map(str::to_owned).into(),
+        });
     }
-    statements.push("COMMIT".to_owned().into());
-    statements
+    Statement::kept(texts.join(" UNION ALL "), values)
 }
 
 #[cfg(test)]
@@ -169,14 +183,12 @@ mod tests {
             seq: 7,
             cluster: String::new(),
         };
-        let looks = |asked: i64| {
-            let of = |id| Look {
-                id,
-                buffer: id,
-                frontier: (id == asked).then(|| frontier.clone()),
-            };
-            in_chunks(&[of(1), of(2), of(64)])
+        let of = |id, asked| Look {
+            id,
+            buffer: id,
+            frontier: (id == asked).then(|| frontier.clone()),
         };
+        let looks = |asked| in_chunks(&[1, 2, 64].map(|id| of(id, asked))).remove(0);
         let (one, two) = (looks(1), looks(2));
         assert_eq!(one.len(), 3 + 2 + 1);
         for (one, two) in one.iter().zip(&two) {
@@ -185,5 +197,19 @@ mod tests {
         assert_ne!(one[3].parameters, two[3].parameters);
         assert!(one[3].sql.contains("$8"), "{}", one[3].sql);
         assert_eq!(one[4].parameters, NEVER);
+    }
+
+    #[test]
+    fn no_transaction_looks_into_very_many() {
+        let looks: Vec<_> = (0..2000)
+            .map(|id| Look {
+                id,
+                buffer: id,
+                frontier: None,
+            })
+            .collect();
+        let transactions = in_chunks(&looks);
+        let chunks = transactions.iter().map(|statements| statements.len() - 4);
+        assert_eq!(chunks.collect::<Vec<_>>(), [16, 16]);
     }
 }

@@ -71,13 +71,17 @@ pub async fn run(c: &mut Client, case: &Case, sabotage: Sabotage) -> Verdict {
             batch,
         }),
     };
-    // Whatever is left of it.
-    c.batch_execute(
-        "ROLLBACK; SET session_replication_role = origin; SET client_min_messages = error;
+    // Whatever is left of it, however long that takes: the timeout is for the case.
+    for sql in [
+        "ROLLBACK; SET statement_timeout = 0",
+        "SET session_replication_role = origin; SET client_min_messages = error;
          DROP SCHEMA IF EXISTS pgtrickle CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public",
-    )
-    .await
-    .expect("the database can be emptied");
+        "SET statement_timeout = '5s'",
+    ] {
+        c.batch_execute(sql)
+            .await
+            .expect("the database can be emptied");
+    }
     verdict
 }
 

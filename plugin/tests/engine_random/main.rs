@@ -40,6 +40,10 @@ const CASES: u64 = 500;
 /// Connections, each with its database: while one waits for the test, the others work.
 const WORKERS: usize = 3;
 
+/// After so many cases a worker goes on in a new database: a session that has seen a thousand tables come and go takes ten times
+/// as long for the next, and most of a gigabyte.
+const CASES_OF_A_SESSION: usize = 100;
+
 /// After so many failures the rest would tell nothing new.
 const MOST_FAILURES: usize = 4;
 
@@ -63,9 +67,12 @@ fn server() -> Postgres {
 /// A connection to an empty database of its own.
 async fn database(server: &Postgres, name: &str) -> Client {
     let c = server.client("postgres", "postgres").await;
-    c.batch_execute(&format!("CREATE DATABASE {name}"))
-        .await
-        .expect("CREATE DATABASE");
+    for sql in [
+        format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"),
+        format!("CREATE DATABASE {name}"),
+    ] {
+        c.batch_execute(&sql).await.expect(&sql);
+    }
     let c = server.client("postgres", name).await;
     c.batch_execute("SET statement_timeout = '5s'")
         .await
@@ -98,8 +105,15 @@ impl Work {
     }
 }
 
-async fn worker(work: Rc<Work>, mut c: Client) {
+async fn worker(work: Rc<Work>, server: Rc<Postgres>, name: String) {
+    let mut c = database(&server, &name).await;
+    let mut cases = 0;
     while let Some(seed) = work.seed() {
+        if cases == CASES_OF_A_SESSION {
+            c = database(&server, &name).await;
+            cases = 0;
+        }
+        cases += 1;
         let case = Case::generate(seed);
         let verdict = run(&mut c, &case, Sabotage::None).await;
         if let Verdict::Failed(failure) = verdict {
@@ -141,13 +155,13 @@ async fn stream_tables_are_their_queries() {
         tally: RefCell::default(),
     });
     println!("RANDOM_SEED={first}");
-    let server = server();
+    let server = Rc::new(server());
     LocalSet::new()
         .run_until(async {
             let mut workers = Vec::new();
             for i in 0..WORKERS {
-                let c = database(&server, &format!("random_{i}")).await;
-                workers.push(tokio::task::spawn_local(worker(work.clone(), c)));
+                let worker = worker(work.clone(), server.clone(), format!("random_{i}"));
+                workers.push(tokio::task::spawn_local(worker));
             }
             for worker in workers {
                 worker.await.expect("a worker");
