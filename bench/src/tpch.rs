@@ -36,12 +36,19 @@ pub async fn run(plan: &Plan) {
     stage::run(&direct, "VACUUM ANALYZE").await;
     let mut columns = vec!["query".to_owned()];
     let mut times: Vec<Vec<(Duration, Duration)>> = vec![Vec::new(); ::tpch::QUERIES.len()];
+    let mut modes: Vec<Vec<String>> = vec![Vec::new(); ::tpch::QUERIES.len()];
+    let mut recomputed = Vec::new();
     let mut captured = Vec::new();
     for (round, (every, title)) in (1..).zip(BATCHES) {
-        columns.extend([title.to_owned(), "full".to_owned(), "faster by".to_owned()]);
+        columns.extend([title, "by", "full", "faster by"].map(str::to_owned));
         captured.push(writes_of(&direct, round, every).await);
-        for ((name, _), times) in ::tpch::QUERIES.iter().zip(&mut times) {
+        for (((name, _), times), modes) in ::tpch::QUERIES.iter().zip(&mut times).zip(&mut modes) {
             let incremental = time(&pooled, &format!("REFRESH STREAM TABLE {name}")).await;
+            let (mode, reason) = last_refresh(&direct, name).await;
+            if mode == "full" {
+                recomputed.push(format!("  {name}, {title}: {reason}"));
+            }
+            modes.push(if mode == "full" { "query" } else { "changes" }.to_owned());
             let full = time(&direct, &format!("REFRESH MATERIALIZED VIEW full_{name}")).await;
             times.push((incremental, full));
         }
@@ -56,11 +63,12 @@ pub async fn run(plan: &Plan) {
         ),
         &columns,
     );
-    for ((name, _), times) in ::tpch::QUERIES.iter().zip(&times) {
+    for (((name, _), times), modes) in ::tpch::QUERIES.iter().zip(&times).zip(modes) {
         let mut cells = vec![(*name).to_owned()];
-        for (incremental, full) in times {
+        for ((incremental, full), mode) in times.iter().zip(modes) {
             cells.extend([
                 ms(*incremental),
+                mode,
                 ms(*full),
                 ratio(full.as_secs_f64(), incremental.as_secs_f64()),
             ]);
@@ -74,10 +82,19 @@ pub async fn run(plan: &Plan) {
             .map(|t| (t[batch].1.as_secs_f64() / t[batch].0.as_secs_f64()).ln())
             .sum();
         let mean = (logs / times.len() as f64).exp();
-        means.extend([String::new(), String::new(), ratio(mean, 1.0)]);
+        means.extend([
+            String::new(),
+            String::new(),
+            String::new(),
+            ratio(mean, 1.0),
+        ]);
     }
     table.row(&means);
     table.print();
+    if !recomputed.is_empty() {
+        println!("  Recomputed from the query, and why:");
+        recomputed.iter().for_each(|line| println!("  {line}"));
+    }
     println!(
         "  The 1 % batch's own statements: {} ms without stream tables, {} ms with all 22 live ({}).",
         ms(bare),
@@ -110,6 +127,13 @@ async fn writes_of(client: &Client, round: u32, every: u32) -> Duration {
     let took = began.elapsed();
     stage::run(client, "COMMIT").await;
     took
+}
+
+/// How the last refresh of a stream table went about it, and why. None is noted that had nothing to do.
+async fn last_refresh(client: &Client, name: &str) -> (String, String) {
+    let sql = "SELECT mode, coalesce(reason, '') FROM pgtrickle.refresh_history WHERE name = $1 ORDER BY started_at DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&name]).await.expect("the history");
+    row.map(|row| (row.get(0), row.get(1))).unwrap_or_default()
 }
 
 /// A wrong table is not fast.

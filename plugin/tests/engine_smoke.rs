@@ -4,7 +4,7 @@ mod engine_support;
 
 use engine_support::{connect, create, create_as, differences, refresh};
 use stream_tables::conn::Conn;
-use stream_tables::engine::Mode;
+use stream_tables::engine::{self, How, Mode};
 use test_support::Postgres;
 
 const SCHEMA: &str = "
@@ -153,11 +153,17 @@ async fn many_changes_are_recomputed_where_that_is_cheaper() {
         .unwrap();
     assert_eq!(refresh(&mut c, id).await.mode, "incremental");
     assert_eq!(known(&mut c).await, [true, true, true]);
-    // What it is like is written down, so that the test does not depend on how fast the machine is.
-    for (full, expected) in [(0.001, "full"), (1000.0, "incremental")] {
+    // What it is like is written down, so that the test does not depend on how fast the machine is. The last are more than twice as
+    // many as ever, which may cost more than in proportion.
+    for (updates, full, expected) in [
+        (150, 0.001, "full"),
+        (150, 1000.0, "incremental"),
+        (200, 4.0, "incremental"),
+        (450, 9.0, "full"),
+    ] {
         c.batch_execute(&format!(
             "UPDATE pgtrickle.catalog SET full_seconds = {full}, base_seconds = 0.01, change_seconds = 0.01;
-             UPDATE t SET v = v + 1 WHERE id <= 150"
+             UPDATE t SET v = v + 1 WHERE id <= {updates}"
         ))
         .await
         .unwrap();
@@ -165,10 +171,11 @@ async fn many_changes_are_recomputed_where_that_is_cheaper() {
         assert_eq!(outcome.mode, expected, "{outcome:?}");
         if expected == "full" {
             let reason = outcome.reason.unwrap_or_default();
-            assert!(
-                reason.contains("300 changes would take 3010 ms, and recomputing takes 1 ms"),
-                "{reason}"
-            );
+            let told = match updates {
+                150 => "300 changes would take 3010 ms, and recomputing takes 1 ms",
+                _ => "900 changes would take 13510 ms, and recomputing takes 9000 ms",
+            };
+            assert!(reason.contains(told), "{reason}");
         }
         assert_eq!(differences(&mut c, "st", query).await, [""; 0]);
     }
@@ -179,4 +186,58 @@ async fn many_changes_are_recomputed_where_that_is_cheaper() {
     .await
     .unwrap();
     assert_eq!(refresh(&mut c, id).await.mode, "incremental");
+}
+
+/// PostgreSQL does not compute an aggregate that nobody reads.
+#[tokio::test(flavor = "current_thread")]
+async fn a_part_that_fails_where_the_query_does_not() {
+    let server = Postgres::start(15);
+    let mut c = connect(&server).await;
+    c.batch_execute(
+        "CREATE TABLE t (id int, a int[]); INSERT INTO t VALUES (1, '{1}'), (2, '{1,2}')",
+    )
+    .await
+    .unwrap();
+    let query = "SELECT k, count(*) FROM (SELECT id % 2 AS k, array_agg(a) AS unread FROM t GROUP BY 1) s GROUP BY ROLLUP (k)";
+    let good = create_as(&mut c, "good", query, Mode::Auto).await.unwrap();
+    let reasons = async |c: &mut tokio_postgres::Client| {
+        let sql = "SELECT string_agg(effective_mode || ': ' || coalesce(reason, ''), ', ' ORDER BY id) FROM pgtrickle.catalog";
+        let rows = Conn::query(c, sql).await.unwrap();
+        rows[0].text(0).unwrap_or_default().to_owned()
+    };
+    assert_eq!(reasons(&mut c).await, "incremental: ");
+    c.batch_execute("INSERT INTO t VALUES (4, '{3}')")
+        .await
+        .unwrap();
+    let bad = create_as(&mut c, "bad", query, Mode::Auto).await.unwrap();
+    assert_eq!(refresh(&mut c, good).await.mode, "full");
+    let demanded = create_as(&mut c, "demanded", query, Mode::Incremental).await;
+    assert_eq!(demanded.unwrap_err().code(), "0A000");
+    let told = "full: a part of it fails: cannot accumulate arrays of different dimensionality";
+    assert_eq!(reasons(&mut c).await, format!("{told}, {told}"));
+    for _ in 0..2 {
+        for (id, name) in [(good, "good"), (bad, "bad")] {
+            refresh(&mut c, id).await;
+            assert_eq!(differences(&mut c, name, query).await, [""; 0]);
+        }
+        c.batch_execute("INSERT INTO t VALUES (7, NULL)")
+            .await
+            .unwrap();
+    }
+    // What the query itself fails with changes nothing.
+    c.batch_execute("CREATE TABLE n (a int); INSERT INTO n VALUES (1)")
+        .await
+        .unwrap();
+    let query = "SELECT 1 / min(k) AS q FROM (SELECT a AS k, count(*) FROM n GROUP BY a) s";
+    let id = create_as(&mut c, "own", query, Mode::Auto).await.unwrap();
+    c.batch_execute("INSERT INTO n VALUES (0)").await.unwrap();
+    let error = engine::refresh(&mut c, &engine::Memory::default(), id, How::Auto).await;
+    assert_eq!(error.unwrap_err().code(), "22012");
+    let demanded = create_as(&mut c, "demanded", query, Mode::Incremental).await;
+    assert_eq!(demanded.unwrap_err().code(), "22012");
+    c.batch_execute("DELETE FROM n WHERE a = 0").await.unwrap();
+    assert_eq!(refresh(&mut c, id).await.mode, "incremental");
+    c.batch_execute("INSERT INTO n VALUES (-1)").await.unwrap();
+    assert_eq!(refresh(&mut c, id).await.mode, "incremental");
+    assert_eq!(differences(&mut c, "own", query).await, [""; 0]);
 }

@@ -9,6 +9,10 @@ pub(super) const MANY: i64 = 100;
 /// Full refreshes must be faster by that much.
 const MARGIN: f64 = 1.1;
 
+/// What more than twice as many changes as ever are taken to cost each, above what they have cost: more than in proportion, where
+/// they fit into memory or cache no longer. To recompute in vain costs no more than that; to take in changes may cost any time.
+const BEYOND: f64 = 1.5;
+
 /// Why so many changes are better met by a full refresh; `None`: they are not, or it is not known.
 ///
 /// # Errors
@@ -21,7 +25,9 @@ pub(super) async fn too_many<C: Conn>(
     if changes < MANY || record.refresh_mode == "incremental" {
         return Ok(None);
     }
-    let sql = "SELECT full_seconds, base_seconds, change_seconds FROM pgtrickle.catalog WHERE id = $1::bigint";
+    let sql = "SELECT full_seconds, base_seconds, change_seconds,
+            (SELECT max(h.changes) FROM pgtrickle.history h WHERE h.stream_table = c.id AND h.mode = 'incremental')
+         FROM pgtrickle.catalog c WHERE id = $1::bigint";
     let rows = c
         .query_kept(sql.to_owned(), vec![record.id.to_string()])
         .await?;
@@ -30,7 +36,9 @@ pub(super) async fn too_many<C: Conn>(
     let (Some(full), Some(each)) = (seconds(0), seconds(2)) else {
         return Ok(None);
     };
-    let incremental = seconds(1).unwrap_or_default() + each * changes as f64;
+    let most = row.int(3).unwrap_or_default();
+    let factor = if changes > 2 * most { BEYOND } else { 1.0 };
+    let incremental = seconds(1).unwrap_or_default() + each * factor * changes as f64;
     Ok((incremental > full * MARGIN).then(|| {
         format!(
             "{changes} changes would take {:.0} ms, and recomputing takes {:.0} ms",

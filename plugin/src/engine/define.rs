@@ -63,7 +63,7 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
     let id = catalog::next_id(c).await?;
     let view = create_view(c, id, definition, &role).await?;
     let (saved, settings) = settings::pin(c, None).await?;
-    let full = definition.refresh_mode == Mode::Full;
+    let full = definition.refresh_mode.full_reason();
     let plan = analyse::analyse(c, id, view, settings, full).await?;
     refuse_full(definition.refresh_mode, &plan)?;
     Ok(Planned {

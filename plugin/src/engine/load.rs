@@ -1,7 +1,8 @@
 //! CREATE STREAM TABLE, second step: the table and its data.
 
 use super::record::{self, Record};
-use super::{Isolation, StreamTableId, settings, stages};
+use super::refresh::may_be_ours;
+use super::{Isolation, StreamTableId, replan, settings, stages};
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta::apply::{self, Target};
@@ -21,7 +22,7 @@ pub async fn load<C: Conn>(
         "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
     ))
     .await?;
-    let record = record::read(c, id).await?;
+    let mut record = record::read(c, id).await?;
     if record.relid.is_some() {
         return Ok(());
     }
@@ -37,24 +38,20 @@ pub async fn load<C: Conn>(
         name,
         columns: record.plan.columns.iter().map(|c| c.name.clone()).collect(),
     };
-    let mut statements = Vec::new();
     if record.with_data {
-        statements.extend(settings::under_creators_path(
-            &record.plan,
-            fill(&record, &target, isolation)?,
-        ));
+        record = filled(c, record, &target, isolation).await?;
     }
     let status = if record.with_data {
         "active"
     } else {
         "suspended"
     };
-    statements.push(format!(
+    let mut statements = vec![format!(
         "UPDATE pgtrickle.catalog SET relid = {relid}, status = '{status}',
             last_refresh = CASE WHEN with_data THEN clock_timestamp() END,
             full_seconds = CASE WHEN with_data THEN date_part('epoch', clock_timestamp() - transaction_timestamp()) END
          WHERE id = {id}"
-    ));
+    )];
     statements.extend(apply::index(
         &record.plan.body,
         &record.plan.columns,
@@ -66,8 +63,42 @@ pub async fn load<C: Conn>(
     saved.restore(c).await
 }
 
+/// Fills the table, and returns the record by which that was done. A part of the query may fail where the whole does not, as
+/// PostgreSQL does not compute what nobody reads: then the whole is recomputed from now on.
+async fn filled<C: Conn>(
+    c: &mut C,
+    record: Record,
+    target: &Target,
+    isolation: Isolation,
+) -> Result<Record, Error> {
+    c.query("SAVEPOINT pgtrickle_load").await?;
+    let failure = match c.batch(&fill(&record, target, isolation)?).await {
+        Err(Error::Server(fields)) if record.is_by_parts() && may_be_ours(&fields.code) => fields,
+        outcome => {
+            outcome?;
+            c.query("RELEASE SAVEPOINT pgtrickle_load").await?;
+            return Ok(record);
+        }
+    };
+    c.batch(&[
+        "ROLLBACK TO SAVEPOINT pgtrickle_load".to_owned(),
+        "RELEASE SAVEPOINT pgtrickle_load".to_owned(),
+    ])
+    .await?;
+    let id = record.id;
+    if record.refresh_mode == "incremental" {
+        // That is refused, unless the query itself fails. The whole row, or its columns would not be computed.
+        let whole = format!("SELECT pg_catalog.count(q) FROM pgtrickle.def_{id} q");
+        c.query(&whole).await?;
+    }
+    replan::recompute(c, record, &failure).await?;
+    let record = record::read(c, id).await?;
+    c.batch(&fill(&record, target, isolation)?).await?;
+    Ok(record)
+}
+
 /// One statement, so one snapshot also under READ COMMITTED: data, stages, states and frontier.
-fn fill(record: &Record, target: &Target, isolation: Isolation) -> Result<String, Error> {
+fn fill(record: &Record, target: &Target, isolation: Isolation) -> Result<Vec<String>, Error> {
     let columns: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let into = if columns.is_empty() {
         String::new()
@@ -82,7 +113,8 @@ fn fill(record: &Record, target: &Target, isolation: Isolation) -> Result<String
     if isolation == Isolation::ReadCommitted {
         ctes.push(frontier(record));
     }
-    Ok(format!("WITH {} SELECT 1", ctes.join(", ")))
+    let fill = format!("WITH {} SELECT 1", ctes.join(", "));
+    Ok(settings::under_creators_path(&record.plan, fill))
 }
 
 /// The CTE that moves the frontier to the statement's own snapshot.

@@ -91,6 +91,11 @@ impl Mode {
             Self::Full => "full",
         }
     }
+
+    /// Why a stream table of this mode is recomputed as a whole, if it is for its mode.
+    fn full_reason(self) -> Option<String> {
+        (self == Self::Full).then(|| "refresh_mode is full".to_owned())
+    }
 }
 
 /// A CREATE STREAM TABLE statement, parsed.

@@ -11,7 +11,7 @@ use super::settings;
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::apply::Target;
 use crate::delta::stage::Frontier;
-use crate::plan::{Column, Plan, terms};
+use crate::plan::{Body, Column, Plan, terms};
 
 /// All that a refresh needs.
 #[derive(Debug, Clone)]
@@ -404,6 +404,15 @@ impl Record {
         tables
             .filter_map(|table| Some((table.buffer?, table.columns.as_slice())))
             .collect()
+    }
+
+    /// Whether more is computed than the query itself, which may do without.
+    pub(super) fn is_by_parts(&self) -> bool {
+        match self.plan.body {
+            Body::Full { .. } => false,
+            Body::Linear { .. } => !self.plan.stages.is_empty(),
+            _ => true,
+        }
     }
 
     /// `LOCK` statements for the sources and the staging tables; they take no snapshot. The lock on a staging table keeps

@@ -7,7 +7,7 @@ use super::conclude::Place;
 use super::incremental::incremental;
 use super::look::{Changes, Now, look, opening};
 use super::memory::Memory;
-use super::rebuild::rebuild;
+use super::rebuild::{rebuild, refresh_in_transaction};
 use super::record::{self, Record, Seen};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, group, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
@@ -207,6 +207,15 @@ impl Work {
             {
                 self.demand = Some("the change alone could not be computed");
             }
+            Trouble::Error(Error::Server(fields))
+                if self.record.is_by_parts() && may_be_ours(&fields.code) =>
+            {
+                if recompute_instead(c, self.record.id, &fields).await.is_err() {
+                    rollback(c).await;
+                    // It is the query's own.
+                    return Err(Error::Server(fields));
+                }
+            }
             Trouble::Error(error) => return Err(error),
         }
         // A change of the sources was taken in, or a rebuild was found necessary.
@@ -231,7 +240,7 @@ pub(super) enum Attempt {
 /// Whether an error may be one that the query itself does not raise. A delta combines rows of different states, which the
 /// query never meets together: rows that are gone with sub-selects as they are now, for one. So a division by what was never
 /// zero may fail, or a sub-select have more rows than one; and errors of functions, checks of domains and types likewise.
-fn may_be_ours(code: &str) -> bool {
+pub(super) fn may_be_ours(code: &str) -> bool {
     code != "42501"
         && ["21", "22", "2F", "38", "39", "42", "P0"]
             .iter()
@@ -254,6 +263,23 @@ async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<
     let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
     c.query(end).await?;
     result
+}
+
+/// Recomputes the stream table as a whole, now and from now on, as a part of its query has failed.
+async fn recompute_instead<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    failure: &ErrorFields,
+) -> Result<(), Error> {
+    c.batch(&[
+        "BEGIN".to_owned(),
+        "SET LOCAL lock_timeout = '500ms'".to_owned(),
+    ])
+    .await?;
+    let record = record::read(c, id).await?;
+    replan::recompute(c, record, failure).await?;
+    refresh_in_transaction(c, id, How::Full).await?;
+    c.query("COMMIT").await.map(|_| ())
 }
 
 /// One transaction by this record. It must be that of the stream table that `name` stands for, if one is given.

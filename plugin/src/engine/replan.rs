@@ -27,7 +27,7 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
         return Ok(());
     }
     let renamed_only = drift::meaning(&now) == drift::meaning(&record.fingerprint);
-    plan_anew(c, record, renamed_only).await
+    plan_anew(c, record, renamed_only, None).await
 }
 
 /// Has the stream table refreshed in this way from now on, in the caller's transaction. The next refresh rebuilds it.
@@ -45,11 +45,30 @@ pub async fn set_mode<C: Conn>(c: &mut C, id: StreamTableId, mode: Mode) -> Resu
         return Ok(());
     }
     let record = record::read(c, id).await?;
-    plan_anew(c, record, false).await
+    plan_anew(c, record, false, None).await
 }
 
-/// `renamed_only`: what is there stays right.
-async fn plan_anew<C: Conn>(c: &mut C, record: Record, renamed_only: bool) -> Result<(), Error> {
+/// Has the stream table recomputed as a whole, until its plan is made anew, in the caller's transaction: a part of its query has
+/// failed in this way.
+///
+/// # Errors
+/// 0A000 if `refresh_mode` demands more; those of the server.
+pub(super) async fn recompute<C: Conn>(
+    c: &mut C,
+    record: Record,
+    failure: &ErrorFields,
+) -> Result<(), Error> {
+    let reason = format!("a part of it fails: {}", failure.message);
+    plan_anew(c, record, false, Some(reason)).await
+}
+
+/// `renamed_only`: what is there stays right. `full`: why it is not to be incremental.
+async fn plan_anew<C: Conn>(
+    c: &mut C,
+    record: Record,
+    renamed_only: bool,
+    full: Option<String>,
+) -> Result<(), Error> {
     let id = record.id;
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     let mode = match record.refresh_mode.as_str() {
@@ -72,7 +91,7 @@ async fn plan_anew<C: Conn>(c: &mut C, record: Record, renamed_only: bool) -> Re
         id.0,
         record.view,
         record.plan.settings.clone(),
-        mode == Mode::Full,
+        full.or_else(|| mode.full_reason()),
     )
     .await?;
     define::refuse_full(mode, &plan)?;

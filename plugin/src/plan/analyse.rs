@@ -27,7 +27,7 @@ pub(crate) async fn analyse<C: Conn>(
     id: i64,
     view: u32,
     settings: Settings,
-    full: bool,
+    full: Option<String>,
 ) -> Result<Plan, Error> {
     let relations = facts::closure(c, view).await?;
     refuse_relations(&relations)?;
@@ -52,7 +52,7 @@ pub(crate) async fn analyse<C: Conn>(
         columns,
         stages: Vec::new(),
         body: Body::Full {
-            reason: "refresh_mode is full".to_owned(),
+            reason: full.clone().unwrap_or_default(),
         },
         tables,
         views: relations
@@ -67,7 +67,7 @@ pub(crate) async fn analyse<C: Conn>(
             .collect(),
         settings,
     };
-    if full {
+    if full.is_some() {
         return Ok(plan);
     }
     let virtual_column = facts::virtual_column(c, &plan.tables)

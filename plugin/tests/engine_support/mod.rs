@@ -51,7 +51,13 @@ pub async fn create_as(
     };
     c.query("COMMIT").await?;
     c.query("BEGIN").await?;
-    engine::load(c, id, Isolation::ReadCommitted).await?;
+    if let Err(error) = engine::load(c, id, Isolation::ReadCommitted).await {
+        c.query("ROLLBACK").await?;
+        c.query("BEGIN").await?;
+        engine::drop(c, id, false).await?;
+        c.query("COMMIT").await?;
+        return Err(error);
+    }
     c.query("COMMIT").await?;
     Ok(id)
 }
