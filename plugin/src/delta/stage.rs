@@ -49,15 +49,19 @@ pub(crate) fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> Stri
 /// How many values [`stage`] returns for a table.
 pub(crate) const STAGED: usize = 4;
 
-/// Puts the net changes of tables (buffers and columns) into their staging tables. Returns one row, for each of them: how
-/// many rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there were before netting
-/// (`due_`), and the staging table's rows as the planner takes them (`rows_`); and after all of them `last`.
+/// Puts the net changes of tables (buffers and columns) into their staging tables, if `worth`, a condition over `due.n`, the number of
+/// changes, has it: to stage very many takes longer than to recompute many a query. Returns one row, for each of them: how many
+/// rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there were before netting (`due_`), and
+/// the staging table's rows as the planner takes them (`rows_`); and after all of them `worth` and `last`.
 pub(crate) fn stage(
     tables: &[(i64, &[Column])],
     frontier: &Frontier,
+    worth: &str,
     last: &str,
 ) -> (String, Vec<String>) {
     let mut ctes = Vec::new();
+    let mut staged = Vec::new();
+    let mut counts = Vec::new();
     let mut found = Vec::new();
     for (buffer, columns) in tables {
         let names: Vec<_> = columns.iter().map(|c| format!("c{}", c.attnum)).collect();
@@ -68,11 +72,15 @@ pub(crate) fn stage(
             .map(|(c, n)| Cell::new(n.clone(), c))
             .collect();
         ctes.push(format!(
-            "due_{buffer} AS MATERIALIZED (SELECT w{list} FROM pgtrickle.changes_{buffer} WHERE {}),
-             staged_{buffer} AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)",
+            "due_{buffer} AS MATERIALIZED (SELECT w{list} FROM pgtrickle.changes_{buffer} WHERE {})",
             condition("$1", "$2", "$3", "$4"),
-            net("w", &cells, &format!("due_{buffer} WHERE w <> 0"))
         ));
+        let from = format!("due_{buffer} WHERE w <> 0 AND (SELECT worth FROM choice)");
+        staged.push(format!(
+            "staged_{buffer} AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)",
+            net("w", &cells, &from)
+        ));
+        counts.push(format!("(SELECT count(*) FROM due_{buffer})"));
         found.push(format!(
             "(SELECT count(*) FROM staged_{buffer}) AS net_{buffer},
              EXISTS (SELECT FROM due_{buffer} WHERE w = 0) AS lost_{buffer},
@@ -81,8 +89,13 @@ pub(crate) fn stage(
             super::estimated_rows(&format!("pgtrickle.delta_{buffer}"))
         ));
     }
+    ctes.push(format!(
+        "choice AS MATERIALIZED (SELECT {worth} AS worth FROM (SELECT {} AS n) due)",
+        counts.join(" + ")
+    ));
+    ctes.append(&mut staged);
     let sql = format!(
-        "WITH {}, found AS MATERIALIZED (SELECT {}) SELECT found.*, {last} FROM found",
+        "WITH {}, found AS MATERIALIZED (SELECT {}, (SELECT worth FROM choice) AS worth) SELECT found.*, {last} FROM found",
         ctes.join(", "),
         found.join(", ")
     );

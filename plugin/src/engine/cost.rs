@@ -13,39 +13,53 @@ const MARGIN: f64 = 1.1;
 /// they fit into memory or cache no longer. To recompute in vain costs no more than that; to take in changes may cost any time.
 const BEYOND: f64 = 1.5;
 
-/// Why so many changes are better met by a full refresh; `None`: they are not, or it is not known.
+/// What a refresh from `due.n` changes of the stream table `c` is expected to take, in seconds: an SQL expression.
+fn incremental() -> String {
+    format!(
+        "coalesce(c.base_seconds, 0) + c.change_seconds * due.n * CASE WHEN due.n > 2 * coalesce((SELECT max(h.changes)
+            FROM pgtrickle.history h WHERE h.stream_table = c.id AND h.mode = 'incremental'), 0) THEN {BEYOND} ELSE 1 END"
+    )
+}
+
+/// The condition for `due.n` changes to be taken in, rather than to recompute: also where it is not known what either costs.
+pub(super) fn worth(record: &Record) -> String {
+    if record.refresh_mode == "incremental" {
+        return "true".to_owned();
+    }
+    format!(
+        "(due.n < {MANY} OR coalesce((SELECT {} <= c.full_seconds * {MARGIN} FROM pgtrickle.catalog c WHERE c.id = {}), true))",
+        incremental(),
+        record.id
+    )
+}
+
+/// Why so many changes are not [`worth`] it.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn too_many<C: Conn>(
+pub(super) async fn reason<C: Conn>(
     c: &mut C,
     record: &Record,
     changes: i64,
-) -> Result<Option<String>, Error> {
-    if changes < MANY || record.refresh_mode == "incremental" {
-        return Ok(None);
-    }
-    let sql = "SELECT full_seconds, base_seconds, change_seconds,
-            (SELECT max(h.changes) FROM pgtrickle.history h WHERE h.stream_table = c.id AND h.mode = 'incremental')
-         FROM pgtrickle.catalog c WHERE id = $1::bigint";
-    let rows = c
-        .query_kept(sql.to_owned(), vec![record.id.to_string()])
-        .await?;
+) -> Result<String, Error> {
+    let sql = format!(
+        "SELECT {}, c.full_seconds FROM pgtrickle.catalog c, (SELECT {changes}::bigint AS n) due WHERE c.id = {}",
+        incremental(),
+        record.id
+    );
+    let rows = c.query(&sql).await?;
     let row = rows.first().cloned().unwrap_or_default();
-    let seconds = |i: usize| row.text(i).and_then(|s| s.parse::<f64>().ok());
-    let (Some(full), Some(each)) = (seconds(0), seconds(2)) else {
-        return Ok(None);
+    let milliseconds = |i: usize| {
+        row.text(i)
+            .and_then(|s| s.parse::<f64>().ok())
+            .unwrap_or_default()
+            * 1e3
     };
-    let most = row.int(3).unwrap_or_default();
-    let factor = if changes > 2 * most { BEYOND } else { 1.0 };
-    let incremental = seconds(1).unwrap_or_default() + each * factor * changes as f64;
-    Ok((incremental > full * MARGIN).then(|| {
-        format!(
-            "{changes} changes would take {:.0} ms, and recomputing takes {:.0} ms",
-            incremental * 1e3,
-            full * 1e3
-        )
-    }))
+    Ok(format!(
+        "{changes} changes would take {:.0} ms, and recomputing takes {:.0} ms",
+        milliseconds(0),
+        milliseconds(1)
+    ))
 }
 
 /// What a refresh that is about to end teaches: assignments for the catalog's row, after a comma. `seconds` is how long it

@@ -11,7 +11,7 @@ use super::rebuild::{rebuild, refresh_in_transaction};
 use super::record::{self, Record, Seen};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, group, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
-use crate::delta::stage::stage;
+use crate::delta::stage::{STAGED, stage};
 
 /// Why a refresh is a full one, for which somebody waits.
 pub(super) const ASKED: &str = "a full refresh was asked for";
@@ -356,7 +356,8 @@ async fn within<C: Conn>(
     statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
     if let Some(frontier) = record.frontier.as_ref().filter(|_| stages(record, demand)) {
-        let (sql, parameters) = stage(&record.captured(), frontier, &settings::planned());
+        let worth = cost::worth(record);
+        let (sql, parameters) = stage(&record.captured(), frontier, &worth, &settings::planned());
         statements.push(record.kept(&sql, parameters));
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
@@ -400,7 +401,8 @@ async fn within<C: Conn>(
         return Ok(Attempt::Nothing);
     }
     let due = changes.iter().map(|changes| changes.due).sum();
-    if let Some(reason) = cost::too_many(c, record, due).await? {
+    if !found.is_true(STAGED * changes.len()) {
+        let reason = cost::reason(c, record, due).await?;
         return rebuild(c, record, &now, &reason).await;
     }
     match incremental(c, record, &now, &changes).await? {
