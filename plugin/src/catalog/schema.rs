@@ -100,7 +100,7 @@ pub(super) const STATEMENTS: &[&str] = &[
         status, with_data, plan, fingerprint, frontier_snapshot, frontier_xid, frontier_seq, frontier_cluster, created_at,
         last_refresh, failures, full_seconds, base_seconds, change_seconds, xmin) ON pgtrickle.catalog TO PUBLIC",
     "GRANT SELECT ON pgtrickle.buffer, pgtrickle.source TO PUBLIC",
-    "GRANT SELECT (id, stream_table, owner, started_at) ON pgtrickle.history TO PUBLIC",
+    "GRANT SELECT (id, stream_table, owner, started_at, mode, changes) ON pgtrickle.history TO PUBLIC",
     "CREATE FUNCTION pgtrickle.pending_changes(id bigint) RETURNS bigint LANGUAGE plpgsql STABLE
         SET search_path = pg_catalog, pg_temp AS $$
         DECLARE
