@@ -41,8 +41,8 @@ const CASES: u64 = 500;
 /// Connections, each with its database: while one waits for the test, the others work.
 const WORKERS: usize = 3;
 
-/// After so many cases a worker goes on in a new database: a session that has seen a thousand tables come and go takes ten times
-/// as long for the next, and most of a gigabyte.
+/// After so many cases a worker goes on in a new database: a session that has seen thousands of tables come and go takes longer and
+/// longer for the next, and most of a gigabyte.
 const CASES_OF_A_SESSION: usize = 100;
 
 /// After so many failures the rest would tell nothing new.
