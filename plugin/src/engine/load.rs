@@ -71,9 +71,14 @@ async fn filled<C: Conn>(
     target: &Target,
     isolation: Isolation,
 ) -> Result<Record, Error> {
+    let statements = fill(&record, target, isolation)?;
+    if !record.is_by_parts() {
+        c.batch(&statements).await?;
+        return Ok(record);
+    }
     c.query("SAVEPOINT pgtrickle_load").await?;
-    let failure = match c.batch(&fill(&record, target, isolation)?).await {
-        Err(Error::Server(fields)) if record.is_by_parts() && may_be_ours(&fields.code) => fields,
+    let failure = match c.batch(&statements).await {
+        Err(Error::Server(fields)) if may_be_ours(&fields.code) => fields,
         outcome => {
             outcome?;
             c.query("RELEASE SAVEPOINT pgtrickle_load").await?;
@@ -91,7 +96,7 @@ async fn filled<C: Conn>(
         let whole = format!("SELECT pg_catalog.count(q) FROM pgtrickle.def_{id} q");
         c.query(&whole).await?;
     }
-    replan::recompute(c, record, &failure).await?;
+    replan::recompute(c, id, &failure).await?;
     let record = record::read(c, id).await?;
     c.batch(&fill(&record, target, isolation)?).await?;
     Ok(record)

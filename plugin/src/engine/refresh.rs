@@ -187,6 +187,7 @@ impl Work {
         c: &mut C,
         trouble: Trouble,
     ) -> Result<(), Error> {
+        let id = self.record.id;
         match trouble {
             Trouble::OtherRows if self.demand.is_some() => {
                 let message = format!(
@@ -201,7 +202,9 @@ impl Work {
             Trouble::OtherRows => {
                 self.demand = Some("the table held other rows than the last refresh left");
             }
-            Trouble::Error(Error::Drift(_)) => in_transaction_replan(c, self.record.id).await?,
+            Trouble::Error(Error::Drift(_)) => {
+                in_transaction(c, async |c| replan::replan(c, id).await).await?;
+            }
             Trouble::Error(Error::Server(fields))
                 if self.demand.is_none() && may_be_ours(&fields.code) =>
             {
@@ -210,9 +213,12 @@ impl Work {
             Trouble::Error(Error::Server(fields))
                 if self.record.is_by_parts() && may_be_ours(&fields.code) =>
             {
-                if recompute_instead(c, self.record.id, &fields).await.is_err() {
-                    rollback(c).await;
-                    // It is the query's own.
+                let recomputed = in_transaction(c, async |c| {
+                    replan::recompute(c, id, &fields).await?;
+                    refresh_in_transaction(c, id, How::Full).await.map(|_| ())
+                });
+                if recomputed.await.is_err() {
+                    // It is the query's own, or met again by the next refresh.
                     return Err(Error::Server(fields));
                 }
             }
@@ -223,7 +229,7 @@ impl Work {
         if self.failed_attempts == 3 {
             return Err(Error::Drift("they keep changing".to_owned()));
         }
-        self.record = record::read_briefly(c, self.record.id).await?;
+        self.record = record::read_briefly(c, id).await?;
         Ok(())
     }
 }
@@ -253,33 +259,20 @@ pub(super) async fn rollback<C: Conn>(c: &mut C) {
     let _ = c.query("ROLLBACK").await;
 }
 
-async fn in_transaction_replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
-    c.batch(&[
-        "BEGIN".to_owned(),
-        "SET LOCAL lock_timeout = '500ms'".to_owned(),
-    ])
-    .await?;
-    let result = replan::replan(c, id).await;
-    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    c.query(end).await?;
-    result
-}
-
-/// Recomputes the stream table as a whole, now and from now on, as a part of its query has failed.
-async fn recompute_instead<C: Conn>(
+/// Runs `work` in a transaction of its own, which waits for no lock for long.
+async fn in_transaction<C: Conn>(
     c: &mut C,
-    id: StreamTableId,
-    failure: &ErrorFields,
+    work: impl AsyncFnOnce(&mut C) -> Result<(), Error>,
 ) -> Result<(), Error> {
     c.batch(&[
         "BEGIN".to_owned(),
         "SET LOCAL lock_timeout = '500ms'".to_owned(),
     ])
     .await?;
-    let record = record::read(c, id).await?;
-    replan::recompute(c, record, failure).await?;
-    refresh_in_transaction(c, id, How::Full).await?;
-    c.query("COMMIT").await.map(|_| ())
+    let result = work(c).await;
+    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    c.query(end).await?;
+    result
 }
 
 /// One transaction by this record. It must be that of the stream table that `name` stands for, if one is given.

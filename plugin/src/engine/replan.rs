@@ -15,11 +15,7 @@ use crate::plan::{Plan, analyse, literal, quote};
 /// # Errors
 /// 2BP01 if the definition is gone; 0A000 if it no longer allows what `refresh_mode` demands.
 pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
-    c.query(&format!(
-        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
-    ))
-    .await?;
-    let record = record::read(c, id).await?;
+    let record = locked(c, id).await?;
     let Some(now) = record.sources_now(c).await? else {
         return Err(gone(&record));
     };
@@ -48,17 +44,27 @@ pub async fn set_mode<C: Conn>(c: &mut C, id: StreamTableId, mode: Mode) -> Resu
     plan_anew(c, record, false, None).await
 }
 
+/// The stream table's row, locked until the end of the transaction.
+async fn locked<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
+    c.query(&format!(
+        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
+    ))
+    .await?;
+    record::read(c, id).await
+}
+
 /// Has the stream table recomputed as a whole, until its plan is made anew, in the caller's transaction: a part of its query has
-/// failed in this way.
+/// failed in this way. Every role may read the reason, and the error's message may quote data: its code stands for it.
 ///
 /// # Errors
 /// 0A000 if `refresh_mode` demands more; those of the server.
 pub(super) async fn recompute<C: Conn>(
     c: &mut C,
-    record: Record,
+    id: StreamTableId,
     failure: &ErrorFields,
 ) -> Result<(), Error> {
-    let reason = format!("a part of it fails: {}", failure.message);
+    let record = locked(c, id).await?;
+    let reason = format!("a part of it fails (SQLSTATE {})", failure.code);
     plan_anew(c, record, false, Some(reason)).await
 }
 
