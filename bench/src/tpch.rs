@@ -13,6 +13,22 @@ use crate::stage::{self, time};
 /// One in so many orders, customers, parts, offers and suppliers changes; 0: a single order comes.
 const BATCHES: [(u32, &str); 3] = [(0, "one order"), (1000, "0.1 %"), (100, "1 %")];
 
+/// What a query took after a batch.
+#[derive(Clone)]
+struct Sample {
+    refresh: Duration,
+    /// What the refresh computed from.
+    by: &'static str,
+    /// Of the materialized view.
+    full: Duration,
+}
+
+impl Sample {
+    fn faster_by(&self) -> f64 {
+        self.full.as_secs_f64() / self.refresh.as_secs_f64()
+    }
+}
+
 pub async fn run(plan: &Plan) {
     let default = if plan.source_rows.len() > 1 { 1.0 } else { 0.1 };
     let scale = std::env::var("TPCH_SCALE").ok();
@@ -35,22 +51,21 @@ pub async fn run(plan: &Plan) {
     }
     stage::run(&direct, "VACUUM ANALYZE").await;
     let mut columns = vec!["query".to_owned()];
-    let mut times: Vec<Vec<(Duration, Duration)>> = vec![Vec::new(); ::tpch::QUERIES.len()];
-    let mut modes: Vec<Vec<String>> = vec![Vec::new(); ::tpch::QUERIES.len()];
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); ::tpch::QUERIES.len()];
     let mut recomputed = Vec::new();
     let mut captured = Vec::new();
     for (round, (every, title)) in (1..).zip(BATCHES) {
         columns.extend([title, "by", "full", "faster by"].map(str::to_owned));
         captured.push(writes_of(&direct, round, every).await);
-        for (((name, _), times), modes) in ::tpch::QUERIES.iter().zip(&mut times).zip(&mut modes) {
-            let incremental = time(&pooled, &format!("REFRESH STREAM TABLE {name}")).await;
+        for ((name, _), samples) in ::tpch::QUERIES.iter().zip(&mut samples) {
+            let refresh = time(&pooled, &format!("REFRESH STREAM TABLE {name}")).await;
             let (mode, reason) = last_refresh(&direct, name).await;
             if mode == "full" {
                 recomputed.push(format!("  {name}, {title}: {reason}"));
             }
-            modes.push(if mode == "full" { "query" } else { "changes" }.to_owned());
+            let by = if mode == "full" { "query" } else { "changes" };
             let full = time(&direct, &format!("REFRESH MATERIALIZED VIEW full_{name}")).await;
-            times.push((incremental, full));
+            samples.push(Sample { refresh, by, full });
         }
     }
     for (name, _) in ::tpch::QUERIES {
@@ -63,25 +78,22 @@ pub async fn run(plan: &Plan) {
         ),
         &columns,
     );
-    for (((name, _), times), modes) in ::tpch::QUERIES.iter().zip(&times).zip(modes) {
+    for ((name, _), samples) in ::tpch::QUERIES.iter().zip(&samples) {
         let mut cells = vec![(*name).to_owned()];
-        for ((incremental, full), mode) in times.iter().zip(modes) {
+        for sample in samples {
             cells.extend([
-                ms(*incremental),
-                mode,
-                ms(*full),
-                ratio(full.as_secs_f64(), incremental.as_secs_f64()),
+                ms(sample.refresh),
+                sample.by.to_owned(),
+                ms(sample.full),
+                ratio(sample.faster_by(), 1.0),
             ]);
         }
         table.row(&cells);
     }
     let mut means = vec!["geometric mean".to_owned()];
     for batch in 0..BATCHES.len() {
-        let logs: f64 = times
-            .iter()
-            .map(|t| (t[batch].1.as_secs_f64() / t[batch].0.as_secs_f64()).ln())
-            .sum();
-        let mean = (logs / times.len() as f64).exp();
+        let logs: f64 = samples.iter().map(|s| s[batch].faster_by().ln()).sum();
+        let mean = (logs / samples.len() as f64).exp();
         means.extend([
             String::new(),
             String::new(),

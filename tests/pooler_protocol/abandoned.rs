@@ -19,6 +19,13 @@ fn with_stream_tables() -> Stage {
     })
 }
 
+/// The client leaves after so many milliseconds, and the next one gets the server connection.
+fn leave(stage: &Stage, client: Wire, after: u64) {
+    thread::sleep(Duration::from_millis(after));
+    drop(client);
+    stage.client().run("SELECT 1");
+}
+
 #[test]
 fn copy_and_terminate_in_one_go() {
     let stage = stage();
@@ -34,9 +41,7 @@ fn copy_and_terminate_in_one_go() {
     ] {
         let mut client = stage.client();
         client.send(copy.terminate());
-        thread::sleep(Duration::from_millis(100));
-        drop(client);
-        stage.client().run("SELECT 1");
+        leave(&stage, client, 100);
     }
     stage.assert_clean();
 }
@@ -50,9 +55,7 @@ fn messages_that_claim_a_body_they_have_no_use_for() {
             let mut client = stage.client();
             client.run(begin);
             client.send([tag, 0x20, 0, 0, 0, 1, 2, 3]);
-            thread::sleep(Duration::from_millis(50));
-            drop(client);
-            stage.client().run("SELECT 1");
+            leave(&stage, client, 50);
         }
     }
     assert!(!stage.pooler.log().contains("panicked"));
@@ -268,9 +271,7 @@ fn a_flush_with_a_body_and_a_plugins_statement() {
             thread::sleep(Duration::from_millis(200));
         }
         client.send(Messages::new().query("SHOW STREAM TABLES; SELECT 1"));
-        thread::sleep(Duration::from_millis(100));
-        drop(client);
-        stage.client().run("SELECT 1");
+        leave(&stage, client, 100);
     }
     stage.assert_clean();
 }
@@ -283,9 +284,7 @@ fn a_flush_with_a_body_and_a_refused_message() {
     thread::sleep(Duration::from_millis(200));
     // Not the client's.
     client.send(Messages::new().bind("", "PGCAT_1", &[]));
-    thread::sleep(Duration::from_millis(100));
-    drop(client);
-    stage.client().run("SELECT 1");
+    leave(&stage, client, 100);
     stage.assert_clean();
 }
 
@@ -312,9 +311,7 @@ fn a_flush_that_is_answered_by_a_timeout() {
     begin(&mut client);
     // Not the client's: refused by the pooler.
     client.send(Messages::new().bind("", "PGCAT_1", &[]));
-    thread::sleep(Duration::from_millis(100));
-    drop(client);
-    stage.client().run("SELECT 1");
+    leave(&stage, client, 100);
     stage.assert_clean();
 }
 
@@ -327,9 +324,7 @@ fn a_batch_whose_time_is_over_and_a_refused_message() {
     client.send(Messages::new().parse("", "SELECT 1"));
     thread::sleep(Duration::from_millis(300));
     client.send(Messages::new().bind("", "PGCAT_1", &[]));
-    thread::sleep(Duration::from_millis(100));
-    drop(client);
-    stage.client().run("SELECT 1");
+    leave(&stage, client, 100);
     stage.assert_clean();
 }
 
@@ -347,9 +342,7 @@ fn a_batch_in_a_copy_that_has_failed() {
         client.send(Messages::new().copy_data(b"x\n").bind("", "missing", &[]));
         thread::sleep(Duration::from_millis(50));
         client.send(Messages::new().query("SHOW STREAM TABLES; SELECT 1"));
-        thread::sleep(Duration::from_millis(50));
-        drop(client);
-        stage.client().run("SELECT 1");
+        leave(&stage, client, 50);
     }
     stage.assert_clean();
 }
@@ -386,9 +379,7 @@ fn a_client_that_leaves_a_plugins_statement_running() {
     let stage = with_stream_tables();
     let mut client = stage.client();
     client.send(Messages::new().query("SHOW STREAM TABLES; SELECT pg_sleep(60)"));
-    thread::sleep(Duration::from_millis(300));
-    drop(client);
-    stage.client().run("SELECT 1");
+    leave(&stage, client, 300);
     stage.assert_clean();
 }
 
@@ -405,9 +396,7 @@ fn a_client_that_leaves_much_unread() {
             .query("SHOW STREAM TABLES")
             .query(&format!("SELECT '{}'", "x".repeat(20_000))),
     );
-    thread::sleep(Duration::from_millis(200));
-    drop(client);
-    stage.client().run("SELECT 1");
+    leave(&stage, client, 200);
     stage.assert_clean();
 }
 
