@@ -110,6 +110,56 @@ async fn a_rename_on_a_direct_connection_breaks_no_write_and_is_repaired() {
     );
 }
 
+/// Neither of a session that has its plans, nor of one whose snapshot is older than the change; and nothing gets into the buffer
+/// by a name that meant another column.
+#[tokio::test(flavor = "current_thread")]
+async fn columns_that_change_break_no_write_of_a_session_that_knew_them() {
+    let plain = "";
+    let partitioned = "PARTITION BY RANGE (a)";
+    let older = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1";
+    let cases = [
+        (14, plain, "BEGIN"),
+        (15, partitioned, older),
+        (16, plain, older),
+        (17, partitioned, "BEGIN"),
+        (18, plain, older),
+    ];
+    for (major, by, begin) in cases {
+        if !test_support::majors().contains(&major) {
+            continue;
+        }
+        let server = Postgres::start(major);
+        let mut c = connect(&server).await;
+        let sql = format!("CREATE TABLE t (a int, b text, c int) {by}");
+        c.batch_execute(&sql).await.unwrap();
+        if by == partitioned {
+            let sql = "CREATE TABLE leaf PARTITION OF t DEFAULT";
+            c.batch_execute(sql).await.unwrap();
+        }
+        let id = create(&mut c, "st", "SELECT a, b FROM t").await.unwrap();
+        let writer = connect(&server).await;
+        let warm = "INSERT INTO t VALUES (1, 'x', 2), (2, 'y', 3); UPDATE t SET b = 'z' WHERE a = 2; DELETE FROM t WHERE a = 1";
+        writer.batch_execute(warm).await.unwrap();
+        writer.batch_execute(begin).await.unwrap();
+        c.batch_execute("ALTER TABLE t RENAME a TO d; ALTER TABLE t RENAME c TO a")
+            .await
+            .unwrap();
+        let writes = "INSERT INTO t (d, b, a) VALUES (5, 'v', 6), (7, 'w', 8); UPDATE t SET b = 'u' WHERE d = 5;
+            DELETE FROM t WHERE d = 7; COMMIT";
+        let written = writer.batch_execute(writes).await;
+        written.unwrap_or_else(|e| panic!("{major}: {e:?}"));
+        c.batch_execute("ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME d TO a")
+            .await
+            .unwrap();
+        for mode in ["full", "incremental"] {
+            writer.batch_execute(warm).await.unwrap();
+            assert_eq!(refresh(&mut c, id).await.mode, mode, "{major}");
+            let query = "SELECT a, b FROM t";
+            assert_eq!(differences(&mut c, "st", query).await, [""; 0], "{major}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn swapped_names_are_no_swapped_tables() {
     let mut case = Case::with("SELECT id, amount FROM orders").await;

@@ -123,7 +123,7 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         }
         let code = trigger::code(id, table, &columns);
         if state.text(1) != Some(&code) {
-            statements.push(trigger::function(id, &code));
+            statements.extend(trigger::functions(id, table, &columns, &code));
         }
         return Ok((id, statements));
     }
@@ -148,9 +148,14 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         // Filled and emptied within each refresh. Not logged: its rows never outlive a transaction.
         format!("CREATE UNLOGGED TABLE pgtrickle.delta_{id} (w bigint NOT NULL{typed})"),
         format!("INSERT INTO pgtrickle.buffer (id, owner, relid) VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {relid})"),
-        trigger::function(id, &trigger::code(id, table, &columns)),
-        format!("REVOKE ALL ON FUNCTION pgtrickle.capture_{id}() FROM PUBLIC"),
     ])
+    .await?;
+    let code = trigger::code(id, table, &columns);
+    c.batch(&trigger::functions(id, table, &columns, &code))
+        .await?;
+    c.batch(&[format!(
+        "REVOKE ALL ON FUNCTION pgtrickle.columns_{id}(), pgtrickle.capture_{id}() FROM PUBLIC"
+    )])
     .await?;
     statements.extend(trigger::triggers(c, id, table).await?);
     Ok((id, statements))
@@ -189,7 +194,9 @@ pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error>
         c.batch(&[
             // The triggers go with the function: a role with TRIGGER may make a trigger, but only the table's owner may
             // drop it.
-            format!("DROP FUNCTION IF EXISTS pgtrickle.capture_{id}() CASCADE"),
+            format!(
+                "DROP FUNCTION IF EXISTS pgtrickle.capture_{id}(), pgtrickle.columns_{id}() CASCADE"
+            ),
             format!("DROP TABLE IF EXISTS pgtrickle.changes_{id}, pgtrickle.delta_{id}"),
             format!("DELETE FROM pgtrickle.buffer WHERE id = {id}"),
         ])
