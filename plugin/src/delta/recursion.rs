@@ -14,7 +14,7 @@
 
 use super::{apply, estimated_rows, hash, numbered};
 use crate::conn::Error;
-use crate::plan::terms::{self, Input};
+use crate::plan::terms::{self, Input, Olds};
 use crate::plan::{Column, Recursive, ast};
 
 /// The rows of a walk so far.
@@ -68,7 +68,7 @@ impl Recursion<'_> {
                 input.delta = Some((WALK.to_owned(), 'o'));
             }
         }
-        let terms = terms::delta(&self.recursive.step, &inputs)?;
+        let terms = terms::delta(&self.recursive.step, &inputs, Olds::Within)?;
         match <[String; 1]>::try_from(terms) {
             Ok([step]) => Ok(step),
             Err(_) => Err(Error::Internal("a step is not linear".to_owned())),

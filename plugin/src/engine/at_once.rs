@@ -10,6 +10,7 @@ use crate::conn::{Conn, Error, Statement};
 use crate::delta::stage::stage;
 use crate::delta::{apply, keyed, raise_unless};
 use crate::plan::Body;
+use crate::plan::terms::Olds;
 
 /// The error's value when something is not as assumed.
 const OTHERWISE: &str = "pgtrickle: not as at the last refresh";
@@ -55,7 +56,7 @@ fn compose(record: &mut Record, changed: Vec<u32>, named: bool) -> Result<Option
         return Ok(None);
     }
     let slot = record.id.to_string();
-    let Some(delta) = record.delta(0, &changed, &[])? else {
+    let Some(delta) = record.delta(0, &changed, &[], Olds::Within)? else {
         return Ok(None);
     };
     let record = &*record;

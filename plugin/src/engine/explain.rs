@@ -5,7 +5,8 @@ use super::{Definition, StreamTableId, define, settings};
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta::{apply, net};
-use crate::plan::{Body, Plan, indexes, quote, terms};
+use crate::plan::terms::{self, Olds};
+use crate::plan::{Body, Plan, indexes, quote};
 
 /// A table that refreshes would have to scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,7 +267,7 @@ fn body(
     if verbose {
         for table in &plan.tables {
             let inputs = plan.inputs(id, |relid| relid == table.relid, &vec![false; stages]);
-            for term in terms::delta(sql, &inputs)? {
+            for term in terms::delta(sql, &inputs, Olds::Within)? {
                 lines.push(format!("  Delta of {}: {term}", table.qualified()));
             }
         }

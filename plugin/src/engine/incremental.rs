@@ -5,10 +5,15 @@ use super::look::{Changes, Now};
 use super::rebuild::rebuild;
 use super::record::Record;
 use super::refresh::Attempt;
-use super::{cost, recursion, stages};
+use super::{cost, recursion, settings, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::{apply, estimated_rows, keyed, partition};
+use crate::plan::terms::Olds;
 use crate::plan::{Body, Column};
+
+/// From so many changes on, what many terms save is more than it takes to plan them. Few in a debug build, so that tests, whose
+/// tables are small, meet both ways.
+const MANY: i64 = if cfg!(debug_assertions) { 8 } else { 500 };
 
 /// Takes in what is staged, to the end of the refresh.
 ///
@@ -28,15 +33,27 @@ pub(super) async fn incremental<C: Conn>(
     let mut total = changes.iter().map(|c| c.net).sum();
     let mut emptied = Vec::new();
     let mut statements: Vec<Statement> = Vec::new();
+    let olds = if total < MANY {
+        Olds::Within
+    } else {
+        statements.push(settings::IN_MEMORY.to_owned().into());
+        Olds::Apart
+    };
     for changes in &changes {
         let table = format!("pgtrickle.delta_{}", changes.buffer);
-        let analyze = analyze(&table, changes.net, changes.analysed);
+        let analyze = if olds == Olds::Apart && record.plan.tables.len() > 1 {
+            // Others who share the buffer use other columns, and to statistics of theirs ours are NULL throughout: the server
+            // would expect next to no row of a join.
+            Some(format!("ANALYZE {table}"))
+        } else {
+            analyze(&table, changes.net, changes.analysed)
+        };
         statements.extend(analyze.map(Statement::from));
         emptied.push(table);
     }
     let mut changed_stages = Vec::new();
     for i in 0..record.plan.stages.len() {
-        let delta = record.delta(i, &changed, &changed_stages)?;
+        let delta = record.delta(i, &changed, &changed_stages, olds)?;
         let stage = &record.plan.stages[i];
         let slot = format!("{id}_{}", i + 1);
         let target = stages::target(id, i + 1, stage);
@@ -76,7 +93,7 @@ pub(super) async fn incremental<C: Conn>(
         }
         changed_stages.push(count > 0);
     }
-    if let Some(delta) = record.delta(changed_stages.len(), &changed, &changed_stages)? {
+    if let Some(delta) = record.delta(changed_stages.len(), &changed, &changed_stages, olds)? {
         let slot = id.to_string();
         let piece = Piece {
             slot: &slot,

@@ -11,7 +11,8 @@ use super::settings;
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::apply::Target;
 use crate::delta::stage::Frontier;
-use crate::plan::{Body, Column, Plan, terms};
+use crate::plan::terms::{self, Olds};
+use crate::plan::{Body, Column, Plan};
 
 /// All that a refresh needs.
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ pub(super) struct Record {
     /// Changes taken in since those were looked at; `None` where they have just been.
     unsized_changes: Option<i64>,
     /// What was found to be the delta, by [`Record::delta`]'s arguments.
-    deltas: HashMap<(usize, Vec<u32>, Vec<bool>), Option<String>>,
+    deltas: HashMap<(usize, Vec<u32>, Vec<bool>, Olds), Option<String>>,
 }
 
 /// What a refresh from changes has found.
@@ -260,8 +261,9 @@ impl Record {
         stage: usize,
         changed: &[u32],
         stages: &[bool],
+        olds: Olds,
     ) -> Result<Option<String>, Error> {
-        let key = (stage, changed.to_vec(), stages.to_vec());
+        let key = (stage, changed.to_vec(), stages.to_vec(), olds);
         if let Some(delta) = self.deltas.get(&key) {
             return Ok(delta.clone());
         }
@@ -269,7 +271,7 @@ impl Record {
         let body = body.unwrap_or(&self.plan.body).linear();
         let body = body.ok_or_else(|| Error::Internal("a full plan has no delta".to_owned()))?;
         let is_changed = |relid| changed.contains(&relid);
-        let terms = terms::delta(body, &self.plan.inputs(self.id.0, is_changed, stages))?;
+        let terms = terms::delta(body, &self.plan.inputs(self.id.0, is_changed, stages), olds)?;
         let delta = (!terms.is_empty()).then(|| terms.join(" UNION ALL "));
         if self.deltas.len() >= DELTAS * (self.plan.stages.len() + 1) {
             self.deltas.clear();

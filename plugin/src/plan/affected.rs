@@ -14,9 +14,9 @@ use super::ast::{
     self, aliases, clauses, conjuncts, each_sublink, each_table, each_table_of_expr,
     each_table_of_item, empty_select, inner, output_names, reference, sval, target, walk,
 };
-use super::normalise::{comparison, is_plain, targets};
+use super::normalise::{comparison, distinct, is_plain, targets};
 use super::scope::free;
-use super::terms::{Input, Leaf, captives, changes, either, is_linear};
+use super::terms::{Input, Leaf, as_it_was, captives, changes, either, is_linear};
 use crate::conn::Error;
 
 /// Which rows.
@@ -55,6 +55,13 @@ impl Driver {
         });
         let values = ast::range(self.values.clone(), ALIAS, &[]);
         ast::exists(vec![values], equal.collect())
+    }
+
+    /// The name of the table that has all keys as its columns.
+    pub(super) fn table(&self) -> Option<&str> {
+        let mut tables = self.keys.iter().map(|key| Some(reference(key)?.0));
+        let first = tables.next()??;
+        tables.all(|table| table == Some(first)).then_some(first)
     }
 
     /// Whether a row meets one of the values at most: their DISTINCT takes for equal what the join does. Not so where a
@@ -202,6 +209,7 @@ impl Finder<'_> {
             return Ok(Reach::Everything);
         }
         let alone = filter && matches!(expr.node, Some(NodeEnum::SubLink(_)));
+        let (first, whole) = (self.next, expr.clone());
         let mut found = None;
         each_sublink(expr, &mut |sublink| {
             if found.is_some() {
@@ -213,7 +221,17 @@ impl Finder<'_> {
                 found = Some(self.sublink(sublink, alone));
             }
         });
-        found.unwrap_or(Ok(Reach::Everything))
+        let found = found.unwrap_or(Ok(Reach::Everything))?;
+        if matches!(found, Reach::Never) || !filter || !is_of_values(&whole) {
+            return Ok(found);
+        }
+        // The values are known at once, and few rows are on another side of the new one than of the old one: of all customers
+        // with more than the average, few when that has changed a little.
+        let past = as_it_was(&whole, first, self.leaves, self.inputs)?;
+        Ok(Reach::Rows(Box::new(Rows {
+            condition: distinct(whole, past),
+            driver: None,
+        })))
     }
 
     fn sublink(&mut self, sublink: &mut SubLink, filter: bool) -> Result<Reach, Error> {
@@ -491,6 +509,16 @@ impl Finder<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether all sub-selects of an expression are values that do not depend on the row.
+fn is_of_values(expr: &Node) -> bool {
+    let mut of_values = true;
+    each_sublink(&mut expr.clone(), &mut |sublink| {
+        let independent = inner(sublink.subselect.as_mut()).is_some_and(|s| free(s).is_empty());
+        of_values &= independent && sublink.sub_link_type == SubLinkType::ExprSublink as i32;
+    });
+    of_values
 }
 
 /// What an EXISTS is made of.

@@ -120,6 +120,15 @@ pub(super) fn equal(left: Node, right: Node) -> Node {
     operator(vec![ast::string("=")], left, right)
 }
 
+/// `left IS DISTINCT FROM right`.
+pub(super) fn distinct(left: Node, right: Node) -> Node {
+    let mut distinct = equal(left, right);
+    if let Some(NodeEnum::AExpr(expr)) = &mut distinct.node {
+        expr.kind = AExprKind::AexprDistinct as i32;
+    }
+    distinct
+}
+
 fn operator(name: Vec<Node>, left: Node, right: Node) -> Node {
     ast::node(NodeEnum::AExpr(Box::new(pg_query::protobuf::AExpr {
         kind: AExprKind::AexprOp as i32,

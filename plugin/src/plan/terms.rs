@@ -57,6 +57,8 @@ pub(crate) enum State {
     Delta,
     /// The table as it was, as weighted rows.
     Old,
+    /// Its changes taken back: their weights negated. With [`State::New`] in another term, the same as [`State::Old`].
+    Undone,
     /// The table as it was, as plain rows.
     Past,
 }
@@ -70,14 +72,35 @@ pub(crate) struct Leaf {
     unit: Option<usize>,
 }
 
+/// How the old state of a table gets into a term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Olds {
+    /// As the UNION ALL of the table and its changes, so there are few terms, which are soon planned. But PostgreSQL knows
+    /// nothing of a UNION ALL's values, and takes a join with one for very large: among many changes it reads whole tables.
+    Within,
+    /// By terms of their own for the table and for its changes, of which it has statistics.
+    Apart,
+}
+
+/// So many terms are not exceeded by [`Olds::Apart`]: each is planned.
+const MOST_TERMS: usize = 64;
+
 /// One SELECT per term; their UNION ALL is the delta. The last column is the weight.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
-pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Error> {
+pub(crate) fn delta(body: &str, inputs: &[Input<'_>], olds: Olds) -> Result<Vec<String>, Error> {
     let mut body = parse_select(body)?;
-    let (leaves, selects) = survey(&mut body, inputs)?;
+    let Survey {
+        leaves,
+        selects,
+        unions,
+        ..
+    } = survey(&mut body, inputs)?;
     let changed = |leaf: &Leaf| inputs[leaf.input].changed();
+    // Of a UNION ALL only the branch with the change counts: a term is no product of all its leaves.
+    let is_apart = olds == Olds::Apart && !unions;
+    let mut most = if is_apart { MOST_TERMS } else { 0 };
     let mut terms = Vec::new();
     let mut add = |states: Vec<State>, unit: Option<Unit>| -> Result<(), Error> {
         let mut term = body.clone();
@@ -107,7 +130,9 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
                 State::New
             }
         });
-        add(states.collect(), None)?;
+        for states in apart(states.collect(), &mut most) {
+            add(states, None)?;
+        }
     }
     for number in 0..selects {
         let mut before: Vec<Node> = Vec::new();
@@ -133,13 +158,16 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
                     Some(unit) if unit > number || unit == number && sign < 0 => State::Past,
                     Some(_) => State::New,
                 });
-                let unit = Unit {
-                    number,
-                    sign,
-                    condition: ast::all_of(conditions.clone()),
-                    driver: driver.clone(),
-                };
-                add(states.collect(), Some(unit))?;
+                for states in apart(states.collect(), &mut most) {
+                    let unit = Unit {
+                        number,
+                        sign,
+                        condition: ast::all_of(conditions.clone()),
+                        driver: driver.clone(),
+                        leads: olds == Olds::Apart,
+                    };
+                    add(states, Some(unit))?;
+                }
             }
             match reach {
                 // Nothing is left for the rest.
@@ -156,6 +184,21 @@ pub(crate) fn delta(body: &str, inputs: &[Input<'_>]) -> Result<Vec<String>, Err
     Ok(terms)
 }
 
+/// The states of the terms by which the old states of one are done without, as far as there may be so many more.
+fn apart(states: Vec<State>, most: &mut usize) -> Vec<Vec<State>> {
+    let mut terms = vec![states];
+    for i in 0..terms[0].len() {
+        if terms[0][i] == State::Old && terms.len() * 2 <= *most {
+            let mut undone = terms.clone();
+            terms.iter_mut().for_each(|term| term[i] = State::New);
+            undone.iter_mut().for_each(|term| term[i] = State::Undone);
+            terms.append(&mut undone);
+        }
+    }
+    *most = most.saturating_sub(terms.len());
+    terms
+}
+
 /// Whether a sub-select in FROM is part of the linear query around it. One that is not has at least an `OFFSET 0`
 /// ([`super::cut`] sees to that).
 pub(super) fn is_linear(select: &SelectStmt) -> bool {
@@ -169,9 +212,12 @@ pub(super) fn is_linear(select: &SelectStmt) -> bool {
 
 struct Survey<'a> {
     inputs: &'a [Input<'a>],
+    /// In order.
     leaves: Vec<Leaf>,
     /// Linear SELECTs met so far.
     selects: usize,
+    /// Whether any of them is a UNION ALL.
+    unions: bool,
     unknown: bool,
 }
 
@@ -181,6 +227,7 @@ impl Survey<'_> {
             self.select(side, unit);
         }
         if select.larg.is_some() && unit.is_none() {
+            self.unions = true;
             return;
         }
         let own = self.selects;
@@ -255,6 +302,9 @@ struct Unit {
     sign: i8,
     condition: Option<Node>,
     driver: Option<Driver>,
+    /// Whether the driver comes before all joins, whatever PostgreSQL thinks of them: it may take a long way round for the
+    /// shorter one. That is planned in any case, so not where there is little to do.
+    leads: bool,
 }
 
 struct Rewriter<'a> {
@@ -302,8 +352,8 @@ impl Rewriter<'_> {
         }
         self.at_unit = false;
         let unit = self.unit.as_ref().filter(|u| u.number == number);
-        if let Some(driver) = unit.and_then(|u| u.driver.clone()) {
-            drive(select, driver)?;
+        if let Some((driver, leads)) = unit.and_then(|u| Some((u.driver.clone()?, u.leads))) {
+            drive(select, driver, leads, self.inputs)?;
         }
         if let Some(condition) = unit.and_then(|u| u.condition.clone()) {
             ast::restrict(select, condition);
@@ -465,8 +515,40 @@ impl Rewriter<'_> {
     /// Whether its rows have weights of their own.
     fn is_weighted(&self, select: &SelectStmt) -> bool {
         let (leaves, _) = count(select);
-        self.is_driven(select) || self.states[self.next..self.next + leaves].contains(&State::Old)
+        let weighted = |state: &State| matches!(state, State::Old | State::Undone);
+        self.is_driven(select)
+            || self.states[self.next..self.next + leaves]
+                .iter()
+                .any(weighted)
     }
+}
+
+/// An expression with sub-selects as it was. The number of its first leaf is `first`.
+///
+/// # Errors
+/// [`Error::Internal`] for a plan that cannot be read.
+pub(super) fn as_it_was(
+    expr: &Node,
+    first: usize,
+    leaves: &[Leaf],
+    inputs: &[Input<'_>],
+) -> Result<Node, Error> {
+    let state = |leaf: &Leaf| match inputs[leaf.input].changed() {
+        true => State::Past,
+        false => State::New,
+    };
+    let mut rewriter = Rewriter {
+        leaves,
+        states: leaves.iter().map(state).collect(),
+        inputs,
+        unit: None,
+        at_unit: false,
+        next: first,
+        selects: 0,
+    };
+    let mut expr = expr.clone();
+    rewriter.expr(&mut expr)?;
+    Ok(expr)
 }
 
 /// How many leaves and linear SELECTs a linear query has.
@@ -475,6 +557,7 @@ fn count(select: &SelectStmt) -> (usize, usize) {
         inputs: &[],
         leaves: Vec::new(),
         selects: 0,
+        unions: false,
         unknown: false,
     };
     survey.select(&mut select.clone(), None);
@@ -482,30 +565,152 @@ fn count(select: &SelectStmt) -> (usize, usize) {
 }
 
 /// Joins a SELECT with the values that say which of its rows count. What has a sub-select in it is evaluated after that join,
-/// as it has a column of it.
-fn drive(select: &mut SelectStmt, driver: Driver) -> Result<(), Error> {
+/// as it has a column of it; and if it `leads`, after all other joins too.
+fn drive(
+    select: &mut SelectStmt,
+    driver: Driver,
+    leads: bool,
+    inputs: &[Input<'_>],
+) -> Result<(), Error> {
     const ALIAS: &str = "__pgt_q";
-    let after = parse_expr(&format!("pg_catalog.num_nulls({ALIAS}.q1) < 0"))?;
-    let mut conditions = Vec::new();
-    if let Some(condition) = select.where_clause.take() {
-        for condition in ast::conjuncts(&condition) {
-            let mut condition = condition.clone();
-            let mut has_sublink = false;
-            each_sublink(&mut condition, &mut |_| has_sublink = true);
-            if has_sublink {
-                condition = ast::boolean(BoolExprType::OrExpr, vec![condition, after.clone()]);
-            }
-            conditions.push(condition);
+    let mut columns = Vec::new();
+    if leads {
+        for item in &select.from_clause {
+            a_column_of_each(item, inputs, &mut columns);
         }
     }
-    for (i, key) in driver.keys.into_iter().enumerate() {
-        let value = ast::column(ALIAS, &format!("q{}", i + 1));
-        conditions.push(super::normalise::equal(key, value));
+    let leader = driver.table().map(str::to_owned).filter(|_| leads);
+    let table = leader.as_ref().and_then(|name| {
+        let mut items = select.from_clause.iter_mut();
+        items.find_map(|item| table_called(item, name))
+    });
+    if let (Some(leader), Some(table)) = (&leader, table) {
+        drive_table(table, driver, ALIAS)?;
+        columns.retain(|(table, _)| table != leader);
+        return defer(select, &columns);
     }
-    select.where_clause = ast::all_of(conditions).map(Box::new);
+    defer(select, &[(ALIAS.to_owned(), "q1".to_owned())])?;
+    let keys = driver.keys.into_iter().enumerate().map(|(i, key)| {
+        let value = ast::column(ALIAS, &format!("q{}", i + 1));
+        super::normalise::equal(key, value)
+    });
+    let own = select.where_clause.take().map(|own| *own);
+    select.where_clause = ast::all_of(own.into_iter().chain(keys).collect()).map(Box::new);
     select
         .from_clause
         .push(ast::range(driver.values, ALIAS, &[]));
+    Ok(())
+}
+
+/// Has the conditions with a sub-select in them evaluated where these columns of tables are at hand.
+fn defer(select: &mut SelectStmt, columns: &[(String, String)]) -> Result<(), Error> {
+    if columns.is_empty() {
+        return Ok(());
+    }
+    let Some(condition) = select.where_clause.take() else {
+        return Ok(());
+    };
+    let columns = columns
+        .iter()
+        .map(|(table, column)| format!("{}.{}", quote(table), quote(column)));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let after = parse_expr(&format!("pg_catalog.num_nulls({columns}) < 0"))?;
+    let mut conditions = Vec::new();
+    for condition in ast::conjuncts(&condition) {
+        let mut condition = condition.clone();
+        let mut has_sublink = false;
+        each_sublink(&mut condition, &mut |_| has_sublink = true);
+        if has_sublink {
+            condition = ast::boolean(BoolExprType::OrExpr, vec![condition, after.clone()]);
+        }
+        conditions.push(condition);
+    }
+    select.where_clause = ast::all_of(conditions).map(Box::new);
+    Ok(())
+}
+
+/// A column of each table that an item of FROM joins.
+fn a_column_of_each(item: &Node, inputs: &[Input<'_>], columns: &mut Vec<(String, String)>) {
+    let (table, names) = match &item.node {
+        Some(NodeEnum::RangeVar(relation)) => {
+            let input = inputs
+                .iter()
+                .find(|i| i.schema == relation.schemaname && i.name == relation.relname);
+            let names = input.iter().flat_map(|input| {
+                let names = input.columns.iter();
+                names.map(|column| shown_name(relation, input, &column.name))
+            });
+            (alias(relation), names.collect())
+        }
+        Some(NodeEnum::RangeSubselect(sub)) => {
+            let Some(name) = &sub.alias else { return };
+            let own = match sub.subquery.as_ref().and_then(|q| q.node.as_ref()) {
+                Some(NodeEnum::SelectStmt(select)) => ast::output_names(select),
+                _ => Vec::new(),
+            };
+            let renamed = name.colnames.iter().filter_map(sval).map(str::to_owned);
+            (name.aliasname.clone(), Vec::from_iter(renamed.chain(own)))
+        }
+        Some(NodeEnum::JoinExpr(join)) => {
+            let inner = join.jointype == JoinType::JoinInner as i32;
+            let right = join.rarg.as_deref().filter(|_| inner);
+            for side in join.larg.as_deref().into_iter().chain(right) {
+                a_column_of_each(side, inputs, columns);
+            }
+            return;
+        }
+        _ => return,
+    };
+    columns.extend(names.into_iter().next().map(|name| (table, name)));
+}
+
+/// The table of this name among those that an item of FROM joins, if its columns have their own names.
+fn table_called<'a>(item: &'a mut Node, name: &str) -> Option<&'a mut Node> {
+    match &item.node {
+        Some(NodeEnum::RangeVar(relation)) => {
+            let renamed = relation.alias.iter().any(|a| !a.colnames.is_empty());
+            (alias(relation) == name && !renamed).then_some(item)
+        }
+        Some(NodeEnum::RangeSubselect(sub)) => {
+            let called =
+                |a: &pg_query::protobuf::Alias| a.aliasname == name && a.colnames.is_empty();
+            (sub.alias.as_ref().is_some_and(called) && !sub.lateral).then_some(item)
+        }
+        Some(NodeEnum::JoinExpr(join)) if join.jointype == JoinType::JoinInner as i32 => {
+            let Some(NodeEnum::JoinExpr(join)) = &mut item.node else {
+                return None;
+            };
+            let mut sides = [&mut join.larg, &mut join.rarg].into_iter().flatten();
+            sides.find_map(|side| table_called(side, name))
+        }
+        _ => None,
+    }
+}
+
+/// Puts in the place of a table those rows of it that count. By an OFFSET, so that they are looked up first, whatever PostgreSQL
+/// thinks of the joins that follow: it knows little about them.
+fn drive_table(table: &mut Node, driver: Driver, values: &str) -> Result<(), Error> {
+    const ROWS: &str = "__pgt_r";
+    let shown = ast::aliases(table).pop().unwrap_or_default();
+    let mut rows = std::mem::take(table);
+    let alias = match &mut rows.node {
+        Some(NodeEnum::RangeVar(relation)) => &mut relation.alias,
+        Some(NodeEnum::RangeSubselect(sub)) => &mut sub.alias,
+        _ => return Err(Error::Internal("no table is driven".to_owned())),
+    };
+    *alias = Some(pg_query::protobuf::Alias {
+        aliasname: ROWS.to_owned(),
+        colnames: Vec::new(),
+    });
+    let keys = driver.keys.iter().enumerate().filter_map(|(i, key)| {
+        let own = ast::column(ROWS, ast::reference(key)?.1);
+        let value = ast::column(values, &format!("q{}", i + 1));
+        Some(super::normalise::equal(own, value))
+    });
+    let mut select = parse_select(&format!("SELECT {ROWS}.* FROM x OFFSET 0"))?;
+    select.where_clause = ast::all_of(keys.collect()).map(Box::new);
+    select.from_clause = vec![ast::range(driver.values, values, &[]), rows];
+    *table = ast::range(select, &shown, &[]);
     Ok(())
 }
 
@@ -514,16 +719,16 @@ fn drive(select: &mut SelectStmt, driver: Driver) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Internal`] if it reads a table that is not among the inputs.
 pub(crate) fn read(body: &str, inputs: &[Input<'_>]) -> Result<Vec<(usize, bool)>, Error> {
-    let (leaves, _) = survey(&mut parse_select(body)?, inputs)?;
+    let Survey { leaves, .. } = survey(&mut parse_select(body)?, inputs)?;
     Ok(leaves.iter().map(|l| (l.input, l.unit.is_some())).collect())
 }
 
-/// The leaves of a query in order, and how many linear SELECTs it has.
-fn survey(body: &mut SelectStmt, inputs: &[Input<'_>]) -> Result<(Vec<Leaf>, usize), Error> {
+fn survey<'a>(body: &mut SelectStmt, inputs: &'a [Input<'a>]) -> Result<Survey<'a>, Error> {
     let mut survey = Survey {
         inputs,
         leaves: Vec::new(),
         selects: 0,
+        unions: false,
         unknown: false,
     };
     survey.select(body, None);
@@ -532,7 +737,14 @@ fn survey(body: &mut SelectStmt, inputs: &[Input<'_>]) -> Result<(Vec<Leaf>, usi
             "the plan reads a table it does not know".to_owned(),
         ));
     }
-    Ok((survey.leaves, survey.selects))
+    Ok(survey)
+}
+
+/// What the leaves of a query go by.
+fn names(body: &mut SelectStmt) -> Vec<String> {
+    let mut names = Vec::new();
+    ast::each_table(body, &mut |relation| names.push(alias(relation)));
+    names
 }
 
 /// The captives of a query: which input, and the name it goes by.
@@ -543,12 +755,10 @@ pub(super) fn captives(
     body: &mut SelectStmt,
     inputs: &[Input<'_>],
 ) -> Result<Vec<(usize, String)>, Error> {
-    let (leaves, _) = survey(body, inputs)?;
-    let mut names = Vec::new();
-    ast::each_table(body, &mut |relation| names.push(alias(relation)));
+    let Survey { leaves, .. } = survey(body, inputs)?;
     Ok(leaves
         .iter()
-        .zip(names)
+        .zip(names(body))
         .filter(|(leaf, _)| leaf.unit.is_some())
         .map(|(leaf, name)| (leaf.input, name))
         .collect())
@@ -641,7 +851,7 @@ fn stand_in(relation: &RangeVar, input: &Input<'_>, state: State) -> Result<Node
         input.qualified()
     );
     let sql = match state {
-        State::Delta => changes,
+        State::Delta | State::Undone => changes,
         State::Past => past(input.columns, &shown, &rows),
         _ => rows,
     };
@@ -658,20 +868,20 @@ pub(super) fn alias(relation: &RangeVar) -> String {
 
 /// The names of an input's columns where it is mentioned, quoted.
 fn shown(relation: &RangeVar, input: &Input<'_>) -> Vec<String> {
+    let shown = |c: &Column| quote(&shown_name(relation, input, &c.name));
+    input.columns.iter().map(shown).collect()
+}
+
+/// What a column of an input is called where the input is mentioned.
+fn shown_name(relation: &RangeVar, input: &Input<'_>, name: &str) -> String {
     let renamed = relation
         .alias
         .as_ref()
         .map(|a| a.colnames.as_slice())
         .unwrap_or_default();
-    let shown = |name: &str| {
-        let position = input.all_columns.iter().position(|c| c == name);
-        let alias = position
-            .and_then(|p| renamed.get(p))
-            .and_then(sval)
-            .unwrap_or(name);
-        quote(alias)
-    };
-    input.columns.iter().map(|c| shown(&c.name)).collect()
+    let position = input.all_columns.iter().position(|c| c == name);
+    let shown = position.and_then(|p| renamed.get(p)).and_then(sval);
+    shown.unwrap_or(name).to_owned()
 }
 
 /// The name of an input's column that is called `shown` where it is mentioned.
@@ -727,4 +937,76 @@ fn past(columns: &[Column], shown: &[String], rows: &str) -> String {
             HAVING pg_catalog.sum(pgt_u.{WEIGHT}) OPERATOR(pg_catalog.>) 0) pgt_x, pg_catalog.generate_series(1, pgt_x.{WEIGHT}::pg_catalog.int8)",
         list.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms(body: &str, changed: &[&str], olds: Olds) -> Vec<String> {
+        let columns = [Column {
+            attnum: 1,
+            name: "k".to_owned(),
+            type_name: "pg_catalog.int4".to_owned(),
+            collate: String::new(),
+            image: Image::Plain,
+            hashable: true,
+            own_equality: String::new(),
+        }];
+        let inputs: Vec<_> = ["a", "b", "c", "d"]
+            .iter()
+            .map(|&name| Input {
+                schema: "public",
+                name: name.into(),
+                columns: &columns,
+                all_columns: vec!["k".to_owned()].into(),
+                delta: changed.contains(&name).then(|| (format!("d_{name}"), 'c')),
+            })
+            .collect();
+        delta(body, &inputs, olds).unwrap()
+    }
+
+    const JOIN: &str = "SELECT a.k FROM public.a, public.b, public.c WHERE a.k = b.k AND b.k = c.k";
+
+    #[test]
+    fn old_states_apart_are_every_choice_of_changes_with_the_sign_of_its_number() {
+        let within = terms(JOIN, &["a", "b", "c"], Olds::Within);
+        assert_eq!(within.len(), 3);
+        assert_eq!(within.concat().matches("UNION ALL").count(), 3);
+        let apart = terms(JOIN, &["a", "b", "c"], Olds::Apart);
+        let mut counts: Vec<_> = apart
+            .iter()
+            .map(|term| {
+                (
+                    term.matches("FROM d_").count(),
+                    term.matches("- w AS").count(),
+                )
+            })
+            .collect();
+        counts.sort_unstable();
+        // Of n tables by their changes all but one are taken back.
+        assert_eq!(
+            counts,
+            [(1, 0), (1, 0), (1, 0), (2, 1), (2, 1), (2, 1), (3, 2)]
+        );
+        assert!(!apart.concat().contains("UNION"), "{apart:?}");
+    }
+
+    #[test]
+    fn there_are_not_too_many_terms_and_a_union_is_left_as_it_is() {
+        let all = ["a", "b", "c", "d"];
+        let wide = format!("SELECT 1 FROM {}", vec!["public.a"; 12].join(", "));
+        let wide: String = (0..12).fold(wide, |sql, i| {
+            sql.replacen("public.a,", &format!("public.a AS a{i} ,"), 1)
+        });
+        let apart = terms(&wide, &["a"], Olds::Apart);
+        assert!(
+            (12..=MOST_TERMS + 12).contains(&apart.len()),
+            "{}",
+            apart.len()
+        );
+        let union = format!("{JOIN} UNION ALL SELECT d.k FROM public.d");
+        let within = terms(&union, &all, Olds::Within);
+        assert_eq!(terms(&union, &all, Olds::Apart), within);
+    }
 }
