@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use test_support::{converges, differences, refused, scalar, statement_stack};
+use test_support::{Settings, Stack, converges, differences, refused, scalar, statement_stack};
 
 const PGCAT: &str = env!("CARGO_BIN_EXE_pgcat");
 const LIMIT: Duration = Duration::from_secs(10);
@@ -367,4 +367,47 @@ async fn alter() {
     ] {
         assert_eq!(refused(&pooled, sql).await.code().code(), code, "{sql}");
     }
+}
+
+/// Which has a large table for hours, and makes way for those only who have waited for `deadlock_timeout`.
+#[tokio::test]
+async fn a_source_that_autovacuum_is_busy_with_is_had() {
+    // Slow beyond all patience: a page costs 21, and 1 of them is worth a pause.
+    let settings = [
+        ("autovacuum", "on"),
+        ("autovacuum_naptime", "1s"),
+        ("autovacuum_vacuum_cost_delay", "100ms"),
+        ("autovacuum_vacuum_cost_limit", "1"),
+        ("deadlock_timeout", "700ms"),
+    ];
+    let settings = settings
+        .iter()
+        .fold(Settings::default(), |s, (name, value)| {
+            s.parameter(name, value)
+        });
+    let stack = Stack::start_with(PGCAT, 15, &settings, |config| config);
+    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
+    direct
+        .batch_execute(
+            "CREATE TABLE big (id int PRIMARY KEY, v int);
+             INSERT INTO big SELECT i, i % 7 FROM generate_series(1, 200000) i; DELETE FROM big WHERE id % 2 = 0",
+        )
+        .await
+        .expect("source");
+    let busy = "SELECT 1 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE l.relation = 'big'::regclass AND a.usesysid IS NULL AND l.mode = 'ShareUpdateExclusiveLock'";
+    let begun = std::time::Instant::now();
+    while scalar(&direct, busy).await.is_none() {
+        assert!(begun.elapsed() < 6 * LIMIT, "autovacuum does not come");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let sql = "CREATE STREAM TABLE counted AS SELECT v, count(*) FROM big GROUP BY v";
+    pooled.batch_execute(sql).await.expect(sql);
+    converges(
+        &direct,
+        "counted",
+        "SELECT v, count(*) FROM big GROUP BY v",
+        LIMIT,
+    )
+    .await;
 }

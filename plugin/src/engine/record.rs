@@ -46,9 +46,12 @@ pub(super) struct Record {
     sizes: String,
     /// Changes taken in since those were looked at; `None` where they have just been.
     unsized_changes: Option<i64>,
-    /// What was found to be the delta, by [`Record::delta`]'s arguments.
-    deltas: HashMap<(usize, Vec<u32>, Vec<bool>, Olds), Option<String>>,
+    /// What was found to be the delta.
+    deltas: HashMap<DeltaOf, Option<String>>,
 }
+
+/// The arguments of [`Record::delta`].
+type DeltaOf = (usize, Vec<u32>, Vec<bool>, Olds);
 
 /// What a refresh from changes has found.
 pub(super) struct Seen {

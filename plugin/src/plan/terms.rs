@@ -995,7 +995,7 @@ mod tests {
     #[test]
     fn there_are_not_too_many_terms_and_a_union_is_left_as_it_is() {
         let all = ["a", "b", "c", "d"];
-        let wide = format!("SELECT 1 FROM {}", vec!["public.a"; 12].join(", "));
+        let wide = format!("SELECT 1 FROM {}", ["public.a"; 12].join(", "));
         let wide: String = (0..12).fold(wide, |sql, i| {
             sql.replacen("public.a,", &format!("public.a AS a{i} ,"), 1)
         });
