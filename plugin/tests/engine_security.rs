@@ -65,6 +65,38 @@ async fn what_others_put_into_the_search_path_does_not_run() {
     .await;
 }
 
+/// Whoever may create in the schema may add functions of the same names with optional parameters, so that no call is without
+/// doubt.
+#[tokio::test]
+async fn what_others_put_into_our_schema_stops_no_write() {
+    local(async {
+        let server = Postgres::start(15);
+        let mut c = connect(&server).await;
+        sql(&c, "CREATE TABLE t (a int, b int)").await;
+        let id = create(&mut c, "st", "SELECT a FROM t").await.expect("st");
+        sql(
+            &c,
+            "CREATE ROLE mallory; GRANT CREATE, USAGE ON SCHEMA pgtrickle TO mallory; SET ROLE mallory;
+             DO $do$ DECLARE b bigint := (SELECT id FROM pgtrickle.buffer); f text; BEGIN
+                FOREACH f IN ARRAY ARRAY['columns', 'capture'] LOOP
+                    EXECUTE format('CREATE FUNCTION pgtrickle.%s_%s(int DEFAULT 0) RETURNS boolean LANGUAGE sql AS $f$SELECT true$f$', f, b);
+                END LOOP;
+             END $do$; RESET ROLE; INSERT INTO t VALUES (1, 2)",
+        )
+        .await;
+        // In a session that has no plans yet, and after a change of the table.
+        let other = connect(&server).await;
+        sql(
+            &other,
+            "INSERT INTO t VALUES (2, 3); ALTER TABLE t DROP b; INSERT INTO t VALUES (3)",
+        )
+        .await;
+        refresh(&mut c, id).await;
+        assert!(differences(&mut c, "st", "SELECT a FROM t").await.is_empty());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_function_of_a_full_plan_sees_the_creators_path() {
     local(async {

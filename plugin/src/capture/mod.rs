@@ -84,8 +84,9 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         let state = c
             .query(&format!(
                 "SELECT (SELECT count(*) FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgparentid = 0 AND t.tgenabled = 'O'),
-                    p.prosrc, has_table_privilege({relid}::oid, 'UPDATE, DELETE, TRUNCATE')
-                 FROM pg_proc p WHERE p.oid = to_regproc('pgtrickle.capture_{id}')"
+                    p.prosrc, has_table_privilege({relid}::oid, 'UPDATE, DELETE, TRUNCATE'),
+                    to_regclass('pgtrickle.columns_{id}') IS NOT NULL
+                 FROM pg_proc p WHERE p.oid = to_regprocedure('pgtrickle.capture_{id}()')"
             ))
             .await?;
         let state = state.first().cloned().unwrap_or_default();
@@ -123,7 +124,8 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         }
         let code = trigger::code(id, table, &columns);
         if state.text(1) != Some(&code) {
-            statements.extend(trigger::functions(id, table, &columns, &code));
+            let has_view = state.is_true(3);
+            statements.extend(trigger::functions(id, table, &columns, &code, has_view));
         }
         return Ok((id, statements));
     }
@@ -151,12 +153,8 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
     ])
     .await?;
     let code = trigger::code(id, table, &columns);
-    c.batch(&trigger::functions(id, table, &columns, &code))
+    c.batch(&trigger::functions(id, table, &columns, &code, false))
         .await?;
-    c.batch(&[format!(
-        "REVOKE ALL ON FUNCTION pgtrickle.columns_{id}(), pgtrickle.capture_{id}() FROM PUBLIC"
-    )])
-    .await?;
     statements.extend(trigger::triggers(c, id, table).await?);
     Ok((id, statements))
 }

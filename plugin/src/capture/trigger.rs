@@ -35,10 +35,10 @@ pub(super) fn code(id: i64, table: &Table, columns: &BTreeMap<i32, Column>) -> S
     } else if table.partitioned {
         lost(&format!("({}) IS NOT TRUE", same_columns(relid, columns)))
     } else {
-        // Of the transition table, so that a change of the table makes the server plan the question anew, nothing is read.
+        // The transition table is not read: it is there so that the server plans this anew after a change of the source.
         let changed = |of: &str| {
             lost(&format!(
-                "NOT (SELECT pgtrickle.columns_{id}() FROM (SELECT) one LEFT JOIN {of} ON false)"
+                "NOT (SELECT c.same FROM pgtrickle.columns_{id} c LEFT JOIN {of} ON false)"
             ))
         };
         format!(
@@ -155,34 +155,44 @@ fn same_columns(relid: u32, columns: &BTreeMap<i32, Column>) -> String {
 /// The OID of `pg_class`.
 const PG_CLASS: u32 = 1259;
 
-/// The functions of buffer `id`, for each of which `CREATE OR REPLACE FUNCTION` is to be written: the trigger's, whose body is
-/// `code`, and one that tells whether the columns are what that was made for.
+/// The statements that make the trigger function of buffer `id`, whose body is `code`, or bring it up to date.
 ///
-/// The second is no IMMUTABLE function but said to be one: so it is evaluated when the server plans the statement that calls it, and
-/// not for each statement that writes, of which it would be the dearest part (25 of 66 µs). That statement reads the
-/// transition table, so its plan is made anew after each change of the table.
+/// With it comes `columns_<id>()`, which tells whether the columns are what `code` was made for. It is called IMMUTABLE though it is
+/// not, so the server asks it when it plans the statement that does, and not for each statement that writes, of which it
+/// would be the dearest part (25 of 66 µs). To replace it makes no plan void, but that changes `code` too. The trigger reaches it by
+/// a view: whoever may create in the schema could add a function of that name with an optional parameter, and no call would be
+/// without doubt any more; and every write would fail. The view is made once, for the same reason.
 pub(super) fn functions(
     id: i64,
     table: &Table,
     columns: &BTreeMap<i32, Column>,
     code: &str,
-) -> [String; 2] {
+    has_view: bool,
+) -> Vec<String> {
     let path = "SET search_path = pg_catalog, pg_temp";
-    let same = match columns.len() {
-        0 => "true".to_owned(),
-        _ => same_columns(table.relid, columns),
-    };
-    [
-        format!(
-            "CREATE OR REPLACE FUNCTION pgtrickle.columns_{id}() RETURNS boolean LANGUAGE sql IMMUTABLE {path} AS {}",
-            literal(&format!("SELECT ({same}) IS TRUE"))
-        ),
+    let mut statements = Vec::new();
+    if !table.partitioned && !columns.is_empty() {
+        let same = same_columns(table.relid, columns);
+        let body = literal(&format!("SELECT ({same}) IS TRUE"));
+        statements.extend([
+            format!(
+                "CREATE OR REPLACE FUNCTION pgtrickle.columns_{id}() RETURNS boolean LANGUAGE sql IMMUTABLE {path} AS {body}"
+            ),
+            format!("REVOKE ALL ON FUNCTION pgtrickle.columns_{id}() FROM PUBLIC"),
+        ]);
+        statements.extend((!has_view).then(|| {
+            format!("CREATE VIEW pgtrickle.columns_{id} AS SELECT pgtrickle.columns_{id}() AS same")
+        }));
+    }
+    statements.extend([
         format!(
             "CREATE OR REPLACE FUNCTION pgtrickle.capture_{id}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
             {path} AS {}",
             literal(code)
         ),
-    ]
+        format!("REVOKE ALL ON FUNCTION pgtrickle.capture_{id}() FROM PUBLIC"),
+    ]);
+    statements
 }
 
 /// The statements that attach the function. CREATE OR REPLACE TRIGGER takes the lock that keeps writers out also where the

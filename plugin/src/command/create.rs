@@ -178,13 +178,28 @@ async fn define_patiently(
     session: &mut impl Session,
     definition: &Definition,
 ) -> Result<StreamTableId, Error> {
-    let defined = patiently(session, async |session| {
+    let tables = sources(definition);
+    let defined = patiently(session, &tables, async |session| {
         engine::define(session, definition).await
     });
     match defined.await {
         Err(Error::LockNotAvailable(error)) => Err(name_holder(session, definition, *error).await),
         other => other,
     }
+}
+
+/// The tables a definition names, as a query for OIDs.
+fn sources(definition: &Definition) -> String {
+    let tables = pg_query::parse(&definition.query, 0).map(|parsed| parsed.tables());
+    let tables = tables.unwrap_or_default();
+    let names = tables.iter().map(|table| {
+        let quoted: Vec<String> = table.split('.').map(identifier).collect();
+        literal(&quoted.join("."))
+    });
+    format!(
+        "SELECT pg_catalog.to_regclass(name)::pg_catalog.oid FROM pg_catalog.unnest(ARRAY[{}]::pg_catalog.text[]) name",
+        names.collect::<Vec<_>>().join(", ")
+    )
 }
 
 /// Adds who holds the lock, as far as the client may see it.
@@ -195,23 +210,11 @@ async fn name_holder(
 ) -> Error {
     "55P03".clone_into(&mut error.code);
     error.hint = Some("Try again when the transaction that holds the lock has ended.".to_owned());
-    let tables = pg_query::parse(&definition.query, 0).map(|parsed| parsed.tables());
-    let names: Vec<String> = tables
-        .unwrap_or_default()
-        .iter()
-        .map(|table| {
-            let quoted: Vec<String> = table.split('.').map(identifier).collect();
-            format!("pg_catalog.to_regclass({})", literal(&quoted.join(".")))
-        })
-        .collect();
-    if names.is_empty() {
-        return refused(error);
-    }
     let sql = format!(
         "SELECT pid, mode, relation::pg_catalog.regclass FROM pg_catalog.pg_locks \
          WHERE relation IN ({}) AND granted AND pid <> pg_catalog.pg_backend_pid() \
          AND mode NOT IN ('AccessShareLock', 'RowShareLock') LIMIT 1",
-        names.join(", ")
+        sources(definition)
     );
     if let Ok(rows) = session.query(&sql).await
         && let Some(row) = rows.first()

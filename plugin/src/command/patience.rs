@@ -21,24 +21,29 @@ pub(super) async fn sleep(session: &mut impl Session, pause: Duration) -> Result
 }
 
 /// What a try waits for a lock: so that other writers never queue up behind us for long.
-const BRIEFLY: &str = "100ms";
+const BRIEFLY: Duration = Duration::from_millis(100);
+
+/// The tables whose changes are captured for the current role, as a query for OIDs.
+pub(super) const CAPTURED: &str = "SELECT relid FROM pgtrickle.buffer WHERE pg_catalog.pg_get_userbyid(owner) OPERATOR(pg_catalog.=) current_user";
 
 /// Runs `work` in a transaction of its own, again and again while somebody holds a lock it needs. Each
-/// try waits for a lock only briefly, but for one that waits until autovacuum makes way.
+/// try waits for a lock only briefly, but for one that waits until autovacuum makes way, where it has one of `tables`, a query
+/// for OIDs.
 ///
 /// # Errors
 /// That of the work, after a rollback; [`Error::LockNotAvailable`] once the patience is spent.
 pub(super) async fn patiently<S: Session, T>(
     session: &mut S,
+    tables: &str,
     mut work: impl AsyncFnMut(&mut S) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let mut made_way = false;
-    let mut wait = BRIEFLY.to_owned();
+    let mut next_wait = BRIEFLY;
+    let mut has_waited = false;
     persistently(session, async |session| {
         session.begin().await?;
+        let wait = std::mem::replace(&mut next_wait, BRIEFLY);
         let done = async {
-            let wait = std::mem::replace(&mut wait, BRIEFLY.to_owned());
-            let sql = format!("SET LOCAL lock_timeout = '{wait}'");
+            let sql = format!("SET LOCAL lock_timeout = {}", wait.as_millis());
             session.query(&sql).await?;
             work(session).await
         };
@@ -49,12 +54,12 @@ pub(super) async fn patiently<S: Session, T>(
             }
             Err(error) => {
                 session.rollback().await?;
-                if matches!(error, Error::LockNotAvailable(_)) && !made_way {
-                    let long = until_autovacuum_makes_way(session).await?;
-                    if let Some(long) = long {
-                        made_way = true;
-                        wait = long;
-                    }
+                if matches!(error, Error::LockNotAvailable(_))
+                    && !has_waited
+                    && let Some(wait) = until_autovacuum_makes_way(session, tables).await?
+                {
+                    has_waited = true;
+                    next_wait = wait;
                 }
                 Err(error)
             }
@@ -63,19 +68,34 @@ pub(super) async fn patiently<S: Session, T>(
     .await
 }
 
-/// How long one has to wait for autovacuum to be cancelled, if it works on any table: the server does that for those only who
-/// have waited for `deadlock_timeout`. A large table keeps it busy for hours.
-async fn until_autovacuum_makes_way(session: &mut impl Session) -> Result<Option<String>, Error> {
-    // Its workers have no user, which everybody may see; what kind of process it is not everybody may.
-    let sql = "SELECT pg_catalog.current_setting('deadlock_timeout')::pg_catalog.interval + '0.5 seconds'
-         FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_locks l ON l.pid = a.pid
-         WHERE a.datname = pg_catalog.current_database() AND a.usesysid IS NULL AND l.relation IS NOT NULL
-            AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted LIMIT 1";
+/// How long one has to wait for autovacuum to be cancelled, if it has one of the tables and nobody else has: the server does that
+/// for those only who have waited for `deadlock_timeout`. It keeps a large table for hours.
+async fn until_autovacuum_makes_way(
+    session: &mut impl Session,
+    tables: &str,
+) -> Result<Option<Duration>, Error> {
+    // Its workers have no user, which everybody may see; what kind of process it is not everybody may. The caller's path is
+    // in force: every name and operator has its schema.
+    let others = "SELECT FROM pg_catalog.pg_locks o WHERE o.relation OPERATOR(pg_catalog.=) l.relation
+            AND o.database OPERATOR(pg_catalog.=) l.database AND o.pid OPERATOR(pg_catalog.<>) l.pid
+            AND o.granted AND o.mode OPERATOR(pg_catalog.<>) ALL ('{AccessShareLock,RowShareLock}'::pg_catalog.text[])";
     let sql = format!(
-        "SELECT pg_catalog.ceil(pg_catalog.date_part('epoch', x.wait) * 1000)::pg_catalog.text || 'ms' FROM ({sql}) x(wait)"
+        "SELECT s.setting FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout'
+         AND EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+            WHERE a.datid OPERATOR(pg_catalog.=) l.database AND a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+                AND a.usesysid IS NULL AND l.granted AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
+                AND l.relation OPERATOR(pg_catalog.=) ANY (ARRAY({tables})) AND NOT EXISTS ({others}))"
     );
-    let rows = session.query(&sql).await?;
-    Ok(rows.first().and_then(|row| row.text(0)).map(str::to_owned))
+    let rows = match session.query(&sql).await {
+        Err(error @ Error::Connection(_)) => return Err(error),
+        Err(error) if error.code() == "57014" => return Err(error),
+        // A server may be so hardened that these views are not to be had.
+        Err(_) => return Ok(None),
+        Ok(rows) => rows,
+    };
+    let milliseconds = rows.first().and_then(|row| row.text(0)?.parse().ok());
+    let wait = milliseconds.map(|ms| Duration::from_millis(ms) + Duration::from_millis(500));
+    Ok(wait.filter(|wait| *wait < PATIENCE / 2))
 }
 
 /// The same for work that runs transactions, and ends them.

@@ -13,7 +13,7 @@ use crate::plan::{Body, Column};
 
 /// From so many changes on, what many terms save is more than it takes to plan them. Few in a debug build, so that tests, whose
 /// tables are small, meet both ways.
-const MANY: i64 = if cfg!(debug_assertions) { 8 } else { 500 };
+const APART_FROM: i64 = if cfg!(debug_assertions) { 8 } else { 500 };
 
 /// Takes in what is staged, to the end of the refresh.
 ///
@@ -33,17 +33,19 @@ pub(super) async fn incremental<C: Conn>(
     let mut total = changes.iter().map(|c| c.net).sum();
     let mut emptied = Vec::new();
     let mut statements: Vec<Statement> = Vec::new();
-    let olds = if total < MANY {
+    let olds = if total < APART_FROM {
         Olds::Within
     } else {
         statements.push(settings::IN_MEMORY.to_owned().into());
         Olds::Apart
     };
+    let strange = match olds {
+        Olds::Within => Vec::new(),
+        Olds::Apart => strange_statistics(c, record).await?,
+    };
     for changes in &changes {
         let table = format!("pgtrickle.delta_{}", changes.buffer);
-        let analyze = if olds == Olds::Apart && record.plan.tables.len() > 1 {
-            // Others who share the buffer use other columns, and to statistics of theirs ours are NULL throughout: the server
-            // would expect next to no row of a join.
+        let analyze = if strange.contains(&changes.buffer) {
             Some(format!("ANALYZE {table}"))
         } else {
             analyze(&table, changes.net, changes.analysed)
@@ -105,6 +107,9 @@ pub(super) async fn incremental<C: Conn>(
         let analyze = analyze(&format!("pgtrickle.out_{id}"), total, now.out_rows());
         statements.extend(analyze.map(Statement::from));
     }
+    if olds == Olds::Apart {
+        statements.push(settings::ANYWHERE.to_owned().into());
+    }
     let done = Done {
         mode: "incremental",
         reason: None,
@@ -112,6 +117,26 @@ pub(super) async fn incremental<C: Conn>(
         emptied: &emptied,
     };
     finish(c, record, now, statements, done).await
+}
+
+/// The buffers whose staging tables the server knows by other columns. Stream tables that share a buffer use different ones, and
+/// leave the rest NULL: after an ANALYZE for another one the server expects next to no row of a join by ours.
+async fn strange_statistics<C: Conn>(c: &mut C, record: &Record) -> Result<Vec<i64>, Error> {
+    let used = record.captured().into_iter().flat_map(|(buffer, columns)| {
+        let columns = columns.iter();
+        columns.map(move |column| format!("({buffer}, 'delta_{buffer}', 'c{}')", column.attnum))
+    });
+    let used: Vec<_> = used.collect();
+    if used.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT DISTINCT u.buffer FROM (VALUES {}) u(buffer, t, c) JOIN pg_catalog.pg_stats s
+            ON s.schemaname = 'pgtrickle' AND s.tablename = u.t AND s.attname = u.c AND s.null_frac = 1",
+        used.join(", ")
+    );
+    let rows = c.query_kept(sql, Vec::new()).await?;
+    Ok(rows.iter().filter_map(|row| row.int(0)).collect())
 }
 
 /// A stage, or the result.

@@ -146,10 +146,13 @@ pub(super) fn planned() -> String {
     calls(&[("plan_cache_mode", "auto"), ("enable_seqscan", "on")])
 }
 
-/// A statement for a refresh of many changes: what is next to what has just been written is in memory, and to be found by an
-/// index. PostgreSQL's default takes it to be on a disk, and reads a whole table rather than a hundredth of its rows.
+/// For the statements of a refresh from many changes: what these are joined with is most likely in memory, as they are, and is to be
+/// found by an index. PostgreSQL's default takes it to be on a disk, and reads a whole table rather than a hundredth of its rows.
 pub(super) const IN_MEMORY: &str = "SELECT pg_catalog.set_config('random_page_cost', least(
     pg_catalog.current_setting('random_page_cost')::float8, 1.1 * pg_catalog.current_setting('seq_page_cost')::float8)::text, true)";
+
+/// Ends that.
+pub(super) const ANYWHERE: &str = "SET LOCAL random_page_cost TO DEFAULT";
 
 /// The path of our own SQL.
 const PINNED_PATH: &str = "SET LOCAL search_path = pg_catalog, pg_temp";

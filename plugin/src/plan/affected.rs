@@ -31,7 +31,7 @@ pub(crate) enum Reach {
 /// A condition on rows.
 #[derive(Debug)]
 pub(crate) struct Rows {
-    /// As an EXISTS.
+    /// An EXISTS, or one and what else is known.
     pub condition: Node,
     pub driver: Option<Driver>,
 }
@@ -225,13 +225,23 @@ impl Finder<'_> {
         if matches!(found, Reach::Never) || !filter || !is_of_values(&whole) {
             return Ok(found);
         }
+        // Whether the change is of any of the rows that the value is made of is one question for all rows.
+        let mut conditions = match found {
+            Reach::Rows(rows) => vec![rows.condition],
+            _ => Vec::new(),
+        };
         // The values are known at once, and few rows are on another side of the new one than of the old one: of all customers
         // with more than the average, few when that has changed a little.
         let past = as_it_was(&whole, first, self.leaves, self.inputs)?;
-        Ok(Reach::Rows(Box::new(Rows {
-            condition: distinct(whole, past),
-            driver: None,
-        })))
+        conditions.push(distinct(whole, past));
+        Ok(
+            ast::all_of(conditions).map_or(Reach::Everything, |condition| {
+                Reach::Rows(Box::new(Rows {
+                    condition,
+                    driver: None,
+                }))
+            }),
+        )
     }
 
     fn sublink(&mut self, sublink: &mut SubLink, filter: bool) -> Result<Reach, Error> {

@@ -122,16 +122,21 @@ pub(super) fn equal(left: Node, right: Node) -> Node {
 
 /// `left IS DISTINCT FROM right`.
 pub(super) fn distinct(left: Node, right: Node) -> Node {
-    let mut distinct = equal(left, right);
-    if let Some(NodeEnum::AExpr(expr)) = &mut distinct.node {
-        expr.kind = AExprKind::AexprDistinct as i32;
-    }
-    distinct
+    expression(
+        AExprKind::AexprDistinct,
+        vec![ast::string("=")],
+        left,
+        right,
+    )
 }
 
 fn operator(name: Vec<Node>, left: Node, right: Node) -> Node {
+    expression(AExprKind::AexprOp, name, left, right)
+}
+
+fn expression(kind: AExprKind, name: Vec<Node>, left: Node, right: Node) -> Node {
     ast::node(NodeEnum::AExpr(Box::new(pg_query::protobuf::AExpr {
-        kind: AExprKind::AexprOp as i32,
+        kind: kind as i32,
         name,
         lexpr: Some(Box::new(left)),
         rexpr: Some(Box::new(right)),

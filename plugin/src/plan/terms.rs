@@ -1,7 +1,8 @@
 //! The terms of a delta: a linear query with one changed leaf replaced by its delta, and the others by a state of theirs.
 //!
 //! `Δ(R1 ⋈ … ⋈ Rn) = Σ over changed i of R1_new ⋈ … ⋈ ΔRi ⋈ R(i+1)_old ⋈ … ⋈ Rn_old`, and a UNION ALL of such joins is
-//! linear in its leaves too. Every replaced leaf carries a weight `__pgt_w`; the product is exported through each level.
+//! linear in its leaves too; with `R_old = R_new - ΔR` multiplied out, it is a term for every choice of changed leaves
+//! ([`Olds`]). Every replaced leaf carries a weight `__pgt_w`; the product is exported through each level.
 //!
 //! The query is not linear in the tables of sub-selects in expressions and of the nullable side of an outer join: the
 //! *captives* of the SELECT (the *unit*) they are in. It is a function of each linear row and of them, and so
@@ -82,7 +83,7 @@ pub(crate) enum Olds {
     Apart,
 }
 
-/// So many terms are not exceeded by [`Olds::Apart`]: each is planned.
+/// No more terms than these are made of others by [`Olds::Apart`]: each is planned.
 const MOST_TERMS: usize = 64;
 
 /// One SELECT per term; their UNION ALL is the delta. The last column is the weight.
@@ -302,8 +303,8 @@ struct Unit {
     sign: i8,
     condition: Option<Node>,
     driver: Option<Driver>,
-    /// Whether the driver comes before all joins, whatever PostgreSQL thinks of them: it may take a long way round for the
-    /// shorter one. That is planned in any case, so not where there is little to do.
+    /// Whether the driver is to come before all joins, if it can, whatever PostgreSQL thinks of them: it may take a long way round
+    /// for the shorter one.
     leads: bool,
 }
 
@@ -565,7 +566,8 @@ fn count(select: &SelectStmt) -> (usize, usize) {
 }
 
 /// Joins a SELECT with the values that say which of its rows count. What has a sub-select in it is evaluated after that join,
-/// as it has a column of it; and if it `leads`, after all other joins too.
+/// as it has a column of it. If it `leads`, and its keys are columns of one table, that table is looked up first, and what has a
+/// sub-select in it is evaluated after the inner joins with the others.
 fn drive(
     select: &mut SelectStmt,
     driver: Driver,
@@ -573,21 +575,17 @@ fn drive(
     inputs: &[Input<'_>],
 ) -> Result<(), Error> {
     const ALIAS: &str = "__pgt_q";
-    let mut columns = Vec::new();
-    if leads {
+    if let Some(leader) = driver.table().map(str::to_owned).filter(|_| leads) {
+        let mut columns = Vec::new();
         for item in &select.from_clause {
             a_column_of_each(item, inputs, &mut columns);
         }
-    }
-    let leader = driver.table().map(str::to_owned).filter(|_| leads);
-    let table = leader.as_ref().and_then(|name| {
+        columns.retain(|(table, _)| *table != leader);
         let mut items = select.from_clause.iter_mut();
-        items.find_map(|item| table_called(item, name))
-    });
-    if let (Some(leader), Some(table)) = (&leader, table) {
-        drive_table(table, driver, ALIAS)?;
-        columns.retain(|(table, _)| table != leader);
-        return defer(select, &columns);
+        if let Some(table) = items.find_map(|item| table_called(item, &leader)) {
+            drive_table(table, driver, ALIAS)?;
+            return defer(select, &columns);
+        }
     }
     defer(select, &[(ALIAS.to_owned(), "q1".to_owned())])?;
     let keys = driver.keys.into_iter().enumerate().map(|(i, key)| {
@@ -740,13 +738,6 @@ fn survey<'a>(body: &mut SelectStmt, inputs: &'a [Input<'a>]) -> Result<Survey<'
     Ok(survey)
 }
 
-/// What the leaves of a query go by.
-fn names(body: &mut SelectStmt) -> Vec<String> {
-    let mut names = Vec::new();
-    ast::each_table(body, &mut |relation| names.push(alias(relation)));
-    names
-}
-
 /// The captives of a query: which input, and the name it goes by.
 ///
 /// # Errors
@@ -756,9 +747,11 @@ pub(super) fn captives(
     inputs: &[Input<'_>],
 ) -> Result<Vec<(usize, String)>, Error> {
     let Survey { leaves, .. } = survey(body, inputs)?;
+    let mut names = Vec::new();
+    ast::each_table(body, &mut |relation| names.push(alias(relation)));
     Ok(leaves
         .iter()
-        .zip(names(body))
+        .zip(names)
         .filter(|(leaf, _)| leaf.unit.is_some())
         .map(|(leaf, name)| (leaf.input, name))
         .collect())
