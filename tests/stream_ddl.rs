@@ -394,20 +394,26 @@ async fn a_source_that_autovacuum_is_busy_with_is_had() {
         )
         .await
         .expect("source");
-    let busy = "SELECT 1 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-        WHERE l.relation = 'big'::regclass AND a.usesysid IS NULL AND l.mode = 'ShareUpdateExclusiveLock'";
-    let begun = std::time::Instant::now();
-    while scalar(&direct, busy).await.is_none() {
-        assert!(begun.elapsed() < 6 * LIMIT, "autovacuum does not come");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let sql = "CREATE STREAM TABLE counted AS SELECT v, count(*) FROM big GROUP BY v";
+    let comes_to = async |table: &str| {
+        let busy = format!(
+            "SELECT 1 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+             WHERE l.relation = '{table}'::regclass AND a.usesysid IS NULL AND l.mode = 'ShareUpdateExclusiveLock'"
+        );
+        let begun = std::time::Instant::now();
+        while scalar(&direct, &busy).await.is_none() {
+            assert!(
+                begun.elapsed() < 6 * LIMIT,
+                "autovacuum does not come to {table}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    comes_to("big").await;
+    let sql = "CREATE STREAM TABLE counted AS SELECT id, count(*) FROM big GROUP BY id";
     pooled.batch_execute(sql).await.expect(sql);
-    converges(
-        &direct,
-        "counted",
-        "SELECT v, count(*) FROM big GROUP BY v",
-        LIMIT,
-    )
-    .await;
+    let query = "SELECT id, count(*) FROM big GROUP BY id";
+    converges(&direct, "counted", query, LIMIT).await;
+    comes_to("big").await;
+    let sql = "DROP STREAM TABLE counted";
+    pooled.batch_execute(sql).await.expect(sql);
 }

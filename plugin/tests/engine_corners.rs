@@ -55,6 +55,48 @@ async fn follows_by_changes(schema: &str, queries: &[&str], writes: &[&str]) {
     assert!(!modes.iter().any(|mode| mode == "full"), "{modes:?}");
 }
 
+/// Many changes have other terms than few, in which tables are put elsewhere: whatever they and
+/// their columns are called, and whatever joins them.
+#[tokio::test(flavor = "current_thread")]
+async fn many_changes_of_tables_with_odd_names() {
+    let schema = format!(
+        "{SCHEMA}
+         CREATE TABLE \"O d\" (\"i D\" int, \"select\" int, a int[], c int);
+         INSERT INTO \"O d\" SELECT i, i % 4, ARRAY[i % 3], i % 8 + 1 FROM generate_series(1, 20) i;
+         CREATE TABLE threshold (name text PRIMARY KEY, value int); INSERT INTO threshold VALUES ('low', 2), ('other', 9)"
+    );
+    follows_by_changes(
+        &schema,
+        &[
+            // Aliases with names for columns, of the table that a driver looks up and of others.
+            "SELECT t.p, u.q FROM l AS t(p, q, s), m AS u(p, q) WHERE t.q = u.q AND EXISTS (SELECT FROM r WHERE r.l = t.p)",
+            "SELECT t.\"i D\" AS x, l.b FROM \"O d\" t JOIN l ON l.id = t.c JOIN m ON m.k = l.k
+                WHERE EXISTS (SELECT FROM r WHERE r.l = t.c AND r.v > 1) AND t.\"select\" > 0",
+            // A table in a join, beside a nullable one, a function and a sub-select without names.
+            "SELECT l.id, r.v, f.e FROM l LEFT JOIN r ON r.l = l.id AND r.v > 2 JOIN \"O d\" o ON o.c = l.id, LATERAL unnest(o.a) f(e)
+                WHERE NOT EXISTS (SELECT FROM m WHERE m.id = l.id AND m.x = 1)",
+            "SELECT l.id, s.* FROM l, (SELECT o.\"select\" + 1, count(*) FROM \"O d\" o GROUP BY 1) s(\"?\", n)
+                WHERE l.b = s.\"?\" AND l.k IN (SELECT m.k FROM m WHERE m.x = s.n)",
+            "SELECT a.id, b.id AS b FROM l a, l b WHERE a.k = b.k AND EXISTS (SELECT FROM r WHERE r.l = a.id AND r.k = b.k)",
+            "SELECT x.id FROM (SELECT l.id, l.k FROM l JOIN m ON m.id = l.id) x WHERE EXISTS (SELECT FROM r WHERE r.l = x.id)",
+            "SELECT l.id FROM l WHERE l.b + l.k > (SELECT value FROM threshold WHERE name = 'low')
+                AND (l.id = ANY (SELECT r.l FROM r) OR (SELECT max(x) FROM m) > 3)",
+            "SELECT m.id, (SELECT value FROM threshold WHERE name = 'low') AS low FROM m JOIN l ON l.k = m.k AND l.b < (SELECT avg(v) FROM r)",
+            "SELECT l.id FROM l, m WHERE l.k = m.k AND EXISTS (SELECT FROM r WHERE r.l = l.id) UNION ALL SELECT r.id FROM r, m WHERE r.k = m.k",
+        ],
+        &[
+            "UPDATE l SET k = (k + 1) % 3, b = b + id % 2; UPDATE m SET x = (x + id) % 5, k = (k + id) % 3;
+             INSERT INTO r SELECT i, i % 9, i % 6, i % 3 FROM generate_series(30, 60) i",
+            "UPDATE \"O d\" SET \"select\" = \"select\" + 1, c = c % 8 + 1, a = a || c; DELETE FROM r WHERE id % 3 = 0;
+             INSERT INTO l SELECT i, i % 4, i % 5 FROM generate_series(20, 40) i",
+            "UPDATE threshold SET value = 3 WHERE name = 'low'; UPDATE r SET v = v + 1, l = l % 8 + 1; DELETE FROM m WHERE id % 4 = 1",
+            "UPDATE threshold SET value = 4 WHERE name = 'other'; UPDATE l SET b = NULL WHERE id % 3 = 0; UPDATE m SET k = NULL WHERE id > 6;
+             UPDATE r SET l = NULL WHERE id % 2 = 0",
+        ],
+    )
+    .await;
+}
+
 /// A condition above an outer join sees NULLs where the changed row was.
 #[tokio::test(flavor = "current_thread")]
 async fn a_sub_select_looks_for_what_has_no_match() {

@@ -7,7 +7,7 @@ use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 use super::lookup::{find_or_unfinished, installed, refused, stream_table};
 use super::options::Options;
 use super::parse::{borrow_as_view, relation};
-use super::patience::{CAPTURED, patiently};
+use super::patience::{OURS, patiently};
 use super::syntax::{Borrowed, QualifiedName, Words, literal};
 use crate::conn::Error;
 use crate::ddl;
@@ -169,7 +169,7 @@ pub(crate) async fn run(
     }
     let changes = changes(&alter.action, default_schedule);
     if session.transaction() == TransactionContext::None {
-        patiently(session, CAPTURED, async |session| {
+        patiently(session, &[OURS], async |session| {
             apply(session, id, &changes).await
         })
         .await

@@ -4,7 +4,7 @@ use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
 use super::lookup::refused;
 use super::parse::Create;
-use super::patience::{patiently, persistently};
+use super::patience::{OURS, patiently, persistently};
 use super::syntax::{QualifiedName, identifier, literal};
 use crate::conn::{Conn, Error};
 use crate::engine::{self, Definition, Isolation, StreamTableId};
@@ -178,7 +178,8 @@ async fn define_patiently(
     session: &mut impl Session,
     definition: &Definition,
 ) -> Result<StreamTableId, Error> {
-    let tables = sources(definition);
+    let sources = sources(definition);
+    let tables = [OURS, &sources];
     let defined = patiently(session, &tables, async |session| {
         engine::define(session, definition).await
     });

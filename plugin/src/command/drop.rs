@@ -4,7 +4,7 @@ use pgcat::plugins::{ErrorFields, Severity, TransactionContext};
 
 use super::lookup::{Relation, find_or_unfinished, installed, stream_table};
 use super::parse::Drop;
-use super::patience::{CAPTURED, patiently};
+use super::patience::{OURS, patiently};
 use crate::conn::Error;
 use crate::ddl::wording;
 use crate::engine::{self, StreamTableId};
@@ -16,7 +16,7 @@ use crate::session::Session;
 /// 42P01, 42809, 42501, 2BP01 with the dependent objects.
 pub(crate) async fn run(session: &mut impl Session, drop: &Drop) -> Result<(), Error> {
     let notices = if session.transaction() == TransactionContext::None {
-        patiently(session, CAPTURED, async |session| {
+        patiently(session, &[OURS], async |session| {
             drop_all(session, drop).await
         })
         .await?

@@ -23,18 +23,21 @@ pub(super) async fn sleep(session: &mut impl Session, pause: Duration) -> Result
 /// What a try waits for a lock: so that other writers never queue up behind us for long.
 const BRIEFLY: Duration = Duration::from_millis(100);
 
-/// The tables whose changes are captured for the current role, as a query for OIDs.
-pub(super) const CAPTURED: &str = "SELECT relid FROM pgtrickle.buffer WHERE pg_catalog.pg_get_userbyid(owner) OPERATOR(pg_catalog.=) current_user";
+/// The tables of stream tables, their sources, and what is behind them, as a query for OIDs. Autovacuum comes to all of them.
+pub(super) const OURS: &str =
+    "SELECT relid FROM pgtrickle.buffer UNION ALL SELECT relid FROM pgtrickle.catalog UNION ALL
+    SELECT oid FROM pg_catalog.pg_class
+    WHERE relnamespace OPERATOR(pg_catalog.=) 'pgtrickle'::pg_catalog.regnamespace::pg_catalog.oid";
 
 /// Runs `work` in a transaction of its own, again and again while somebody holds a lock it needs. Each
-/// try waits for a lock only briefly, but for one that waits until autovacuum makes way, where it has one of `tables`, a query
+/// try waits for a lock only briefly, but for one that waits until autovacuum makes way, where it has one of `tables`, queries
 /// for OIDs.
 ///
 /// # Errors
 /// That of the work, after a rollback; [`Error::LockNotAvailable`] once the patience is spent.
 pub(super) async fn patiently<S: Session, T>(
     session: &mut S,
-    tables: &str,
+    tables: &[&str],
     mut work: impl AsyncFnMut(&mut S) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let mut next_wait = BRIEFLY;
@@ -54,12 +57,13 @@ pub(super) async fn patiently<S: Session, T>(
             }
             Err(error) => {
                 session.rollback().await?;
-                if matches!(error, Error::LockNotAvailable(_))
-                    && !has_waited
-                    && let Some(wait) = until_autovacuum_makes_way(session, tables).await?
-                {
-                    has_waited = true;
-                    next_wait = wait;
+                if matches!(error, Error::LockNotAvailable(_)) && !has_waited {
+                    for tables in tables {
+                        if let Some(wait) = until_autovacuum_makes_way(session, tables).await? {
+                            has_waited = true;
+                            next_wait = wait;
+                        }
+                    }
                 }
                 Err(error)
             }
@@ -84,12 +88,14 @@ async fn until_autovacuum_makes_way(
          AND EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
             WHERE a.datid OPERATOR(pg_catalog.=) l.database AND a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
                 AND a.usesysid IS NULL AND l.granted AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
-                AND l.relation OPERATOR(pg_catalog.=) ANY (ARRAY({tables})) AND NOT EXISTS ({others}))"
+                AND NOT EXISTS ({others}) AND EXISTS (SELECT FROM pg_catalog.pg_class t
+                    WHERE t.oid OPERATOR(pg_catalog.=) ANY (ARRAY({tables}))
+                        AND l.relation OPERATOR(pg_catalog.=) ANY (ARRAY[t.oid, t.reltoastrelid])))"
     );
     let rows = match session.query(&sql).await {
         Err(error @ Error::Connection(_)) => return Err(error),
         Err(error) if error.code() == "57014" => return Err(error),
-        // A server may be so hardened that these views are not to be had.
+        // No stream table has been there before; or the server is so hardened that these views are not to be had.
         Err(_) => return Ok(None),
         Ok(rows) => rows,
     };
