@@ -97,6 +97,32 @@ async fn what_others_put_into_our_schema_stops_no_write() {
     .await;
 }
 
+/// A buffer without columns has no view of them yet: one that somebody else has put there is not taken for ours.
+#[tokio::test]
+async fn what_others_put_in_the_place_of_a_view_does_not_run() {
+    local(async {
+        let server = Postgres::start(15);
+        let mut c = connect(&server).await;
+        sql(&c, "CREATE TABLE t (a int, b int)").await;
+        create(&mut c, "st", "SELECT count(*) AS n FROM t").await.expect("st");
+        sql(
+            &c,
+            "CREATE ROLE mallory; CREATE TABLE loot (who text); GRANT INSERT ON loot TO mallory;
+             GRANT CREATE ON SCHEMA public TO mallory; GRANT CREATE, USAGE ON SCHEMA pgtrickle TO mallory; SET ROLE mallory;
+             CREATE FUNCTION public.trap() RETURNS boolean LANGUAGE plpgsql AS
+                $f$ BEGIN INSERT INTO public.loot VALUES (current_user); RETURN true; END $f$;
+             DO $do$ BEGIN EXECUTE format('CREATE VIEW pgtrickle.columns_%s AS SELECT public.trap() AS same; GRANT SELECT ON pgtrickle.columns_%1$s TO PUBLIC',
+                (SELECT id FROM pgtrickle.buffer)); END $do$; RESET ROLE",
+        )
+        .await;
+        let refused = create(&mut c, "wider", "SELECT a FROM t").await;
+        assert!(refused.is_err());
+        sql(&c, "ROLLBACK; INSERT INTO t VALUES (1, 2)").await;
+        assert_eq!(count(&c, "SELECT count(*) FROM loot").await, 0);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_function_of_a_full_plan_sees_the_creators_path() {
     local(async {

@@ -85,7 +85,7 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
             .query(&format!(
                 "SELECT (SELECT count(*) FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgparentid = 0 AND t.tgenabled = 'O'),
                     p.prosrc, has_table_privilege({relid}::oid, 'UPDATE, DELETE, TRUNCATE'),
-                    to_regclass('pgtrickle.columns_{id}') IS NOT NULL
+                    EXISTS (SELECT FROM pg_class k WHERE k.oid = to_regclass('pgtrickle.columns_{id}') AND k.relowner = p.proowner)
                  FROM pg_proc p WHERE p.oid = to_regprocedure('pgtrickle.capture_{id}()')"
             ))
             .await?;
@@ -124,6 +124,7 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         }
         let code = trigger::code(id, table, &columns);
         if state.text(1) != Some(&code) {
+            // One that somebody else has put there would run his functions as the owner.
             let has_view = state.is_true(3);
             statements.extend(trigger::functions(id, table, &columns, &code, has_view));
         }
