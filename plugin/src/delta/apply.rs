@@ -123,9 +123,57 @@ pub(crate) fn is_about_other_rows(fields: &ErrorFields) -> bool {
 /// positive one come. An error if the rows that are to go are not all there ([`is_about_other_rows`]), so that a COMMIT may
 /// follow without a look at the result; for that the statement must read `checked(ok)`.
 pub(crate) fn replace(slot: &str, body: &Body, columns: &[Column], target: &Target) -> String {
-    let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
-    let t: Vec<_> = quoted.iter().map(|c| format!("t.{c}")).collect();
-    let o: Vec<_> = numbered("o.o", quoted.len());
+    let out = format!("pgtrickle.out_{slot}");
+    format!(
+        "due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM {out} o WHERE o.w < 0),
+         gone AS ({gone} RETURNING 1),
+         checked(ok) AS MATERIALIZED (SELECT {check}),
+         came AS ({came} AND (SELECT ok FROM checked) = 0)",
+        gone = take(body, columns, target, "due"),
+        came = put(target, &out),
+        // Read before any row comes: those that go may have the same key.
+        check = super::raise_unless(
+            "(SELECT count(*) FROM gone) = (SELECT coalesce(sum(-w), 0) FROM due)",
+            OTHER_ROWS
+        ),
+    )
+}
+
+/// Common table expressions that make a table's rows those of the query `new`: only what differs is written.
+pub(crate) fn become_rows(
+    slot: &str,
+    body: &Body,
+    columns: &[Column],
+    target: &Target,
+    new: &str,
+) -> String {
+    let names = super::comma(&numbered("o", columns.len()));
+    let mut aliases = numbered("o", columns.len());
+    aliases.push("w".to_owned());
+    let net = net(
+        "d.w",
+        &cells(columns, "d."),
+        &format!("({}) d({})", difference(target, new), aliases.join(", ")),
+    );
+    format!(
+        "net_{slot}(w{names}) AS MATERIALIZED ({net}),
+         due_{slot} AS MATERIALIZED (SELECT row_number() OVER () AS tid, o.* FROM net_{slot} o WHERE o.w < 0),
+         gone_{slot} AS ({}),
+         came_{slot} AS ({})",
+        take(body, columns, target, &format!("due_{slot}")),
+        put(target, &format!("net_{slot}")),
+    )
+}
+
+/// The DELETE of rows of a table: for each row of `due`, which are told apart by `tid`, so many with its values as its weight says,
+/// which is negative.
+fn take(body: &Body, columns: &[Column], target: &Target, due: &str) -> String {
+    let t: Vec<_> = target
+        .columns
+        .iter()
+        .map(|c| format!("t.{}", quote(c)))
+        .collect();
+    let o: Vec<_> = numbered("o.o", t.len());
     let identity = identity(body, columns);
     let pick = |of: &[String]| identity.iter().map(|&i| of[i].clone()).collect::<Vec<_>>();
     let mut conditions = Vec::new();
@@ -144,27 +192,27 @@ pub(crate) fn replace(slot: &str, body: &Body, columns: &[Column], target: &Targ
     } else {
         conditions.join(" AND ")
     };
+    format!(
+        "DELETE FROM {table} t USING (
+            SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
+                FROM {due} o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
+            WHERE t.ctid = d.tid",
+        table = target.name,
+    )
+}
+
+/// The INSERT of the rows of `from` with a positive weight into a table. A further condition may follow.
+fn put(target: &Target, from: &str) -> String {
+    let quoted: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let into = if quoted.is_empty() {
         String::new()
     } else {
         format!(" ({})", quoted.join(", "))
     };
     format!(
-        "due AS MATERIALIZED (SELECT o.ctid AS tid, o.* FROM pgtrickle.out_{slot} o WHERE o.w < 0),
-         gone AS (DELETE FROM {table} t USING (
-            SELECT f.tid FROM (SELECT t.ctid AS tid, o.w, row_number() OVER (PARTITION BY o.tid) AS n
-                FROM due o JOIN {table} t ON {condition}) f WHERE f.n <= -f.w) d
-            WHERE t.ctid = d.tid RETURNING 1),
-         checked(ok) AS MATERIALIZED (SELECT {check}),
-         came AS (INSERT INTO {table}{into} SELECT {o} FROM pgtrickle.out_{slot} o, generate_series(1, o.w)
-            WHERE o.w > 0 AND (SELECT ok FROM checked) = 0)",
-        table = target.name,
-        o = o.join(", "),
-        // Read before any row comes: those that go may have the same key.
-        check = super::raise_unless(
-            "(SELECT count(*) FROM gone) = (SELECT coalesce(sum(-w), 0) FROM due)",
-            OTHER_ROWS
-        ),
+        "INSERT INTO {}{into} SELECT {} FROM {from} o, generate_series(1, o.w) WHERE o.w > 0",
+        target.name,
+        numbered("o.o", quoted.len()).join(", "),
     )
 }
 

@@ -3,7 +3,7 @@
 //! Where all aggregates can be, the state is kept from the weights of the change (counts and sums); else the affected
 //! groups are computed anew from the sources and the state holds the results.
 
-use super::state::{of_sign, output, state_names, sums};
+use super::state::{fenced, of_sign, output, state_names, sums};
 use super::{hash, numbered};
 use crate::plan::{Column, Keyed};
 
@@ -99,12 +99,13 @@ pub(crate) fn by_weights(slot: &str, keyed: &Keyed, columns: &[Column], delta: &
         ("false", "NOT j.redo")
     };
     let with = format!(
-        "WITH d AS MATERIALIZED (SELECT {dk}{sums}{lost} FROM ({delta}) d({aliases}){group}),
+        "WITH d AS MATERIALIZED (SELECT {dk}{sums}{lost} FROM ({rows}) d({aliases}){group}),
          j AS MATERIALIZED (SELECT s.ctid AS tid, {dk}{before}, {after}, {redo} AS redo
             FROM d LEFT JOIN pgtrickle.state_{slot} s ON {same}),
          gone AS (DELETE FROM pgtrickle.state_{slot} s USING j WHERE s.ctid = j.tid AND {gone}),
          kept AS (UPDATE pgtrickle.state_{slot} s SET {set} FROM j WHERE s.ctid = j.tid AND {alive}),
          came AS (INSERT INTO pgtrickle.state_{slot} SELECT {jk}{jn} FROM j WHERE j.tid IS NULL AND {alive}){again}",
+        rows = fenced(keyed, delta),
         dk = keys_of("d"),
         jk = keys_of("j"),
         sums = sums.join(", "),

@@ -49,14 +49,15 @@ pub(crate) fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> Stri
 /// How many values [`stage`] returns for a table.
 pub(crate) const STAGED: usize = 4;
 
-/// Puts the net changes of tables (buffers and columns) into their staging tables, if `worth`, a condition over `due.n`, the number of
-/// changes, has it: to stage very many takes longer than to recompute many a query. Returns one row, for each of them: how many
-/// rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there were before netting (`due_`), and
-/// the staging table's rows as the planner takes them (`rows_`); and after all of them `worth` and `last`.
+/// Puts the net changes of tables (buffers and columns) into their staging tables, if there are no more of them than `most`, an
+/// expression that may be NULL: to stage very many takes longer than to recompute many a query, and so does to count them. Returns
+/// one row, for each of them: how many rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there
+/// were before netting (`due_`), and the staging table's rows as the planner takes them (`rows_`); and after all of them `worth`,
+/// without which none of these is told, and `last`.
 pub(crate) fn stage(
     tables: &[(i64, &[Column])],
     frontier: &Frontier,
-    worth: &str,
+    most: &str,
     last: &str,
 ) -> (String, Vec<String>) {
     let mut ctes = Vec::new();
@@ -80,18 +81,21 @@ pub(crate) fn stage(
             "staged_{buffer} AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)",
             net("w", &cells, &from)
         ));
-        counts.push(format!("(SELECT count(*) FROM due_{buffer})"));
+        // PostgreSQL reads no more of it than it is asked for.
+        counts.push(format!("SELECT FROM due_{buffer}"));
         found.push(format!(
             "(SELECT count(*) FROM staged_{buffer}) AS net_{buffer},
-             EXISTS (SELECT FROM due_{buffer} WHERE w = 0) AS lost_{buffer},
-             (SELECT count(*) FROM due_{buffer}) AS due_{buffer},
+             (SELECT worth FROM choice) AND EXISTS (SELECT FROM due_{buffer} WHERE w = 0) AS lost_{buffer},
+             CASE WHEN (SELECT worth FROM choice) THEN (SELECT count(*) FROM due_{buffer}) END AS due_{buffer},
              {} AS rows_{buffer}",
             super::estimated_rows(&format!("pgtrickle.delta_{buffer}"))
         ));
     }
     ctes.push(format!(
-        "choice AS MATERIALIZED (SELECT {worth} AS worth FROM (SELECT {} AS n) due)",
-        counts.join(" + ")
+        "bound AS MATERIALIZED (SELECT {most} AS most),
+         choice AS MATERIALIZED (SELECT coalesce(
+            (SELECT count(*) FROM ({} LIMIT (SELECT most + 1 FROM bound)) d) <= (SELECT most FROM bound), true) AS worth)",
+        counts.join(" UNION ALL ")
     ));
     ctes.append(&mut staged);
     let sql = format!(

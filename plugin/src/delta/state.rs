@@ -122,7 +122,22 @@ fn full_state(keyed: &Keyed, body: &str) -> String {
     let mut columns = keys;
     columns.extend(sums(keyed, "b", "1"));
     // DISTINCT of no columns and the like: PostgreSQL has no empty GROUP BY list.
-    format!("SELECT {} FROM ({body}) b{group}", columns.join(", "))
+    format!(
+        "SELECT {} FROM ({}) b{group}",
+        columns.join(", "),
+        fenced(keyed, body)
+    )
+}
+
+/// The rows that [`sums`] adds up. Without a fence PostgreSQL writes out the expression of an argument wherever it is mentioned,
+/// and that of a number is, nine times.
+pub(super) fn fenced(keyed: &Keyed, rows: &str) -> String {
+    let numeric = |a: &Aggregate| a.weights.as_ref().is_some_and(|w| w.kind.is_numeric());
+    if keyed.by_weights && keyed.aggregates.iter().any(numeric) {
+        format!("SELECT * FROM ({rows}) f OFFSET 0")
+    } else {
+        rows.to_owned()
+    }
 }
 
 /// The expressions that make a state after its keys, over rows `row` of the body with weight `w`. An extreme is that of
@@ -170,7 +185,8 @@ pub(super) fn sums(keyed: &Keyed, row: &str, w: &str) -> Vec<String> {
                     // How many values have each display scale, as the digits of one number: ten digits for a
                     // scale. NULL, NaN and infinities have none (least() would make them the largest).
                     let digit = format!(
-                        "('1e' || {SCALE_DIGITS} * CASE WHEN scale({arg}) > {MAX_SCALE} THEN {MAX_SCALE} ELSE scale({arg}) END)::numeric"
+                        "CASE scale({arg}) {} ELSE ('1e' || {SCALE_DIGITS} * CASE WHEN scale({arg}) > {MAX_SCALE} THEN {MAX_SCALE} ELSE scale({arg}) END)::numeric END",
+                        common_digits()
                     );
                     sums.push(format!("coalesce(sum({w} * {digit}){filter}, 0)"));
                 }
@@ -179,6 +195,15 @@ pub(super) fn sums(keyed: &Keyed, row: &str, w: &str) -> Vec<String> {
         }
     }
     sums
+}
+
+/// The digits of scales that are common, as constants: to make a number of a text takes longer than all else that is done with a row.
+fn common_digits() -> String {
+    let arm = |scale: u32| {
+        let digits = scale * SCALE_DIGITS;
+        format!("WHEN {scale} THEN '1e{digits}'::numeric")
+    };
+    (0..=COMMON_SCALE).map(arm).collect::<Vec<_>>().join(" ")
 }
 
 /// The extreme of the rows for which `condition` holds.
@@ -235,6 +260,8 @@ fn value(
 
 /// Ten digits count ten thousand million values of one scale.
 const SCALE_DIGITS: u32 = 10;
+/// The product of some amounts and rates.
+const COMMON_SCALE: u32 = 8;
 /// Scales above are not told apart: the number would outgrow numeric.
 const MAX_SCALE: u32 = 1000;
 
@@ -281,16 +308,56 @@ pub(crate) fn state_names(keyed: &Keyed) -> Vec<String> {
         .collect()
 }
 
-/// Common table expressions that compute the state anew into an empty state table, and the result's rows: `result_<slot>`.
-/// `body` is the keyed query's, in the form in which it is to be read here.
-pub(crate) fn rebuild(slot: &str, keyed: &Keyed, body: &str) -> String {
+/// Common table expressions that compute the state anew, and the result's rows: `result_<slot>`. `body` is the keyed query's, in
+/// the form in which it is to be read here. Of a state that is there already only what differs is written: most of it is the
+/// same.
+pub(crate) fn rebuild(slot: &str, keyed: &Keyed, body: &str, onto: Onto) -> String {
     let list = state_names(keyed).join(", ");
+    let new = full_state(keyed, body);
+    let state = match onto {
+        Onto::Empty => format!(
+            "state_{slot} AS (INSERT INTO pgtrickle.state_{slot} ({list}) {new} RETURNING {list})"
+        ),
+        Onto::Old => {
+            let columns = state_columns(keyed);
+            let typed = columns
+                .iter()
+                .map(|(name, typed)| format!("n.{name}::{typed} AS {name}"));
+            let typed = typed.collect::<Vec<_>>().join(", ");
+            let all = |row: &str| {
+                let names = columns.iter().map(|(name, _)| format!("{row}.{name}"));
+                names.collect::<Vec<_>>().join(", ")
+            };
+            let keys = |row: &str| hash(&numbered(&format!("{row}.k"), keyed.keys.len()));
+            let same_keys = keys("t")
+                .zip(keys("n"))
+                .map(|(t, n)| format!("{t} = {n} AND "))
+                .unwrap_or_default();
+            let same = format!(
+                "{same_keys}record_image_eq(ROW({}), ROW({}))",
+                all("t"),
+                all("n")
+            );
+            format!(
+                "state_{slot} AS MATERIALIZED (SELECT {typed} FROM ({new}) n({list})),
+                 stale_{slot} AS (DELETE FROM pgtrickle.state_{slot} t WHERE NOT EXISTS (SELECT FROM state_{slot} n WHERE {same})),
+                 fresh_{slot} AS (INSERT INTO pgtrickle.state_{slot} ({list}) SELECT {} FROM state_{slot} n
+                    WHERE NOT EXISTS (SELECT FROM pgtrickle.state_{slot} t WHERE {same}))",
+                all("n")
+            )
+        }
+    };
     let values = output(keyed, &format!("state_{slot} s"), "", |c| format!("s.{c}"));
-    format!(
-        "state_{slot} AS (INSERT INTO pgtrickle.state_{slot} ({list}) {} RETURNING {list}), result_{slot}{} AS ({values})",
-        full_state(keyed, body),
-        columns_of(keyed)
-    )
+    format!("{state}, result_{slot}{} AS ({values})", columns_of(keyed))
+}
+
+/// What there is where a result is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Onto {
+    /// Nothing yet.
+    Empty,
+    /// An earlier one.
+    Old,
 }
 
 fn columns_of(keyed: &Keyed) -> String {

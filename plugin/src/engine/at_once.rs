@@ -84,12 +84,7 @@ fn compose(record: &mut Record, changed: Vec<u32>, named: bool) -> Result<Option
         settings::planned(),
         raise_unless(&as_predicted(record, &changed), OTHERWISE)
     );
-    let (sql, parameters) = stage(
-        &record.captured(),
-        frontier,
-        &format!("due.n <= {SLACK}"),
-        &last,
-    );
+    let (sql, parameters) = stage(&record.captured(), frontier, &SLACK.to_string(), &last);
     statements.push(record.kept(&sql, parameters));
     statements.push(record.kept(&compute, Vec::new()));
     let emptied: Vec<_> = record

@@ -13,52 +13,41 @@ const MARGIN: f64 = 1.1;
 /// they fit into memory or cache no longer. To recompute in vain costs no more than that; to take in changes may cost any time.
 const BEYOND: f64 = 1.5;
 
-/// What a refresh from `due.n` changes of the stream table `c` is expected to take, in seconds: an SQL expression.
-fn incremental() -> String {
-    format!(
-        "coalesce(c.base_seconds, 0) + c.change_seconds * due.n * CASE WHEN due.n > 2 * coalesce((SELECT max(h.changes)
-            FROM pgtrickle.history h WHERE h.stream_table = c.id AND h.mode = 'incremental'), 0) THEN {BEYOND} ELSE 1 END"
-    )
-}
-
-/// The condition for `due.n` changes to be taken in, rather than to recompute: also where it is not known what either costs.
-pub(super) fn worth(record: &Record) -> String {
+/// The largest number of changes that are taken in, rather than to recompute, as an SQL expression; NULL where it is not known what
+/// either costs.
+pub(super) fn most(record: &Record) -> String {
     if record.refresh_mode == "incremental" {
-        return "true".to_owned();
+        return "NULL::bigint".to_owned();
     }
+    // As many as can be taken in while recomputing would run; dearer ones, if these are more than are known.
     format!(
-        "(due.n < {MANY} OR coalesce((SELECT {} <= c.full_seconds * {MARGIN} FROM pgtrickle.catalog c WHERE c.id = {}), true))",
-        incremental(),
-        record.id
+        "(SELECT CASE WHEN x.most IS NOT NULL THEN floor(greatest({FEW}, least(1e15,
+            CASE WHEN x.most / {BEYOND} > x.known THEN x.most / {BEYOND} ELSE least(x.most, x.known) END)))::bigint END
+          FROM (SELECT (c.full_seconds * {MARGIN} - coalesce(c.base_seconds, 0)) / nullif(c.change_seconds, 0) AS most,
+                2 * coalesce((SELECT max(h.changes) FROM pgtrickle.history h
+                    WHERE h.stream_table = c.id AND h.mode = 'incremental'), 0) AS known
+            FROM pgtrickle.catalog c WHERE c.id = {id}) x)",
+        FEW = MANY - 1,
+        id = record.id
     )
 }
 
-/// Why so many changes are not [`worth`] it.
+/// Why more than [`most`] changes are not taken in.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn reason<C: Conn>(
-    c: &mut C,
-    record: &Record,
-    changes: i64,
-) -> Result<String, Error> {
+pub(super) async fn reason<C: Conn>(c: &mut C, record: &Record) -> Result<String, Error> {
     let sql = format!(
-        "SELECT {}, c.full_seconds FROM pgtrickle.catalog c, (SELECT {changes}::bigint AS n) due WHERE c.id = {}",
-        incremental(),
+        "SELECT {}, (c.full_seconds * 1000)::bigint FROM pgtrickle.catalog c WHERE c.id = {}",
+        most(record),
         record.id
     );
     let rows = c.query(&sql).await?;
     let row = rows.first().cloned().unwrap_or_default();
-    let milliseconds = |i: usize| {
-        row.text(i)
-            .and_then(|s| s.parse::<f64>().ok())
-            .unwrap_or_default()
-            * 1e3
-    };
     Ok(format!(
-        "{changes} changes would take {:.0} ms, and recomputing takes {:.0} ms",
-        milliseconds(0),
-        milliseconds(1)
+        "more than {} changes are expected to take longer than recomputing, which takes {} ms",
+        row.int(0).unwrap_or_default(),
+        row.int(1).unwrap_or_default()
     ))
 }
 

@@ -6,6 +6,7 @@ use super::{Isolation, StreamTableId, replan, settings, stages};
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta::apply::{self, Target};
+use crate::delta::state::Onto;
 use crate::plan::quote;
 
 /// Creates the user's table with its data, index and frontier, in the caller's transaction. Does nothing if that is done.
@@ -110,7 +111,7 @@ fn fill(record: &Record, target: &Target, isolation: Isolation) -> Result<Vec<St
     } else {
         format!(" ({})", columns.join(", "))
     };
-    let (mut ctes, rows) = stages::fill(record.id.0, &record.plan)?;
+    let (mut ctes, rows) = stages::fill(record.id.0, &record.plan, Onto::Empty)?;
     ctes.push(format!(
         "data AS (INSERT INTO {}{into} {rows})",
         target.name

@@ -10,6 +10,7 @@ use super::refresh::{ASKED, Attempt};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, load, replan, settings, stages};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::apply;
+use crate::delta::state::Onto;
 use crate::plan::literal;
 
 /// Recomputes the result, and writes what differs.
@@ -45,11 +46,10 @@ pub(super) async fn rebuild<C: Conn>(
 fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
     let id = record.id.0;
     let target = record.target()?;
-    let mut statements = stages::emptied(id, &record.plan);
-    let (mut ctes, new) = stages::fill(id, &record.plan)?;
+    let (mut ctes, new) = stages::fill(id, &record.plan, Onto::Old)?;
     ctes.push(load::frontier(record));
     let with = format!("WITH {}", ctes.join(", "));
-    statements.extend(settings::under_creators_path(
+    let mut statements = settings::under_creators_path(
         &record.plan,
         apply::collect(
             &id.to_string(),
@@ -57,7 +57,7 @@ fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
             &with,
             &apply::difference(target, &new),
         ),
-    ));
+    );
     statements.push(format!("ANALYZE pgtrickle.out_{id}"));
     if !record.plan.stages.is_empty() {
         statements.extend(stages::analyze(id, &record.plan));

@@ -349,8 +349,8 @@ async fn within<C: Conn>(
     statements.push(Statement::kept(look, Vec::new()));
     let head = statements.len();
     if let Some(frontier) = record.frontier.as_ref().filter(|_| stages(record, demand)) {
-        let worth = cost::worth(record);
-        let (sql, parameters) = stage(&record.captured(), frontier, &worth, &settings::planned());
+        let most = cost::most(record);
+        let (sql, parameters) = stage(&record.captured(), frontier, &most, &settings::planned());
         statements.push(record.kept(&sql, parameters));
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
@@ -380,6 +380,10 @@ async fn within<C: Conn>(
         return rebuild(c, record, &now, reason).await;
     };
     let changes = Changes::of_all(record, found);
+    if !found.is_true(STAGED * changes.len()) {
+        let reason = cost::reason(c, record).await?;
+        return rebuild(c, record, &now, &reason).await;
+    }
     if changes.iter().any(|changes| changes.lost) {
         return rebuild(
             c,
@@ -392,11 +396,6 @@ async fn within<C: Conn>(
     if changes.iter().all(|changes| changes.due == 0) {
         record.habit.saw(Vec::new());
         return Ok(Attempt::Nothing);
-    }
-    let due = changes.iter().map(|changes| changes.due).sum();
-    if !found.is_true(STAGED * changes.len()) {
-        let reason = cost::reason(c, record, due).await?;
-        return rebuild(c, record, &now, &reason).await;
     }
     match incremental(c, record, &now, &changes).await? {
         Attempt::Done(outcome, _) => {

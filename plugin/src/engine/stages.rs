@@ -2,7 +2,7 @@
 
 use crate::conn::Error;
 use crate::delta::apply::{self, Target};
-use crate::delta::state;
+use crate::delta::state::{self, Onto};
 use crate::plan::cut::{from_ctes, stage_name, stage_table};
 use crate::plan::{Body, Plan, Stage, quote};
 
@@ -51,28 +51,12 @@ pub(super) fn tables(id: i64, plan: &Plan) -> String {
     names.join(", ")
 }
 
-/// Statements that empty the stages and all states.
-pub(super) fn emptied(id: i64, plan: &Plan) -> Vec<String> {
-    let mut statements = Vec::new();
-    if let Body::Keyed(_) = &plan.body {
-        statements.push(format!("DELETE FROM pgtrickle.state_{id}"));
-    }
-    for (i, stage) in plan.stages.iter().enumerate() {
-        let n = i + 1;
-        statements.push(format!("DELETE FROM {}", stage_table(id, n)));
-        if let Body::Keyed(_) = &stage.body {
-            statements.push(format!("DELETE FROM pgtrickle.state_{id}_{n}"));
-        }
-    }
-    statements
-}
-
-/// Common table expressions that fill the empty stages and states, so that one statement, with one snapshot, does it all;
-/// and the query for the result.
+/// Common table expressions that fill the stages and states, so that one statement, with one snapshot, does it all; and the query
+/// for the result.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
-pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error> {
+pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, String), Error> {
     let names: Vec<_> = (1..=plan.stages.len()).map(|n| stage_name(id, n)).collect();
     let mut ctes = Vec::new();
     for (i, stage) in plan.stages.iter().enumerate() {
@@ -83,6 +67,7 @@ pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error>
                     &slot,
                     keyed,
                     &from_ctes(&keyed.body, &names)?,
+                    onto,
                 ));
                 format!("SELECT * FROM result_{slot}")
             }
@@ -98,11 +83,25 @@ pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error>
                 return Err(Error::Internal("a stage cannot be full".to_owned()));
             }
         };
-        ctes.push(format!(
-            "{} AS (INSERT INTO {} {rows} RETURNING *)",
-            names[i],
-            stage_table(id, i + 1)
-        ));
+        let name = &names[i];
+        match onto {
+            Onto::Empty => ctes.push(format!(
+                "{name} AS (INSERT INTO {} {rows} RETURNING *)",
+                stage_table(id, i + 1)
+            )),
+            Onto::Old => {
+                let target = target(id, i + 1, stage);
+                ctes.push(format!("{name} AS MATERIALIZED ({})", typed(stage, &rows)));
+                let new = format!("SELECT * FROM {name}");
+                ctes.push(apply::become_rows(
+                    &slot,
+                    &stage.body,
+                    &stage.columns,
+                    &target,
+                    &new,
+                ));
+            }
+        }
     }
     let result = match &plan.body {
         Body::Keyed(keyed) => {
@@ -111,6 +110,7 @@ pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error>
                 &slot,
                 keyed,
                 &from_ctes(&keyed.body, &names)?,
+                onto,
             ));
             format!("SELECT * FROM result_{slot}")
         }
@@ -118,6 +118,18 @@ pub(super) fn fill(id: i64, plan: &Plan) -> Result<(Vec<String>, String), Error>
         _ => format!("SELECT * FROM pgtrickle.def_{id}"),
     };
     Ok((ctes, result))
+}
+
+/// A query with the columns of a stage's table, down to their collations.
+fn typed(stage: &Stage, rows: &str) -> String {
+    let names: Vec<_> = stage.columns.iter().map(|c| quote(&c.name)).collect();
+    let typed = stage.columns.iter().zip(&names);
+    let typed = typed.map(|(c, name)| format!("n.{name}::{}{} AS {name}", c.type_name, c.collate));
+    format!(
+        "SELECT {} FROM ({rows}) n({})",
+        typed.collect::<Vec<_>>().join(", "),
+        names.join(", ")
+    )
 }
 
 /// ANALYZE for the stages and states.
