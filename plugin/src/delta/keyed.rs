@@ -36,7 +36,7 @@ pub(crate) fn by_weights(slot: &str, keyed: &Keyed, columns: &[Column], delta: &
     aliases.extend(numbered("a", keyed.args.len()));
     aliases.push("w".to_owned());
     let names: Vec<_> = state_names(keyed).split_off(keys.len());
-    let sums: Vec<_> = sums(keyed, "d", "d.w")
+    let sums: Vec<_> = sums(keyed, "d", Some("d.w"))
         .into_iter()
         .zip(&names)
         .map(|(sum, name)| format!("{sum} AS {name}"))
@@ -105,7 +105,7 @@ pub(crate) fn by_weights(slot: &str, keyed: &Keyed, columns: &[Column], delta: &
          gone AS (DELETE FROM pgtrickle.state_{slot} s USING j WHERE s.ctid = j.tid AND {gone}),
          kept AS (UPDATE pgtrickle.state_{slot} s SET {set} FROM j WHERE s.ctid = j.tid AND {alive}),
          came AS (INSERT INTO pgtrickle.state_{slot} SELECT {jk}{jn} FROM j WHERE j.tid IS NULL AND {alive}){again}",
-        rows = fenced(keyed, delta),
+        rows = fenced(keyed, delta, true),
         dk = keys_of("d"),
         jk = keys_of("j"),
         sums = sums.join(", "),
@@ -189,7 +189,7 @@ pub(crate) fn recompute(slot: &str, keyed: &Keyed, columns: &[Column], nulls: bo
     let b = numbered("b.k", keyed.keys.len());
     let q = numbered("q.k", keyed.keys.len());
     let mut select = b.clone();
-    select.extend(sums(keyed, "b", "1"));
+    select.extend(sums(keyed, "b", None));
     let branch = |on: &str, condition: &str| {
         format!(
             "SELECT {} FROM ({}) b JOIN pgtrickle.keys_{slot} q ON {on}{condition} GROUP BY {}",

@@ -76,6 +76,50 @@ pub(crate) fn net(weight: &str, cells: &[Cell], from: &str) -> String {
     )
 }
 
+/// A query with columns of these names and types, collations included, computed by `function` if there is one: see
+/// [`rows_function`].
+pub(crate) fn computed(
+    columns: &[(String, String)],
+    query: &str,
+    function: Option<&str>,
+) -> String {
+    let list = |item: &dyn Fn(&(String, String)) -> String| {
+        columns.iter().map(item).collect::<Vec<_>>().join(", ")
+    };
+    let query = format!(
+        "SELECT {} FROM ({query}) n({})",
+        list(&|(name, typed)| format!("n.{name}::{typed} AS {name}")),
+        list(&|(name, _)| name.clone())
+    );
+    match function {
+        Some(function) if !columns.is_empty() => format!(
+            "SELECT * FROM {function}({}) n({})",
+            literal(&query),
+            list(&|(name, typed)| format!("{name} {typed}"))
+        ),
+        _ => query,
+    }
+}
+
+/// The function of a stream table that runs a query and returns its rows. PostgreSQL computes nothing in parallel within a statement
+/// that writes, but for this; under the statement's own snapshot, as it is STABLE. It may do no more than its caller. (It is taken to
+/// return many rows: few are not what a plan has to fear.)
+pub(crate) fn rows_function(id: i64) -> [String; 2] {
+    let name = rows_name(id);
+    [
+        format!(
+            "CREATE OR REPLACE FUNCTION {name}(query text) RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 100000
+                AS 'BEGIN RETURN QUERY EXECUTE query; END'"
+        ),
+        format!("REVOKE ALL ON FUNCTION {name}(text) FROM PUBLIC"),
+    ]
+}
+
+/// The name of [`rows_function`].
+pub(crate) fn rows_name(id: i64) -> String {
+    format!("pgtrickle.rows_{id}")
+}
+
 /// `prefix1, prefix2, …`
 pub(crate) fn numbered(prefix: &str, count: usize) -> Vec<String> {
     (1..=count).map(|i| format!("{prefix}{i}")).collect()

@@ -1,6 +1,6 @@
 //! The state of the groups: its table, how rows add up to it, and the result as a function of it.
 
-use super::{hash, numbered};
+use super::{computed, hash, numbered};
 use crate::plan::{Aggregate, Column, Extreme, Keyed, WeightKind, Weights};
 
 /// Name and type of the state's columns.
@@ -120,81 +120,93 @@ fn full_state(keyed: &Keyed, body: &str) -> String {
         String::new()
     };
     let mut columns = keys;
-    columns.extend(sums(keyed, "b", "1"));
+    columns.extend(sums(keyed, "b", None));
     // DISTINCT of no columns and the like: PostgreSQL has no empty GROUP BY list.
     format!(
         "SELECT {} FROM ({}) b{group}",
         columns.join(", "),
-        fenced(keyed, body)
+        fenced(keyed, body, false)
     )
 }
 
-/// The rows that [`sums`] adds up. Without a fence PostgreSQL writes out the expression of an argument wherever it is mentioned,
-/// and that of a number is, nine times.
-pub(super) fn fenced(keyed: &Keyed, rows: &str) -> String {
+/// The rows that [`sums`] adds up, `w` with their weight. Without a fence PostgreSQL writes out the expression of an argument wherever
+/// it is mentioned, and that of a number is, nine times. `OFFSET 0` would be one, but also to a parallel plan.
+pub(super) fn fenced(keyed: &Keyed, rows: &str, w: bool) -> String {
     let numeric = |a: &Aggregate| a.weights.as_ref().is_some_and(|w| w.kind.is_numeric());
-    if keyed.by_weights && keyed.aggregates.iter().any(numeric) {
-        format!("SELECT * FROM ({rows}) f OFFSET 0")
-    } else {
-        rows.to_owned()
+    if !keyed.by_weights || !keyed.aggregates.iter().any(numeric) {
+        return rows.to_owned();
     }
+    let columns = keyed.keys.iter().chain(&keyed.args);
+    let mut none: Vec<_> = columns
+        .map(|c| format!("NULL::{}{}", c.type_name, c.collate))
+        .collect();
+    none.extend(w.then(|| "NULL::bigint".to_owned()));
+    format!(
+        "SELECT * FROM ({rows}) f UNION ALL SELECT {} FROM pg_catalog.pg_class WHERE false",
+        none.join(", ")
+    )
 }
 
-/// The expressions that make a state after its keys, over rows `row` of the body with weight `w`. An extreme is that of
-/// the rows that come.
-pub(super) fn sums(keyed: &Keyed, row: &str, w: &str) -> Vec<String> {
+/// The expressions that make a state after its keys, over rows `row` of the body with weight `w`; `None`: each counts once. An extreme
+/// is that of the rows that come.
+pub(super) fn sums(keyed: &Keyed, row: &str, w: Option<&str>) -> Vec<String> {
     if !keyed.by_weights {
         return keyed.aggregates.iter().map(|a| a.call.clone()).collect();
     }
-    let mut sums = vec![format!("coalesce(sum({w}), 0)::bigint")];
+    let comes = w.map_or_else(|| "true".to_owned(), |w| format!("{w} > 0"));
+    let mut sums = vec![count(w, "true")];
     for aggregate in &keyed.aggregates {
         if let Some(extreme) = &aggregate.extreme {
-            sums.push(of_sign(extreme, row, &format!("{w} > 0")));
+            sums.push(of_sign(extreme, row, &comes));
         }
         let Some(weights) = &aggregate.weights else {
             continue;
         };
-        let filter = weights
-            .filter
-            .map(|f| format!(" FILTER (WHERE {row}.a{})", f + 1))
-            .unwrap_or_default();
+        let filter = weights.filter.map(|f| format!("{row}.a{}", f + 1));
+        let filter = filter.unwrap_or_else(|| "true".to_owned());
         let Some(arg) = weights.arg else {
-            sums.push(format!("coalesce(sum({w}){filter}, 0)::bigint"));
+            sums.push(count(w, &filter));
             continue;
         };
         let arg = format!("{row}.a{}", arg + 1);
-        sums.push(format!(
-            "coalesce(sum({w} * num_nonnulls({arg})){filter}, 0)::bigint"
-        ));
+        let number = |condition: &str| count(w, &format!("{filter} AND {condition}"));
+        let sum = |value: &str| {
+            let value = w.map_or_else(|| value.to_owned(), |w| format!("{w} * {value}"));
+            format!("coalesce(sum({value}) FILTER (WHERE {filter}), 0)::numeric")
+        };
+        sums.push(number(&format!("num_nonnulls({arg}) > 0")));
         match weights.kind {
             WeightKind::Count => {}
             kind if kind.is_numeric() => {
-                let count = |value: &str| {
-                    format!(
-                        "coalesce(sum({w} * ({arg} = '{value}'::numeric)::int){filter}, 0)::bigint"
-                    )
-                };
-                let finite = format!(
+                sums.push(sum(&format!(
                     "CASE WHEN {arg} IN ('NaN', 'Infinity', '-Infinity') THEN 0 ELSE {arg} END"
-                );
-                sums.push(format!("coalesce(sum({w} * {finite}){filter}, 0)"));
-                sums.push(count("NaN"));
+                )));
+                sums.push(number(&format!("{arg} = 'NaN'::numeric")));
                 if kind.is_free() {
-                    sums.push(count("Infinity"));
-                    sums.push(count("-Infinity"));
+                    sums.push(number(&format!("{arg} = 'Infinity'::numeric")));
+                    sums.push(number(&format!("{arg} = '-Infinity'::numeric")));
                     // How many values have each display scale, as the digits of one number: ten digits for a
                     // scale. NULL, NaN and infinities have none (least() would make them the largest).
-                    let digit = format!(
+                    sums.push(sum(&format!(
                         "CASE scale({arg}) {} ELSE ('1e' || {SCALE_DIGITS} * CASE WHEN scale({arg}) > {MAX_SCALE} THEN {MAX_SCALE} ELSE scale({arg}) END)::numeric END",
                         common_digits()
-                    );
-                    sums.push(format!("coalesce(sum({w} * {digit}){filter}, 0)"));
+                    )));
                 }
             }
-            _ => sums.push(format!("coalesce(sum({w} * {arg}::numeric){filter}, 0)")),
+            // Adding up numbers that are no numeric yet is faster, but a sum of rows with a weight may outgrow their type.
+            _ if w.is_none() => sums.push(sum(&arg)),
+            _ => sums.push(sum(&format!("{arg}::numeric"))),
         }
     }
     sums
+}
+
+/// How many rows a condition holds for.
+fn count(w: Option<&str>, condition: &str) -> String {
+    match w {
+        Some(w) => format!("coalesce(sum({w}) FILTER (WHERE {condition}), 0)::bigint"),
+        None => format!("count(*) FILTER (WHERE {condition})"),
+    }
 }
 
 /// The digits of scales that are common, as constants: to make a number of a text takes longer than all else that is done with a row.
@@ -309,21 +321,23 @@ pub(crate) fn state_names(keyed: &Keyed) -> Vec<String> {
 }
 
 /// Common table expressions that compute the state anew, and the result's rows: `result_<slot>`. `body` is the keyed query's, in
-/// the form in which it is to be read here. Of a state that is there already only what differs is written: most of it is the
-/// same.
-pub(crate) fn rebuild(slot: &str, keyed: &Keyed, body: &str, onto: Onto) -> String {
+/// the form in which it is to be read here, by this function if it is given ([`computed`]). Of a state that is there already only
+/// what differs is written: most of it is the same.
+pub(crate) fn rebuild(
+    slot: &str,
+    keyed: &Keyed,
+    body: &str,
+    function: Option<&str>,
+    onto: Onto,
+) -> String {
     let list = state_names(keyed).join(", ");
-    let new = full_state(keyed, body);
+    let columns = state_columns(keyed);
+    let new = computed(&columns, &full_state(keyed, body), function);
     let state = match onto {
         Onto::Empty => format!(
             "state_{slot} AS (INSERT INTO pgtrickle.state_{slot} ({list}) {new} RETURNING {list})"
         ),
         Onto::Old => {
-            let columns = state_columns(keyed);
-            let typed = columns
-                .iter()
-                .map(|(name, typed)| format!("n.{name}::{typed} AS {name}"));
-            let typed = typed.collect::<Vec<_>>().join(", ");
             let all = |row: &str| {
                 let names = columns.iter().map(|(name, _)| format!("{row}.{name}"));
                 names.collect::<Vec<_>>().join(", ")
@@ -339,7 +353,7 @@ pub(crate) fn rebuild(slot: &str, keyed: &Keyed, body: &str, onto: Onto) -> Stri
                 all("n")
             );
             format!(
-                "state_{slot} AS MATERIALIZED (SELECT {typed} FROM ({new}) n({list})),
+                "state_{slot} AS MATERIALIZED ({new}),
                  stale_{slot} AS (DELETE FROM pgtrickle.state_{slot} t WHERE NOT EXISTS (SELECT FROM state_{slot} n WHERE {same})),
                  fresh_{slot} AS (INSERT INTO pgtrickle.state_{slot} ({list}) SELECT {} FROM state_{slot} n
                     WHERE NOT EXISTS (SELECT FROM pgtrickle.state_{slot} t WHERE {same}))",

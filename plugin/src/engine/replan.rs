@@ -103,7 +103,9 @@ async fn plan_anew<C: Conn>(
     define::refuse_full(mode, &plan)?;
     cycle::refuse(c, &record, &plan).await?;
     let mut retyped = false;
-    if !renamed_only {
+    if renamed_only {
+        plan.has_function = record.plan.has_function;
+    } else {
         define::make_tables(c, id.0, &plan).await?;
         retyped = retype(c, &record).await?;
     }

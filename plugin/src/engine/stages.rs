@@ -3,8 +3,9 @@
 use crate::conn::Error;
 use crate::delta::apply::{self, Target};
 use crate::delta::state::{self, Onto};
-use crate::plan::cut::{from_ctes, stage_name, stage_table};
-use crate::plan::{Body, Plan, Stage, quote};
+use crate::delta::{computed, rows_name};
+use crate::plan::cut::{from_ctes, reads_any, stage_name, stage_table};
+use crate::plan::{Body, Column, Partition, Plan, Stage, quote};
 
 /// The table of stage `n` (from 1).
 pub(super) fn target(id: i64, n: usize, stage: &Stage) -> Target {
@@ -58,27 +59,35 @@ pub(super) fn tables(id: i64, plan: &Plan) -> String {
 /// [`Error::Internal`] for a plan that cannot be read.
 pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, String), Error> {
     let names: Vec<_> = (1..=plan.stages.len()).map(|n| stage_name(id, n)).collect();
+    let function = rows_name(id);
+    // A query that reads what another part of the statement computes has to be part of it too.
+    let function = |sql: &str| -> Result<_, Error> {
+        let alone = plan.has_function && !reads_any(sql, &names)?;
+        Ok(alone.then_some(function.as_str()))
+    };
     let mut ctes = Vec::new();
     for (i, stage) in plan.stages.iter().enumerate() {
         let slot = format!("{id}_{}", i + 1);
+        let columns = typed(&stage.columns, "c");
         let rows = match &stage.body {
             Body::Keyed(keyed) => {
-                ctes.push(state::rebuild(
-                    &slot,
-                    keyed,
-                    &from_ctes(&keyed.body, &names)?,
-                    onto,
-                ));
-                format!("SELECT * FROM result_{slot}")
+                let body = from_ctes(&keyed.body, &names)?;
+                let function = function(&keyed.body)?;
+                ctes.push(state::rebuild(&slot, keyed, &body, function, onto));
+                computed(&columns, &format!("SELECT * FROM result_{slot}"), None)
             }
-            Body::Partition(partition) => from_ctes(&partition.query, &names)?,
-            Body::Linear { sql } => from_ctes(sql, &names)?,
-            Body::Recursive(recursive) => recursive.query(
-                &names[i],
-                stage.columns.len(),
-                &from_ctes(&recursive.base, &names)?,
-                &from_ctes(&recursive.step, &names)?,
-            ),
+            Body::Partition(Partition { query: sql, .. }) | Body::Linear { sql } => {
+                computed(&columns, &from_ctes(sql, &names)?, function(sql)?)
+            }
+            Body::Recursive(recursive) => {
+                let query = recursive.query(
+                    &names[i],
+                    stage.columns.len(),
+                    &from_ctes(&recursive.base, &names)?,
+                    &from_ctes(&recursive.step, &names)?,
+                );
+                computed(&columns, &query, None)
+            }
             Body::Full { .. } => {
                 return Err(Error::Internal("a stage cannot be full".to_owned()));
             }
@@ -91,7 +100,7 @@ pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, Str
             )),
             Onto::Old => {
                 let target = target(id, i + 1, stage);
-                ctes.push(format!("{name} AS MATERIALIZED ({})", typed(stage, &rows)));
+                ctes.push(format!("{name} AS MATERIALIZED ({rows})"));
                 let new = format!("SELECT * FROM {name}");
                 ctes.push(apply::become_rows(
                     &slot,
@@ -103,33 +112,39 @@ pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, Str
             }
         }
     }
+    let columns = typed(&plan.columns, "o");
     let result = match &plan.body {
         Body::Keyed(keyed) => {
             let slot = id.to_string();
-            ctes.push(state::rebuild(
-                &slot,
-                keyed,
-                &from_ctes(&keyed.body, &names)?,
-                onto,
-            ));
+            let body = from_ctes(&keyed.body, &names)?;
+            let function = function(&keyed.body)?;
+            ctes.push(state::rebuild(&slot, keyed, &body, function, onto));
             format!("SELECT * FROM result_{slot}")
         }
-        Body::Linear { sql } if !names.is_empty() => from_ctes(sql, &names)?,
+        Body::Linear { sql } if !names.is_empty() => {
+            computed(&columns, &from_ctes(sql, &names)?, function(sql)?)
+        }
+        Body::Linear { .. } => {
+            let query = format!("SELECT * FROM pgtrickle.def_{id}");
+            computed(&columns, &query, function("")?)
+        }
+        // Under the creator's path, for which the name of no type is safe.
         _ => format!("SELECT * FROM pgtrickle.def_{id}"),
     };
     Ok((ctes, result))
 }
 
-/// A query with the columns of a stage's table, down to their collations.
-fn typed(stage: &Stage, rows: &str) -> String {
-    let names: Vec<_> = stage.columns.iter().map(|c| quote(&c.name)).collect();
-    let typed = stage.columns.iter().zip(&names);
-    let typed = typed.map(|(c, name)| format!("n.{name}::{}{} AS {name}", c.type_name, c.collate));
-    format!(
-        "SELECT {} FROM ({rows}) n({})",
-        typed.collect::<Vec<_>>().join(", "),
-        names.join(", ")
-    )
+/// Columns `prefix1…` of these types, down to their collations.
+fn typed(columns: &[Column], prefix: &str) -> Vec<(String, String)> {
+    let columns = columns.iter().zip(1..);
+    columns
+        .map(|(c, i)| {
+            (
+                format!("{prefix}{i}"),
+                format!("{}{}", c.type_name, c.collate),
+            )
+        })
+        .collect()
 }
 
 /// ANALYZE for the stages and states.

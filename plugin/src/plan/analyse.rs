@@ -66,6 +66,7 @@ pub(crate) async fn analyse<C: Conn>(
             .map(|f| f.oid)
             .collect(),
         settings,
+        has_function: true,
     };
     if full.is_some() {
         return Ok(plan);

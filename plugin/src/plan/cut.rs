@@ -14,7 +14,7 @@ use super::ast::{
     self, clauses, each_sublink, empty_select, expr_text, inner, output_names, parse_select,
     select_text, target, walk,
 };
-use super::inline::{Names, Reason, calls};
+use super::inline::{self, Names, Reason, calls};
 use super::keyed::{self, Pieces};
 use super::levels;
 use super::normalise::{is_plain, not, targets};
@@ -27,6 +27,8 @@ use super::{Recursive, quote};
 pub(crate) struct Spec {
     /// The whole query, with columns `c1…`.
     pub sql: String,
+    /// The same with names in FROM that are the same for the same query: a WITH query or view gets others wherever it is used.
+    identity: String,
     pub kind: Kind,
 }
 
@@ -383,11 +385,19 @@ impl Cut<'_> {
     /// Adds a stage, if it is not there yet, and gives a query for its columns.
     fn stage(&mut self, whole: SelectStmt, kind: Kind) -> Result<SelectStmt, Reason> {
         let columns = output_names(&whole).len();
-        let sql = select_text(&whole).map_err(|e| e.to_string())?;
-        let n = match self.stages.iter().position(|s| s.sql == sql) {
+        let text = |select: &SelectStmt| select_text(select).map_err(|e| e.to_string());
+        let sql = text(&whole)?;
+        let mut renamed = whole;
+        inline::rename(&mut renamed, "__pgt_s");
+        let identity = text(&renamed)?;
+        let n = match self.stages.iter().position(|s| s.identity == identity) {
             Some(n) => n + 1,
             None => {
-                self.stages.push(Spec { sql, kind });
+                self.stages.push(Spec {
+                    sql,
+                    identity,
+                    kind,
+                });
                 self.stages.len()
             }
         };
@@ -473,8 +483,10 @@ impl Cut<'_> {
                 };
                 let step = from_ctes(&recursive.step, std::slice::from_ref(&own));
                 let step = step.map_err(|e| e.to_string())?;
+                let sql = recursive.query(&own, columns.len(), &recursive.base, &step);
                 self.stages.push(Spec {
-                    sql: recursive.query(&own, columns.len(), &recursive.base, &step),
+                    identity: sql.clone(),
+                    sql,
                     kind: Kind::Recursive(recursive),
                 });
                 self.recursive.push((key, n));
@@ -942,6 +954,20 @@ pub(crate) fn restricted(
         select_text(&select)
     };
     Ok((with(&by_equality)?, with(&by_record)?))
+}
+
+/// Whether a query reads tables of these stages.
+///
+/// # Errors
+/// Those of [`parse_select`].
+pub(crate) fn reads_any(sql: &str, stages: &[String]) -> Result<bool, crate::conn::Error> {
+    let mut found = false;
+    if !stages.is_empty() {
+        ast::each_table(&mut parse_select(sql)?, &mut |relation| {
+            found |= relation.schemaname == "pgtrickle" && stages.contains(&relation.relname);
+        });
+    }
+    Ok(found)
 }
 
 /// The query with the tables of stages read from WITH queries of the same names.

@@ -220,8 +220,9 @@ impl Names {
     }
 }
 
-/// Gives all items of FROM in a query, at any depth, new names.
-fn rename(select: &mut SelectStmt, prefix: &str) {
+/// Gives all items of FROM in a query, at any depth, new names: by their order, so that queries which differ by such names only
+/// become the same.
+pub(super) fn rename(select: &mut SelectStmt, prefix: &str) {
     let mut names = BTreeMap::new();
     ast::each_item(select, &mut |item| {
         for name in ast::aliases(item) {

@@ -38,6 +38,9 @@ pub(crate) struct Plan {
     /// Functions, operators' functions and aggregates of users the query calls.
     pub functions: Vec<u32>,
     pub settings: Settings,
+    /// Whether there is a [`crate::delta::rows_function`].
+    #[serde(default)]
+    pub has_function: bool,
 }
 
 /// How a refresh computes the change.
