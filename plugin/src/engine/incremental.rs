@@ -46,7 +46,7 @@ pub(super) async fn incremental<C: Conn>(
     for changes in &changes {
         let table = format!("pgtrickle.delta_{}", changes.buffer);
         let analyze = if strange.contains(&changes.buffer) {
-            Some(format!("ANALYZE {table}"))
+            Some(format!("ANALYZE (SKIP_LOCKED) {table}"))
         } else {
             analyze(&table, changes.net, changes.analysed)
         };
@@ -204,5 +204,5 @@ pub(super) fn analyze(table: &str, rows: i64, analysed: Option<f64>) -> Option<S
     let known = analysed > 0.0
         && rows <= 4.0 * analysed.max(25.0)
         && (analysed <= 100.0 || rows * 4.0 >= analysed);
-    (rows > 0.0 && !known).then(|| format!("ANALYZE {table}"))
+    (rows > 0.0 && !known).then(|| format!("ANALYZE (SKIP_LOCKED) {table}"))
 }

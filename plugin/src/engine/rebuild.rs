@@ -58,7 +58,7 @@ fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
             &apply::difference(target, &new),
         ),
     );
-    statements.push(format!("ANALYZE pgtrickle.out_{id}"));
+    statements.push(format!("ANALYZE (SKIP_LOCKED) pgtrickle.out_{id}"));
     if !record.plan.stages.is_empty() {
         statements.extend(stages::analyze(id, &record.plan));
     }

@@ -151,13 +151,13 @@ fn typed(columns: &[Column], prefix: &str) -> Vec<(String, String)> {
 pub(super) fn analyze(id: i64, plan: &Plan) -> Vec<String> {
     let mut statements = Vec::new();
     if let Body::Keyed(_) = plan.body {
-        statements.push(format!("ANALYZE pgtrickle.state_{id}"));
+        statements.push(format!("ANALYZE (SKIP_LOCKED) pgtrickle.state_{id}"));
     }
     for (i, stage) in plan.stages.iter().enumerate() {
         let n = i + 1;
-        statements.push(format!("ANALYZE {}", stage_table(id, n)));
+        statements.push(format!("ANALYZE (SKIP_LOCKED) {}", stage_table(id, n)));
         if let Body::Keyed(_) = &stage.body {
-            statements.push(format!("ANALYZE pgtrickle.state_{id}_{n}"));
+            statements.push(format!("ANALYZE (SKIP_LOCKED) pgtrickle.state_{id}_{n}"));
         }
     }
     statements
