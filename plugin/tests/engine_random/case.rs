@@ -58,7 +58,8 @@ impl Case {
                 writeln!(script, "{statement};").expect("a String");
             }
             script.push_str(end);
-            script.push_str("REFRESH STREAM TABLE st;\n");
+            let full = if batch.full { " FULL" } else { "" };
+            writeln!(script, "REFRESH STREAM TABLE st{full};").expect("a String");
         }
         writeln!(script, "{};", comparison(&self.query.to_string())).expect("a String");
         script

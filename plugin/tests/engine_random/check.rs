@@ -122,8 +122,9 @@ async fn steps(
                 .batch_execute("SET session_replication_role = origin")
                 .await;
         }
-        let outcome = refresh(c, id, How::Auto, &query).await?;
-        unexpected(&run, &outcome)?;
+        let how = if batch.full { How::Full } else { How::Auto };
+        let outcome = refresh(c, id, how, &query).await?;
+        unexpected(&run, batch, &outcome)?;
         *run.refreshes.entry(outcome.mode).or_default() += 1;
         if last && sabotage == Sabotage::ExtraRow {
             let _ = c.batch_execute("INSERT INTO st DEFAULT VALUES").await;
@@ -189,9 +190,10 @@ async fn reason(c: &mut Client) -> Option<String> {
 }
 
 /// An incremental plan is recomputed only after a TRUNCATE: anything else would hide a wrong change.
-fn unexpected(run: &Run, outcome: &RefreshOutcome) -> Result<(), Stop> {
+fn unexpected(run: &Run, batch: &Batch, outcome: &RefreshOutcome) -> Result<(), Stop> {
     let reason = outcome.reason.as_deref().unwrap_or_default();
-    if run.full.is_none() && outcome.mode == "full" && !reason.contains("truncated") {
+    let wanted = run.full.is_some() || batch.full || reason.contains("truncated");
+    if outcome.mode == "full" && !wanted {
         return Err(Stop::Fail(
             "rebuilt".to_owned(),
             format!("rebuilt, because {reason}"),

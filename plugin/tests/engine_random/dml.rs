@@ -13,12 +13,15 @@ pub struct Batch {
     pub together: bool,
     /// Consumed changes are cleaned up before.
     pub cleanup: bool,
+    /// Taken in by recomputing: what the refreshes after it go by is then what that has left.
+    pub full: bool,
 }
 
 /// Makes three to six batches.
 pub fn generate(random: &mut Random, schema: &Schema) -> Vec<Batch> {
-    (0..random.between(3, 6))
-        .map(|_| {
+    let batches = random.between(3, 6);
+    (1..=batches)
+        .map(|n_th| {
             let together = random.chance(40);
             let n = random.between(1, 4);
             let statements = (0..n)
@@ -28,6 +31,7 @@ pub fn generate(random: &mut Random, schema: &Schema) -> Vec<Batch> {
                 statements,
                 together,
                 cleanup: random.chance(25),
+                full: random.chance(15) && n_th < batches,
             }
         })
         .collect()
