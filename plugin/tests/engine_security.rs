@@ -2,7 +2,7 @@
 
 mod engine_support;
 
-use engine_support::{connect, create, differences, refresh};
+use engine_support::{connect, create, differences, memory, refresh};
 use stream_tables::engine;
 use test_support::Postgres;
 use tokio_postgres::Client;
@@ -118,6 +118,49 @@ async fn what_others_put_in_the_place_of_a_view_does_not_run() {
         let refused = create(&mut c, "wider", "SELECT a FROM t").await;
         assert!(refused.is_err());
         sql(&c, "ROLLBACK; INSERT INTO t VALUES (1, 2)").await;
+        assert_eq!(count(&c, "SELECT count(*) FROM loot").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_others_put_in_the_place_of_a_function_does_not_run() {
+    local(async {
+        let server = Postgres::start(15);
+        let mut c = connect(&server).await;
+        sql(&c, "CREATE TABLE t (a int, b int); INSERT INTO t VALUES (1, 2)").await;
+        let query = "SELECT a, sum(b) AS s FROM t GROUP BY a";
+        let id = create(&mut c, "st", query).await.expect("st");
+        let planted = |names: &str, arguments: &str| {
+            format!(
+                "SET ROLE mallory;
+                 DO $do$ DECLARE n text; BEGIN FOR n IN {names} LOOP
+                    EXECUTE 'CREATE FUNCTION pgtrickle.' || n || '({arguments}) RETURNS SETOF record LANGUAGE plpgsql AS ' ||
+                        quote_literal('BEGIN INSERT INTO public.loot VALUES (current_user); RETURN QUERY EXECUTE query; END');
+                 END LOOP; END $do$; RESET ROLE"
+            )
+        };
+        sql(
+            &c,
+            "CREATE ROLE mallory; CREATE TABLE loot (who text); GRANT INSERT ON loot TO mallory; GRANT CREATE, USAGE ON SCHEMA pgtrickle TO mallory",
+        )
+        .await;
+        // A twin of one that is there, for which a call could be meant too.
+        let twin = planted(&format!("SELECT 'rows_{id}'"), "query text, more int DEFAULT 0");
+        sql(&c, &twin).await;
+        sql(&c, "UPDATE t SET b = 3").await;
+        engine::refresh(&mut c, &memory(), id, engine::How::Full).await.expect("REFRESH");
+        assert!(differences(&mut c, "st", query).await.is_empty());
+        // One where another is to be.
+        let next = planted(
+            "SELECT 'rows_' || i FROM pgtrickle.id_seq s, generate_series(s.last_value, s.last_value + 20) i",
+            "query text",
+        );
+        sql(&c, &next).await;
+        assert!(create(&mut c, "next", query).await.is_err());
+        sql(&c, "ROLLBACK; BEGIN").await;
+        engine::drop(&mut c, id, false).await.expect("DROP");
+        sql(&c, "COMMIT").await;
         assert_eq!(count(&c, "SELECT count(*) FROM loot").await, 0);
     })
     .await;

@@ -12,6 +12,12 @@ use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::plan::{Column, Image, Plan, Table};
 
+/// The table that is locked by those who read a buffer (ROW EXCLUSIVE) and those who delete from it (SHARE). The buffer itself would
+/// not do: those who write to sources lock it.
+pub(crate) fn turn(buffer: i64) -> String {
+    format!("pgtrickle.turn_{buffer}")
+}
+
 /// OIDs as an SQL list; never empty, as `IN ()` is no SQL.
 pub(crate) fn list(oids: &[u32]) -> String {
     if oids.is_empty() {
@@ -105,22 +111,20 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
             }
         }
         if !changed.is_empty() {
-            for kind in ["changes", "delta"] {
-                let parts: Vec<_> = changed
-                    .iter()
-                    .map(|column| {
-                        let n = column.attnum;
-                        format!(
-                            "DROP COLUMN IF EXISTS c{n}, ADD COLUMN c{n} {}{}",
-                            column.type_name, column.collate
-                        )
-                    })
-                    .collect();
-                statements.push(format!(
-                    "ALTER TABLE pgtrickle.{kind}_{id} {}",
-                    parts.join(", ")
-                ));
-            }
+            let parts: Vec<_> = changed
+                .iter()
+                .map(|column| {
+                    let n = column.attnum;
+                    format!(
+                        "DROP COLUMN IF EXISTS c{n}, ADD COLUMN c{n} {}{}",
+                        column.type_name, column.collate
+                    )
+                })
+                .collect();
+            statements.push(format!(
+                "ALTER TABLE pgtrickle.changes_{id} {}",
+                parts.join(", ")
+            ));
         }
         let code = trigger::code(id, table, &columns);
         if state.text(1) != Some(&code) {
@@ -148,8 +152,7 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         // A publication FOR ALL TABLES needs it to let us delete.
         format!("ALTER TABLE pgtrickle.changes_{id} REPLICA IDENTITY FULL"),
         format!("CREATE INDEX ON pgtrickle.changes_{id} (xid)"),
-        // Filled and emptied within each refresh. Not logged: its rows never outlive a transaction.
-        format!("CREATE UNLOGGED TABLE pgtrickle.delta_{id} (w bigint NOT NULL{typed})"),
+        format!("CREATE UNLOGGED TABLE {} ()", turn(id)),
         format!("INSERT INTO pgtrickle.buffer (id, owner, relid) VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {relid})"),
     ])
     .await?;
@@ -196,7 +199,7 @@ pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error>
             format!(
                 "DROP FUNCTION IF EXISTS pgtrickle.capture_{id}(), pgtrickle.columns_{id}() CASCADE"
             ),
-            format!("DROP TABLE IF EXISTS pgtrickle.changes_{id}, pgtrickle.delta_{id}"),
+            format!("DROP TABLE IF EXISTS pgtrickle.changes_{id}, {}", turn(*id)),
             format!("DELETE FROM pgtrickle.buffer WHERE id = {id}"),
         ])
         .await?;

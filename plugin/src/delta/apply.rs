@@ -2,8 +2,8 @@
 
 use pgcat::plugins::ErrorFields;
 
-use super::{Cell, hash, net, numbered};
-use crate::plan::{Body, Column, quote};
+use super::{Cell, hash, image, net, numbered};
+use crate::plan::{Body, Column, Image, quote};
 
 /// The user's table and its columns, by the names they have now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,11 +181,7 @@ fn take(body: &Body, columns: &[Column], target: &Target, due: &str) -> String {
         conditions.push(format!("{left} = {right}"));
     }
     if !t.is_empty() {
-        conditions.push(format!(
-            "record_image_eq(ROW({}), ROW({}))",
-            t.join(", "),
-            o.join(", ")
-        ));
+        conditions.push(same_image(columns, &t, &o));
     }
     let condition = if conditions.is_empty() {
         "true".to_owned()
@@ -199,6 +195,39 @@ fn take(body: &Body, columns: &[Column], target: &Target, due: &str) -> String {
             WHERE t.ctid = d.tid",
         table = target.name,
     )
+}
+
+/// Whether two rows look the same. Equal bytes do, and others may: a slice of an array keeps a bitmap of NULLs that its values have no
+/// use for, until it is read from its text again, as [`net`] does.
+fn same_image(columns: &[Column], t: &[String], o: &[String]) -> String {
+    let equal = |plain: bool| -> (Vec<&str>, Vec<&str>) {
+        let pairs = columns.iter().zip(t.iter().zip(o));
+        let some = pairs.filter(|(c, _)| plain == (c.image == Image::Plain));
+        some.map(|(_, (t, o))| (t.as_str(), o.as_str())).unzip()
+    };
+    let bytes = |t: &[&str], o: &[&str]| {
+        format!(
+            "record_image_eq(ROW({}), ROW({}))",
+            t.join(", "),
+            o.join(", ")
+        )
+    };
+    let all = |of: &[String]| of.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let same = format!("record_image_eq(ROW({}), ROW({}))", all(t), all(o));
+    let (of_t, of_o) = equal(false);
+    if of_t.is_empty() {
+        return same;
+    }
+    let texts = of_t
+        .iter()
+        .zip(&of_o)
+        .map(|(t, o)| format!("{} = {}", image(t), image(o)));
+    let mut alike: Vec<_> = texts.collect();
+    let (of_t, of_o) = equal(true);
+    if !of_t.is_empty() {
+        alike.push(bytes(&of_t, &of_o));
+    }
+    format!("({same} OR {})", alike.join(" AND "))
 }
 
 /// The INSERT of the rows of `from` with a positive weight into a table. A further condition may follow.

@@ -83,6 +83,9 @@ pub(crate) fn computed(
     query: &str,
     function: Option<&str>,
 ) -> String {
+    if columns.is_empty() {
+        return query.to_owned();
+    }
     let list = |item: &dyn Fn(&(String, String)) -> String| {
         columns.iter().map(item).collect::<Vec<_>>().join(", ")
     };
@@ -92,32 +95,28 @@ pub(crate) fn computed(
         list(&|(name, _)| name.clone())
     );
     match function {
-        Some(function) if !columns.is_empty() => format!(
+        Some(function) => format!(
             "SELECT * FROM {function}({}) n({})",
             literal(&query),
             list(&|(name, typed)| format!("{name} {typed}"))
         ),
-        _ => query,
+        None => query,
     }
 }
 
 /// The function of a stream table that runs a query and returns its rows. PostgreSQL computes nothing in parallel within a statement
-/// that writes, but for this; under the statement's own snapshot, as it is STABLE. It may do no more than its caller. (It is taken to
-/// return many rows: few are not what a plan has to fear.)
+/// that writes, but for this; under the statement's own snapshot, as it is STABLE. It may do no more than its caller. (Its rows are
+/// taken to be many: where they are, a nested loop over them would never end.) Not OR REPLACE: a function that is there already stays
+/// its owner's, whoever replaces its body.
 pub(crate) fn rows_function(id: i64) -> [String; 2] {
-    let name = rows_name(id);
+    let name = format!("pgtrickle.rows_{id}");
     [
         format!(
-            "CREATE OR REPLACE FUNCTION {name}(query text) RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 100000
+            "CREATE FUNCTION {name}(query text) RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 100000
                 AS 'BEGIN RETURN QUERY EXECUTE query; END'"
         ),
         format!("REVOKE ALL ON FUNCTION {name}(text) FROM PUBLIC"),
     ]
-}
-
-/// The name of [`rows_function`].
-pub(crate) fn rows_name(id: i64) -> String {
-    format!("pgtrickle.rows_{id}")
 }
 
 /// `prefix1, prefix2, …`

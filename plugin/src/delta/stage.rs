@@ -46,15 +46,33 @@ pub(crate) fn condition(xmax: &str, running: &str, own: &str, seq: &str) -> Stri
     )
 }
 
+/// The table in which a stream table's refreshes stage the changes of a buffer.
+pub(crate) fn staging(id: i64, buffer: i64) -> String {
+    format!("pgtrickle.delta_{id}_{buffer}")
+}
+
+/// The definition of [`staging`]. Filled and emptied within each refresh, and not logged: its rows never outlive a transaction.
+pub(crate) fn staging_table(id: i64, buffer: i64, columns: &[Column]) -> String {
+    let typed = columns
+        .iter()
+        .map(|c| format!(", c{} {}{}", c.attnum, c.type_name, c.collate));
+    format!(
+        "CREATE UNLOGGED TABLE {} (w bigint NOT NULL{})",
+        staging(id, buffer),
+        typed.collect::<String>()
+    )
+}
+
 /// How many values [`stage`] returns for a table.
 pub(crate) const STAGED: usize = 4;
 
-/// Puts the net changes of tables (buffers and columns) into their staging tables, if there are no more of them than `most`, an
+/// Puts the net changes of tables (buffers and columns) into the staging tables of stream table `id`, if there are no more of them than `most`, an
 /// expression that may be NULL: to stage very many takes longer than to recompute many a query, and so does to count them. Returns
 /// one row, for each of them: how many rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there
 /// were before netting (`due_`), and the staging table's rows as the planner takes them (`rows_`); and after all of them `worth`,
-/// without which none of these is told, and `last`.
+/// without which nothing is staged and no change looked at any further, and `last`.
 pub(crate) fn stage(
+    id: i64,
     tables: &[(i64, &[Column])],
     frontier: &Frontier,
     most: &str,
@@ -78,7 +96,8 @@ pub(crate) fn stage(
         ));
         let from = format!("due_{buffer} WHERE w <> 0 AND (SELECT worth FROM choice)");
         staged.push(format!(
-            "staged_{buffer} AS (INSERT INTO pgtrickle.delta_{buffer} (w{list}) {} RETURNING 1)",
+            "staged_{buffer} AS (INSERT INTO {} (w{list}) {} RETURNING 1)",
+            staging(id, *buffer),
             net("w", &cells, &from)
         ));
         // PostgreSQL reads no more of it than it is asked for.
@@ -88,7 +107,7 @@ pub(crate) fn stage(
              (SELECT worth FROM choice) AND EXISTS (SELECT FROM due_{buffer} WHERE w = 0) AS lost_{buffer},
              CASE WHEN (SELECT worth FROM choice) THEN (SELECT count(*) FROM due_{buffer}) END AS due_{buffer},
              {} AS rows_{buffer}",
-            super::estimated_rows(&format!("pgtrickle.delta_{buffer}"))
+            super::estimated_rows(&staging(id, *buffer))
         ));
     }
     ctes.push(format!(

@@ -272,7 +272,7 @@ fn value(
 
 /// Ten digits count ten thousand million values of one scale.
 const SCALE_DIGITS: u32 = 10;
-/// The product of some amounts and rates.
+/// The product of an amount and two or three rates, with two digits each after the point.
 const COMMON_SCALE: u32 = 8;
 /// Scales above are not told apart: the number would outgrow numeric.
 const MAX_SCALE: u32 = 1000;
@@ -368,9 +368,9 @@ pub(crate) fn rebuild(
 /// What there is where a result is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Onto {
-    /// Nothing yet.
+    /// Nothing.
     Empty,
-    /// An earlier one.
+    /// An earlier one, which is taken to be sound.
     Old,
 }
 

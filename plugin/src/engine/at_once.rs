@@ -7,7 +7,7 @@ use super::look::{Changes, Now, look, opening};
 use super::record::{Record, SLACK};
 use super::settings;
 use crate::conn::{Conn, Error, Statement};
-use crate::delta::stage::stage;
+use crate::delta::stage::{stage, staging};
 use crate::delta::{apply, keyed, raise_unless};
 use crate::plan::Body;
 use crate::plan::terms::Olds;
@@ -84,13 +84,19 @@ fn compose(record: &mut Record, changed: Vec<u32>, named: bool) -> Result<Option
         settings::planned(),
         raise_unless(&as_predicted(record, &changed), OTHERWISE)
     );
-    let (sql, parameters) = stage(&record.captured(), frontier, &SLACK.to_string(), &last);
+    let (sql, parameters) = stage(
+        record.id.0,
+        &record.captured(),
+        frontier,
+        &SLACK.to_string(),
+        &last,
+    );
     statements.push(record.kept(&sql, parameters));
     statements.push(record.kept(&compute, Vec::new()));
     let emptied: Vec<_> = record
         .buffers()
         .filter(|(relid, _)| changed.contains(relid))
-        .map(|(_, buffer)| format!("pgtrickle.delta_{buffer}"))
+        .map(|(_, buffer)| staging(record.id.0, buffer))
         .collect();
     statements.extend(ending(
         record,

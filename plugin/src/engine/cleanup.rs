@@ -1,6 +1,7 @@
 //! The removal of what nobody needs any more.
 
 use super::{StreamTableId, remove};
+use crate::capture;
 use crate::conn::{Conn, Error};
 
 /// Changes a buffer may hold for stream tables that do not take them in (suspended, failing); beyond, these are rebuilt.
@@ -68,7 +69,7 @@ async fn clean<C: Conn>(c: &mut C, id: i64) -> Result<u64, Error> {
         "SET LOCAL synchronous_commit = off".to_owned(),
         // Keeps refreshes out, which hold ROW EXCLUSIVE from before their snapshot until their commit: one that is under
         // way may need rows that all committed frontiers have passed.
-        format!("LOCK TABLE pgtrickle.delta_{id} IN SHARE MODE"),
+        format!("LOCK TABLE {} IN SHARE MODE", capture::turn(id)),
         // Who does not take changes in must not hold them for ever.
         format!(
             "UPDATE pgtrickle.catalog c SET frontier_snapshot = NULL FROM pgtrickle.source s

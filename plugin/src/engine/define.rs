@@ -8,6 +8,7 @@ use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta;
+use crate::delta::stage::staging_table;
 use crate::plan::{Body, Column, Plan, analyse, literal, quote};
 
 /// Checks and analyses the query, makes its view, capture and catalog row (status `creating`), in the caller's transaction.
@@ -38,6 +39,7 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
     .await?;
     // Last, as it takes the locks on the sources.
     capture::attach(c, &mut plan).await?;
+    make_staging(c, id, &plan).await?;
     save_plan(c, StreamTableId(id), view, &plan).await?;
     saved.restore(c).await?;
     Ok(StreamTableId(id))
@@ -216,7 +218,7 @@ pub(super) fn refuse_full(mode: Mode, plan: &Plan) -> Result<(), Error> {
 /// Makes the staging tables of the result and of the stages, and the states of their groups. The stages' own tables are there.
 pub(super) async fn make_tables<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
     let mut statements = tables(&id.to_string(), &plan.body, &plan.columns);
-    if plan.has_function {
+    if !plan.is_full() {
         statements.extend(delta::rows_function(id));
     }
     for (i, stage) in plan.stages.iter().enumerate() {
@@ -247,6 +249,13 @@ fn tables(slot: &str, body: &Body, columns: &[Column]) -> Vec<String> {
         Body::Full { .. } | Body::Linear { .. } | Body::Recursive(_) => {}
     }
     statements
+}
+
+/// Makes the tables in which changes are staged, once they are captured.
+pub(super) async fn make_staging<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
+    let tables = plan.tables.iter();
+    let staging = tables.filter_map(|t| Some(staging_table(id, t.buffer?, &t.columns)));
+    c.batch(&staging.collect::<Vec<_>>()).await.map(|_| ())
 }
 
 /// Writes the plan, its sources and its fingerprint to the catalog.

@@ -7,6 +7,8 @@ use super::record::Record;
 use super::refresh::Attempt;
 use super::{cost, recursion, settings, stages};
 use crate::conn::{Conn, Error, Statement};
+use crate::delta::stage::staging;
+use crate::delta::state::Onto;
 use crate::delta::{apply, estimated_rows, keyed, partition};
 use crate::plan::terms::Olds;
 use crate::plan::{Body, Column};
@@ -39,17 +41,9 @@ pub(super) async fn incremental<C: Conn>(
         statements.push(settings::IN_MEMORY.to_owned().into());
         Olds::Apart
     };
-    let strange = match olds {
-        Olds::Within => Vec::new(),
-        Olds::Apart => strange_statistics(c, record).await?,
-    };
     for changes in &changes {
-        let table = format!("pgtrickle.delta_{}", changes.buffer);
-        let analyze = if strange.contains(&changes.buffer) {
-            Some(format!("ANALYZE (SKIP_LOCKED) {table}"))
-        } else {
-            analyze(&table, changes.net, changes.analysed)
-        };
+        let table = staging(id, changes.buffer);
+        let analyze = analyze(&table, changes.net, changes.analysed);
         statements.extend(analyze.map(Statement::from));
         emptied.push(table);
     }
@@ -73,7 +67,7 @@ pub(super) async fn incremental<C: Conn>(
                 if far.await? {
                     emptied.push(out);
                     recursion::give_up(c, record, &emptied).await?;
-                    return rebuild(c, record, now, recursion::TOO_FAR).await;
+                    return rebuild(c, record, now, recursion::TOO_FAR, Onto::Old).await;
                 }
             } else {
                 piece.change(c, record, &delta, &mut statements).await?;
@@ -117,26 +111,6 @@ pub(super) async fn incremental<C: Conn>(
         emptied: &emptied,
     };
     finish(c, record, now, statements, done).await
-}
-
-/// The buffers whose staging tables the server knows by other columns. Stream tables that share a buffer use different ones, and
-/// leave the rest NULL: after an ANALYZE for another one the server expects next to no row of a join by ours.
-async fn strange_statistics<C: Conn>(c: &mut C, record: &Record) -> Result<Vec<i64>, Error> {
-    let used = record.captured().into_iter().flat_map(|(buffer, columns)| {
-        let columns = columns.iter();
-        columns.map(move |column| format!("({buffer}, 'delta_{buffer}', 'c{}')", column.attnum))
-    });
-    let used: Vec<_> = used.collect();
-    if used.is_empty() {
-        return Ok(Vec::new());
-    }
-    let sql = format!(
-        "SELECT DISTINCT u.buffer FROM (VALUES {}) u(buffer, t, c) JOIN pg_catalog.pg_stats s
-            ON s.schemaname = 'pgtrickle' AND s.tablename = u.t AND s.attname = u.c AND s.null_frac = 1",
-        used.join(", ")
-    );
-    let rows = c.query_kept(sql, Vec::new()).await?;
-    Ok(rows.iter().filter_map(|row| row.int(0)).collect())
 }
 
 /// A stage, or the result.

@@ -72,7 +72,7 @@ async fn filled<C: Conn>(
     target: &Target,
     isolation: Isolation,
 ) -> Result<Record, Error> {
-    let statements = fill(&record, target, isolation)?;
+    let statements = fill(c, &record, target, isolation).await?;
     if !record.is_by_parts() {
         c.batch(&statements).await?;
         return Ok(record);
@@ -99,19 +99,27 @@ async fn filled<C: Conn>(
     }
     replan::recompute(c, id, &failure).await?;
     let record = record::read(c, id).await?;
-    c.batch(&fill(&record, target, isolation)?).await?;
+    let statements = fill(c, &record, target, isolation).await?;
+    c.batch(&statements).await?;
     Ok(record)
 }
 
 /// One statement, so one snapshot also under READ COMMITTED: data, stages, states and frontier.
-fn fill(record: &Record, target: &Target, isolation: Isolation) -> Result<Vec<String>, Error> {
+async fn fill<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    target: &Target,
+    isolation: Isolation,
+) -> Result<Vec<String>, Error> {
     let columns: Vec<_> = target.columns.iter().map(|c| quote(c)).collect();
     let into = if columns.is_empty() {
         String::new()
     } else {
         format!(" ({})", columns.join(", "))
     };
-    let (mut ctes, rows) = stages::fill(record.id.0, &record.plan, Onto::Empty)?;
+    let function = stages::function(c, record.id.0).await?;
+    let (mut ctes, rows) =
+        stages::fill(record.id.0, &record.plan, function.as_deref(), Onto::Empty)?;
     ctes.push(format!(
         "data AS (INSERT INTO {}{into} {rows})",
         target.name

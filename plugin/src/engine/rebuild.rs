@@ -13,14 +13,16 @@ use crate::delta::apply;
 use crate::delta::state::Onto;
 use crate::plan::literal;
 
-/// Recomputes the result, and writes what differs.
+/// Recomputes the result, and writes what differs; of what is hidden too, or all of it, as `onto` says: somebody who asks for it, or
+/// an earlier attempt that has failed, may have reason to doubt that it is sound.
 pub(super) async fn rebuild<C: Conn>(
     c: &mut C,
     record: &Record,
     now: &Now,
     reason: &str,
+    onto: Onto,
 ) -> Result<Attempt, Error> {
-    let statements = rebuild_statements(record)?;
+    let statements = rebuild_statements(c, record, onto).await?;
     let emptied: Vec<_> = record.staging().collect();
     let done = Done {
         mode: "full",
@@ -43,13 +45,22 @@ pub(super) async fn rebuild<C: Conn>(
 }
 
 /// The difference between query and table into the staging table, with state and frontier from the same snapshot.
-fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
+async fn rebuild_statements<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    onto: Onto,
+) -> Result<Vec<Statement>, Error> {
     let id = record.id.0;
     let target = record.target()?;
-    let (mut ctes, new) = stages::fill(id, &record.plan, Onto::Old)?;
+    let function = stages::function(c, id).await?;
+    let (mut ctes, new) = stages::fill(id, &record.plan, function.as_deref(), onto)?;
     ctes.push(load::frontier(record));
     let with = format!("WITH {}", ctes.join(", "));
-    let mut statements = settings::under_creators_path(
+    let mut statements = match onto {
+        Onto::Empty => stages::emptied(id, &record.plan),
+        Onto::Old => Vec::new(),
+    };
+    statements.extend(settings::under_creators_path(
         &record.plan,
         apply::collect(
             &id.to_string(),
@@ -57,7 +68,7 @@ fn rebuild_statements(record: &Record) -> Result<Vec<Statement>, Error> {
             &with,
             &apply::difference(target, &new),
         ),
-    );
+    ));
     statements.push(format!("ANALYZE (SKIP_LOCKED) pgtrickle.out_{id}"));
     if !record.plan.stages.is_empty() {
         statements.extend(stages::analyze(id, &record.plan));
@@ -101,7 +112,7 @@ pub async fn refresh_in_transaction<C: Conn>(
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     c.batch(&record.locks()).await?;
     let target = record.target()?;
-    let mut statements = rebuild_statements(&record)?;
+    let mut statements = rebuild_statements(c, &record, Onto::Empty).await?;
     let reason = "the refresh ran inside a transaction block";
     let emptied: Vec<_> = record.staging().collect();
     let conclusion = Conclusion {

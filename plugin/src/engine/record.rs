@@ -8,9 +8,10 @@ use super::fingerprint;
 use super::habit::Habit;
 use super::look::Now;
 use super::settings;
+use crate::capture;
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::apply::Target;
-use crate::delta::stage::Frontier;
+use crate::delta::stage::{Frontier, staging};
 use crate::plan::terms::{self, Olds};
 use crate::plan::{Body, Column, Plan};
 
@@ -400,7 +401,7 @@ impl Record {
 
     /// The tables in which their changes are staged.
     pub(super) fn staging(&self) -> impl Iterator<Item = String> {
-        self.buffers().map(|(_, b)| format!("pgtrickle.delta_{b}"))
+        self.buffers().map(|(_, b)| staging(self.id.0, b))
     }
 
     /// The buffers, and the columns that are in them.
@@ -420,7 +421,7 @@ impl Record {
         }
     }
 
-    /// `LOCK` statements for the sources and the staging tables; they take no snapshot. The lock on a staging table keeps
+    /// `LOCK` statements for the sources and for our turn with the buffers; they take no snapshot. The latter keep
     /// [`super::cleanup_buffers`] out from before our snapshot until our commit.
     pub(super) fn locks(&self) -> Vec<String> {
         let mut statements = Vec::new();
@@ -436,11 +437,11 @@ impl Record {
                 tables.join(", ")
             ));
         }
-        let staging: Vec<_> = self.staging().collect();
-        if !staging.is_empty() {
+        let turns: Vec<_> = self.buffers().map(|(_, b)| capture::turn(b)).collect();
+        if !turns.is_empty() {
             statements.push(format!(
                 "LOCK TABLE {} IN ROW EXCLUSIVE MODE",
-                staging.join(", ")
+                turns.join(", ")
             ));
         }
         statements

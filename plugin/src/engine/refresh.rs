@@ -12,6 +12,7 @@ use super::record::{self, Record, Seen};
 use super::{How, Isolation, RefreshOutcome, StreamTableId, cost, group, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
 use crate::delta::stage::{STAGED, stage};
+use crate::delta::state::Onto;
 
 /// Why a refresh is a full one, for which somebody waits.
 pub(super) const ASKED: &str = "a full refresh was asked for";
@@ -243,11 +244,16 @@ pub(super) enum Attempt {
     Rebuild,
 }
 
+const AMBIGUOUS_FUNCTION: &str = "42725";
+
 /// Whether an error may be one that the query itself does not raise. A delta combines rows of different states, which the
 /// query never meets together: rows that are gone with sub-selects as they are now, for one. So a division by what was never
 /// zero may fail, or a sub-select have more rows than one; and errors of functions, checks of domains and types likewise.
+///
+/// Not that a function of ours has a twin by now, which somebody else has made: the next attempt sees that
+/// ([`super::stages::function`]).
 pub(super) fn may_be_ours(code: &str) -> bool {
-    code != "42501"
+    !["42501", AMBIGUOUS_FUNCTION].contains(&code)
         && ["21", "22", "2F", "38", "39", "42", "P0"]
             .iter()
             .any(|class| code.starts_with(class))
@@ -350,7 +356,13 @@ async fn within<C: Conn>(
     let head = statements.len();
     if let Some(frontier) = record.frontier.as_ref().filter(|_| stages(record, demand)) {
         let most = cost::most(record);
-        let (sql, parameters) = stage(&record.captured(), frontier, &most, &settings::planned());
+        let (sql, parameters) = stage(
+            record.id.0,
+            &record.captured(),
+            frontier,
+            &most,
+            &settings::planned(),
+        );
         statements.push(record.kept(&sql, parameters));
     }
     let results = c.run(&statements).await.map_err(gone_is_drift)?;
@@ -377,12 +389,17 @@ async fn within<C: Conn>(
     }
     let Some(found) = results.get(head).and_then(|r| r.first()).filter(|_| known) else {
         let reason = demand.unwrap_or("the changes since the last refresh are not known");
-        return rebuild(c, record, &now, reason).await;
+        let onto = if demand.is_some() {
+            Onto::Empty
+        } else {
+            Onto::Old
+        };
+        return rebuild(c, record, &now, reason, onto).await;
     };
     let changes = Changes::of_all(record, found);
     if !found.is_true(STAGED * changes.len()) {
         let reason = cost::reason(c, record).await?;
-        return rebuild(c, record, &now, &reason).await;
+        return rebuild(c, record, &now, &reason, Onto::Old).await;
     }
     if changes.iter().any(|changes| changes.lost) {
         return rebuild(
@@ -390,6 +407,7 @@ async fn within<C: Conn>(
             record,
             &now,
             "a source was truncated, or changes of it were lost",
+            Onto::Old,
         )
         .await;
     }

@@ -6,7 +6,6 @@ use super::record::{self, Record};
 use super::{StreamTableId, drift, stages};
 use crate::capture;
 use crate::conn::{Conn, Error};
-use crate::delta;
 
 /// Drops the user's table, and everything of ours that nobody else uses, in the caller's transaction. Also what is left of a
 /// stream table whose table is gone. The locks on the sources come last.
@@ -68,12 +67,9 @@ async fn remove<C: Conn>(c: &mut C, record: &Record, cascade: bool) -> Result<()
         stages::tables(id.0, &record.plan)
     ));
     statements.push(format!(
-        "DROP FUNCTION IF EXISTS {}(text)",
-        delta::rows_name(id.0)
-    ));
-    statements.push(format!(
         "DELETE FROM pgtrickle.source WHERE stream_table = {id}"
     ));
     statements.push(format!("DELETE FROM pgtrickle.catalog WHERE id = {id}"));
-    c.batch(&statements).await.map(|_| ())
+    c.batch(&statements).await?;
+    stages::drop_function(c, id.0).await
 }

@@ -91,6 +91,7 @@ async fn plan_anew<C: Conn>(
             format!("UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"),
         ])
         .await?;
+        stages::drop_function(c, id.0).await?;
     }
     let mut plan = analyse::analyse(
         c,
@@ -103,13 +104,14 @@ async fn plan_anew<C: Conn>(
     define::refuse_full(mode, &plan)?;
     cycle::refuse(c, &record, &plan).await?;
     let mut retyped = false;
-    if renamed_only {
-        plan.has_function = record.plan.has_function;
-    } else {
+    if !renamed_only {
         define::make_tables(c, id.0, &plan).await?;
         retyped = retype(c, &record).await?;
     }
     capture::attach(c, &mut plan).await?;
+    if !renamed_only {
+        define::make_staging(c, id.0, &plan).await?;
+    }
     define::save_plan(c, id, record.view, &plan).await?;
     let used: Vec<_> = plan.tables.iter().filter_map(|t| t.buffer).collect();
     let unused: Vec<_> = record

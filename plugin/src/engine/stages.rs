@@ -1,11 +1,12 @@
 //! The hidden tables between the sources and the result.
 
-use crate::conn::Error;
+use crate::conn::{Conn, Error};
 use crate::delta::apply::{self, Target};
+use crate::delta::computed;
+use crate::delta::stage::staging;
 use crate::delta::state::{self, Onto};
-use crate::delta::{computed, rows_name};
 use crate::plan::cut::{from_ctes, reads_any, stage_name, stage_table};
-use crate::plan::{Body, Column, Partition, Plan, Stage, quote};
+use crate::plan::{Body, Column, Keyed, Partition, Plan, Stage, literal, quote};
 
 /// The table of stage `n` (from 1).
 pub(super) fn target(id: i64, n: usize, stage: &Stage) -> Target {
@@ -43,6 +44,8 @@ pub(super) fn tables(id: i64, plan: &Plan) -> String {
         format!("pgtrickle.state_{id}"),
         format!("pgtrickle.keys_{id}"),
     ];
+    let buffers = plan.tables.iter().filter_map(|t| t.buffer);
+    names.extend(buffers.map(|buffer| staging(id, buffer)));
     for n in 1..=plan.stages.len() {
         names.push(stage_table(id, n));
         for kind in ["out", "state", "keys"] {
@@ -52,42 +55,92 @@ pub(super) fn tables(id: i64, plan: &Plan) -> String {
     names.join(", ")
 }
 
-/// Common table expressions that fill the stages and states, so that one statement, with one snapshot, does it all; and the query
+/// Statements that empty the stages and all states.
+pub(super) fn emptied(id: i64, plan: &Plan) -> Vec<String> {
+    let mut statements = Vec::new();
+    if let Body::Keyed(_) = &plan.body {
+        statements.push(format!("DELETE FROM pgtrickle.state_{id}"));
+    }
+    for (i, stage) in plan.stages.iter().enumerate() {
+        let n = i + 1;
+        statements.push(format!("DELETE FROM {}", stage_table(id, n)));
+        if let Body::Keyed(_) = &stage.body {
+            statements.push(format!("DELETE FROM pgtrickle.state_{id}_{n}"));
+        }
+    }
+    statements
+}
+
+/// The stream table's [`rows_function`](crate::delta::rows_function), to be called by the current role. None if there is none, or
+/// one of somebody else's by that name, which a call could be taken to mean.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn function<C: Conn>(c: &mut C, id: i64) -> Result<Option<String>, Error> {
+    let name = format!("rows_{id}");
+    let sql = format!(
+        "SELECT count(*) = 1 AND bool_and(p.proowner = c.owner AND p.pronargs = 1 AND p.proargtypes[0] = 'text'::regtype)
+         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pgtrickle.catalog c ON c.id = {id}
+         WHERE n.nspname = 'pgtrickle' AND p.proname = {}",
+        literal(&name)
+    );
+    let rows = c.query(&sql).await?;
+    let usable = rows.first().is_some_and(|row| row.is_true(0));
+    Ok(usable.then(|| format!("pgtrickle.{name}")))
+}
+
+/// Drops the function, if it is the current role's to drop.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn drop_function<C: Conn>(c: &mut C, id: i64) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p
+         WHERE p.oid OPERATOR(pg_catalog.=) pg_catalog.to_regprocedure({}) AND pg_catalog.pg_has_role(p.proowner, 'USAGE')",
+        literal(&format!("pgtrickle.rows_{id}(pg_catalog.text)"))
+    );
+    let rows = c.query(&sql).await?;
+    if let Some(function) = rows.first().and_then(|row| row.text(0)) {
+        c.query(&format!("DROP FUNCTION {function}")).await?;
+    }
+    Ok(())
+}
+
+/// Common table expressions that fill the stages and states, by this [`function`] where that makes a difference, so that one statement, with one snapshot, does it all; and the query
 /// for the result.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
-pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, String), Error> {
+pub(super) fn fill(
+    id: i64,
+    plan: &Plan,
+    function: Option<&str>,
+    onto: Onto,
+) -> Result<(Vec<String>, String), Error> {
     let names: Vec<_> = (1..=plan.stages.len()).map(|n| stage_name(id, n)).collect();
-    let function = rows_name(id);
-    // A query that reads what another part of the statement computes has to be part of it too.
-    let function = |sql: &str| -> Result<_, Error> {
-        let alone = plan.has_function && !reads_any(sql, &names)?;
-        Ok(alone.then_some(function.as_str()))
+    let grouped = |slot: &str, keyed: &Keyed| -> Result<String, Error> {
+        // What reads another part of the statement has to be a part of it too.
+        let function = function.filter(|_| !reads_any(&keyed.body, &names).unwrap_or(true));
+        let body = from_ctes(&keyed.body, &names)?;
+        Ok(state::rebuild(slot, keyed, &body, function, onto))
     };
     let mut ctes = Vec::new();
     for (i, stage) in plan.stages.iter().enumerate() {
         let slot = format!("{id}_{}", i + 1);
-        let columns = typed(&stage.columns, "c");
         let rows = match &stage.body {
             Body::Keyed(keyed) => {
-                let body = from_ctes(&keyed.body, &names)?;
-                let function = function(&keyed.body)?;
-                ctes.push(state::rebuild(&slot, keyed, &body, function, onto));
-                computed(&columns, &format!("SELECT * FROM result_{slot}"), None)
+                ctes.push(grouped(&slot, keyed)?);
+                format!("SELECT * FROM result_{slot}")
             }
             Body::Partition(Partition { query: sql, .. }) | Body::Linear { sql } => {
-                computed(&columns, &from_ctes(sql, &names)?, function(sql)?)
+                from_ctes(sql, &names)?
             }
-            Body::Recursive(recursive) => {
-                let query = recursive.query(
-                    &names[i],
-                    stage.columns.len(),
-                    &from_ctes(&recursive.base, &names)?,
-                    &from_ctes(&recursive.step, &names)?,
-                );
-                computed(&columns, &query, None)
-            }
+            Body::Recursive(recursive) => recursive.query(
+                &names[i],
+                stage.columns.len(),
+                &from_ctes(&recursive.base, &names)?,
+                &from_ctes(&recursive.step, &names)?,
+            ),
             Body::Full { .. } => {
                 return Err(Error::Internal("a stage cannot be full".to_owned()));
             }
@@ -100,7 +153,8 @@ pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, Str
             )),
             Onto::Old => {
                 let target = target(id, i + 1, stage);
-                ctes.push(format!("{name} AS MATERIALIZED ({rows})"));
+                let typed = computed(&typed(&stage.columns), &rows, None);
+                ctes.push(format!("{name} AS MATERIALIZED ({typed})"));
                 let new = format!("SELECT * FROM {name}");
                 ctes.push(apply::become_rows(
                     &slot,
@@ -112,39 +166,22 @@ pub(super) fn fill(id: i64, plan: &Plan, onto: Onto) -> Result<(Vec<String>, Str
             }
         }
     }
-    let columns = typed(&plan.columns, "o");
     let result = match &plan.body {
         Body::Keyed(keyed) => {
             let slot = id.to_string();
-            let body = from_ctes(&keyed.body, &names)?;
-            let function = function(&keyed.body)?;
-            ctes.push(state::rebuild(&slot, keyed, &body, function, onto));
+            ctes.push(grouped(&slot, keyed)?);
             format!("SELECT * FROM result_{slot}")
         }
-        Body::Linear { sql } if !names.is_empty() => {
-            computed(&columns, &from_ctes(sql, &names)?, function(sql)?)
-        }
-        Body::Linear { .. } => {
-            let query = format!("SELECT * FROM pgtrickle.def_{id}");
-            computed(&columns, &query, function("")?)
-        }
-        // Under the creator's path, for which the name of no type is safe.
+        Body::Linear { sql } if !names.is_empty() => from_ctes(sql, &names)?,
         _ => format!("SELECT * FROM pgtrickle.def_{id}"),
     };
     Ok((ctes, result))
 }
 
-/// Columns `prefix1…` of these types, down to their collations.
-fn typed(columns: &[Column], prefix: &str) -> Vec<(String, String)> {
-    let columns = columns.iter().zip(1..);
-    columns
-        .map(|(c, i)| {
-            (
-                format!("{prefix}{i}"),
-                format!("{}{}", c.type_name, c.collate),
-            )
-        })
-        .collect()
+/// Names and types of a stage's columns, down to their collations.
+fn typed(columns: &[Column]) -> Vec<(String, String)> {
+    let typed = |c: &Column| (c.name.clone(), format!("{}{}", c.type_name, c.collate));
+    columns.iter().map(typed).collect()
 }
 
 /// ANALYZE for the stages and states.

@@ -66,7 +66,6 @@ pub(crate) async fn analyse<C: Conn>(
             .map(|f| f.oid)
             .collect(),
         settings,
-        has_function: true,
     };
     if full.is_some() {
         return Ok(plan);

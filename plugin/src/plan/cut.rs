@@ -27,7 +27,8 @@ use super::{Recursive, quote};
 pub(crate) struct Spec {
     /// The whole query, with columns `c1…`.
     pub sql: String,
-    /// The same with names in FROM that are the same for the same query: a WITH query or view gets others wherever it is used.
+    /// The same with aliases by their order, so that equal queries have one text: a WITH query or view gets others wherever it is
+    /// used.
     identity: String,
     pub kind: Kind,
 }

@@ -19,6 +19,8 @@ pub(crate) mod terms;
 pub(crate) use facts::columns as source_columns;
 use serde::{Deserialize, Serialize};
 
+use crate::delta::stage::staging;
+
 /// Everything a refresh needs, kept in the catalog as JSON. Names in it are those of the moment it was made; a
 /// fingerprint tells when they no longer hold.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,9 +40,6 @@ pub(crate) struct Plan {
     /// Functions, operators' functions and aggregates of users the query calls.
     pub functions: Vec<u32>,
     pub settings: Settings,
-    /// Whether there is a [`crate::delta::rows_function`].
-    #[serde(default)]
-    pub has_function: bool,
 }
 
 /// How a refresh computes the change.
@@ -359,7 +358,7 @@ impl Plan {
             delta: t
                 .buffer
                 .filter(|_| changed(t.relid))
-                .map(|b| (format!("pgtrickle.delta_{b}"), 'c')),
+                .map(|b| (staging(id, b), 'c')),
         });
         let stages = self.stages.iter().enumerate().map(|(i, s)| terms::Input {
             schema: "pgtrickle",

@@ -122,7 +122,17 @@ async fn steps(
                 .batch_execute("SET session_replication_role = origin")
                 .await;
         }
-        let how = if batch.full { How::Full } else { How::Auto };
+        let how = match (batch.full, i % 2) {
+            (true, 0) => How::Full,
+            // The same, but what is hidden is compared and not made anew.
+            (true, _) => {
+                c.batch_execute("UPDATE pgtrickle.catalog SET frontier_snapshot = NULL")
+                    .await
+                    .expect("the catalog can be written");
+                How::Auto
+            }
+            (false, _) => How::Auto,
+        };
         let outcome = refresh(c, id, how, &query).await?;
         unexpected(&run, batch, &outcome)?;
         *run.refreshes.entry(outcome.mode).or_default() += 1;
