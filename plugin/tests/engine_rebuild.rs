@@ -181,6 +181,10 @@ async fn a_staging_table_that_autovacuum_has_is_not_waited_for() {
         hidden(&c, "out", id).await,
         hidden(&c, "state", id).await,
     ];
+    assert!(
+        staging.iter().all(|tables| !tables.is_empty()),
+        "{staging:?}"
+    );
     let staging = staging.concat().join(", ");
     let lock = format!("BEGIN; LOCK TABLE {staging} IN SHARE UPDATE EXCLUSIVE MODE");
     autovacuum.batch_execute(&lock).await.unwrap();

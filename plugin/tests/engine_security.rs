@@ -151,14 +151,32 @@ async fn what_others_put_in_the_place_of_a_function_does_not_run() {
         sql(&c, "UPDATE t SET b = 3").await;
         engine::refresh(&mut c, &memory(), id, engine::How::Full).await.expect("REFRESH");
         assert!(differences(&mut c, "st", query).await.is_empty());
-        // One where another is to be.
-        let next = planted(
-            "SELECT 'rows_' || i FROM pgtrickle.id_seq s, generate_series(s.last_value, s.last_value + 20) i",
-            "query text",
-        );
+        // One where another is to be, and tables and their likes.
+        let ids = "pgtrickle.id_seq s, generate_series(s.last_value, s.last_value + 20) i";
+        let next = planted(&format!("SELECT 'rows_' || i FROM {ids}"), "query text");
         sql(&c, &next).await;
-        assert!(create(&mut c, "next", query).await.is_err());
-        sql(&c, "ROLLBACK; BEGIN").await;
+        let id_of_next = create(&mut c, "next", query).await.expect("next");
+        sql(&c, "UPDATE t SET b = 4").await;
+        engine::refresh(&mut c, &memory(), id_of_next, engine::How::Full).await.expect("REFRESH");
+        assert!(differences(&mut c, "next", query).await.is_empty());
+        sql(
+            &c,
+            &format!(
+                "GRANT SELECT ON t TO mallory; GRANT USAGE, CREATE ON SCHEMA public TO mallory; SET ROLE mallory;
+                 CREATE FUNCTION public.loot() RETURNS trigger LANGUAGE plpgsql AS
+                    $f$ BEGIN INSERT INTO public.loot VALUES (current_user); RETURN NEW; END $f$;
+                 DO $do$ DECLARE n bigint; BEGIN FOR n IN SELECT i FROM {ids} LOOP
+                    EXECUTE format('CREATE TABLE pgtrickle.stage_%s_1 (c1 int, c2 bigint)', n);
+                    EXECUTE format('CREATE TRIGGER t BEFORE INSERT ON pgtrickle.stage_%s_1 FOR EACH ROW EXECUTE FUNCTION public.loot()', n);
+                 END LOOP; END $do$; RESET ROLE"
+            ),
+        )
+        .await;
+        let staged = "SELECT s.a, s.s FROM (SELECT a, sum(b) AS s FROM t GROUP BY a) s JOIN t ON t.a = s.a";
+        let refused = create(&mut c, "staged", staged).await.expect_err("staged");
+        assert_eq!(refused.code(), "42P07", "{refused}");
+        sql(&c, "BEGIN").await;
+        engine::drop(&mut c, id_of_next, false).await.expect("DROP");
         engine::drop(&mut c, id, false).await.expect("DROP");
         sql(&c, "COMMIT").await;
         assert_eq!(count(&c, "SELECT count(*) FROM loot").await, 0);

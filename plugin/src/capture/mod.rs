@@ -199,7 +199,8 @@ pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error>
             format!(
                 "DROP FUNCTION IF EXISTS pgtrickle.capture_{id}(), pgtrickle.columns_{id}() CASCADE"
             ),
-            format!("DROP TABLE IF EXISTS pgtrickle.changes_{id}, {}", turn(*id)),
+            // In the order in which the clean-up locks them.
+            format!("DROP TABLE IF EXISTS {}, pgtrickle.changes_{id}", turn(*id)),
             format!("DELETE FROM pgtrickle.buffer WHERE id = {id}"),
         ])
         .await?;

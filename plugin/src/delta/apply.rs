@@ -200,34 +200,24 @@ fn take(body: &Body, columns: &[Column], target: &Target, due: &str) -> String {
 /// Whether two rows look the same. Equal bytes do, and others may: a slice of an array keeps a bitmap of NULLs that its values have no
 /// use for, until it is read from its text again, as [`net`] does.
 fn same_image(columns: &[Column], t: &[String], o: &[String]) -> String {
-    let equal = |plain: bool| -> (Vec<&str>, Vec<&str>) {
-        let pairs = columns.iter().zip(t.iter().zip(o));
-        let some = pairs.filter(|(c, _)| plain == (c.image == Image::Plain));
-        some.map(|(_, (t, o))| (t.as_str(), o.as_str())).unzip()
+    let rows = columns.iter().zip(t.iter().zip(o));
+    let (plain, other): (Vec<_>, Vec<_>) = rows.partition(|(c, _)| c.image == Image::Plain);
+    let bytes = |of: &[(&Column, (&String, &String))]| {
+        let side = |pick: fn(&(&String, &String)) -> String| {
+            let cells: Vec<_> = of.iter().map(|(_, pair)| pick(pair)).collect();
+            cells.join(", ")
+        };
+        let (t, o) = (side(|pair| pair.0.clone()), side(|pair| pair.1.clone()));
+        (!of.is_empty()).then(|| format!("record_image_eq(ROW({t}), ROW({o}))"))
     };
-    let bytes = |t: &[&str], o: &[&str]| {
-        format!(
-            "record_image_eq(ROW({}), ROW({}))",
-            t.join(", "),
-            o.join(", ")
-        )
-    };
-    let all = |of: &[String]| of.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let same = format!("record_image_eq(ROW({}), ROW({}))", all(t), all(o));
-    let (of_t, of_o) = equal(false);
-    if of_t.is_empty() {
-        return same;
-    }
-    let texts = of_t
+    let texts = other
         .iter()
-        .zip(&of_o)
-        .map(|(t, o)| format!("{} = {}", image(t), image(o)));
-    let mut alike: Vec<_> = texts.collect();
-    let (of_t, of_o) = equal(true);
-    if !of_t.is_empty() {
-        alike.push(bytes(&of_t, &of_o));
-    }
-    format!("({same} OR {})", alike.join(" AND "))
+        .map(|(_, (t, o))| format!("{} = {}", image(t), image(o)));
+    let texts = texts.collect::<Vec<_>>().join(" AND ");
+    let other = bytes(&other).map(|same| format!("({same} OR {texts})"));
+    // Those first that cost less.
+    let all: Vec<_> = bytes(&plain).into_iter().chain(other).collect();
+    all.join(" AND ")
 }
 
 /// The INSERT of the rows of `from` with a positive weight into a table. A further condition may follow.

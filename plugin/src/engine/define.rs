@@ -218,7 +218,7 @@ pub(super) fn refuse_full(mode: Mode, plan: &Plan) -> Result<(), Error> {
 /// Makes the staging tables of the result and of the stages, and the states of their groups. The stages' own tables are there.
 pub(super) async fn make_tables<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
     let mut statements = tables(&id.to_string(), &plan.body, &plan.columns);
-    if !plan.is_full() {
+    if !plan.is_full() && !stages::is_function_taken(c, id).await? {
         statements.extend(delta::rows_function(id));
     }
     for (i, stage) in plan.stages.iter().enumerate() {

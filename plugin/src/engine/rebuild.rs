@@ -86,7 +86,10 @@ pub async fn refresh_in_transaction<C: Conn>(
     id: StreamTableId,
     how: How,
 ) -> Result<RefreshOutcome, Error> {
-    let _ = how;
+    let onto = match how {
+        How::Auto => Onto::Old,
+        How::Full => Onto::Empty,
+    };
     let mut record = record::read(c, id).await?;
     if record.relid.is_none() {
         load::load(c, id, Isolation::ReadCommitted).await?;
@@ -112,7 +115,7 @@ pub async fn refresh_in_transaction<C: Conn>(
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     c.batch(&record.locks()).await?;
     let target = record.target()?;
-    let mut statements = rebuild_statements(c, &record, Onto::Empty).await?;
+    let mut statements = rebuild_statements(c, &record, onto).await?;
     let reason = "the refresh ran inside a transaction block";
     let emptied: Vec<_> = record.staging().collect();
     let conclusion = Conclusion {

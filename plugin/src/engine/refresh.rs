@@ -244,16 +244,11 @@ pub(super) enum Attempt {
     Rebuild,
 }
 
-const AMBIGUOUS_FUNCTION: &str = "42725";
-
 /// Whether an error may be one that the query itself does not raise. A delta combines rows of different states, which the
 /// query never meets together: rows that are gone with sub-selects as they are now, for one. So a division by what was never
 /// zero may fail, or a sub-select have more rows than one; and errors of functions, checks of domains and types likewise.
-///
-/// Not that a function of ours has a twin by now, which somebody else has made: the next attempt sees that
-/// ([`super::stages::function`]).
 pub(super) fn may_be_ours(code: &str) -> bool {
-    !["42501", AMBIGUOUS_FUNCTION].contains(&code)
+    code != "42501"
         && ["21", "22", "2F", "38", "39", "42", "P0"]
             .iter()
             .any(|class| code.starts_with(class))
@@ -426,10 +421,13 @@ async fn within<C: Conn>(
     }
 }
 
-/// A table that vanished under its name was renamed or dropped.
+/// A table that vanished under its name was renamed or dropped; and a column of a buffer that does not fit ours has been given
+/// the type that it has in the source by now, for another stream table.
 pub(super) fn gone_is_drift(error: Error) -> Error {
     match &error {
-        Error::Server(fields) if matches!(fields.code.as_str(), "42P01" | "3F000" | "42703") => {
+        Error::Server(fields)
+            if matches!(fields.code.as_str(), "42P01" | "3F000" | "42703" | "42804") =>
+        {
             Error::Drift(fields.message.clone())
         }
         _ => error,

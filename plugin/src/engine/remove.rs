@@ -63,13 +63,9 @@ async fn remove<C: Conn>(c: &mut C, record: &Record, cascade: bool) -> Result<()
     }
     statements.push(format!("DROP VIEW IF EXISTS pgtrickle.def_{id}"));
     statements.push(format!(
-        "DROP TABLE IF EXISTS {}",
-        stages::tables(id.0, &record.plan)
-    ));
-    statements.push(format!(
         "DELETE FROM pgtrickle.source WHERE stream_table = {id}"
     ));
     statements.push(format!("DELETE FROM pgtrickle.catalog WHERE id = {id}"));
     c.batch(&statements).await?;
-    stages::drop_function(c, id.0).await
+    stages::drop_all(c, id.0, &record.plan).await
 }

@@ -83,15 +83,11 @@ async fn plan_anew<C: Conn>(
         _ => Mode::Auto,
     };
     if !renamed_only {
-        c.batch(&[
-            format!(
-                "DROP TABLE IF EXISTS {}",
-                stages::tables(id.0, &record.plan)
-            ),
-            format!("UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"),
-        ])
+        stages::drop_all(c, id.0, &record.plan).await?;
+        c.query(&format!(
+            "UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"
+        ))
         .await?;
-        stages::drop_function(c, id.0).await?;
     }
     let mut plan = analyse::analyse(
         c,

@@ -37,8 +37,28 @@ pub(super) fn index(stage: &Stage, target: &Target) -> Option<String> {
     }
 }
 
-/// What a stream table has in `pgtrickle` besides its definition view: a list for DROP TABLE IF EXISTS.
-pub(super) fn tables(id: i64, plan: &Plan) -> String {
+/// Drops what a stream table has in `pgtrickle` besides its definition view and its rows in the catalog; of these names what is the
+/// current role's to drop: the plan tells more than there is, and somebody else may have put a table there.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn drop_all<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
+    let names: Vec<_> = tables(id, plan).iter().map(|name| literal(name)).collect();
+    let sql = format!(
+        "SELECT pg_catalog.string_agg(t.name, ', ') FROM pg_catalog.unnest(ARRAY[{}]::text[]) t(name)
+         JOIN pg_catalog.pg_class k ON k.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(t.name)
+         WHERE k.relkind OPERATOR(pg_catalog.=) 'r' AND pg_catalog.pg_has_role(k.relowner, 'USAGE')",
+        names.join(", ")
+    );
+    let rows = c.query(&sql).await?;
+    if let Some(found) = rows.first().and_then(|row| row.text(0)) {
+        c.query(&format!("DROP TABLE {found}")).await?;
+    }
+    drop_function(c, id).await
+}
+
+/// The tables it may have.
+fn tables(id: i64, plan: &Plan) -> Vec<String> {
     let mut names = vec![
         format!("pgtrickle.out_{id}"),
         format!("pgtrickle.state_{id}"),
@@ -52,7 +72,7 @@ pub(super) fn tables(id: i64, plan: &Plan) -> String {
             names.push(format!("pgtrickle.{kind}_{id}_{n}"));
         }
     }
-    names.join(", ")
+    names
 }
 
 /// Statements that empty the stages and all states.
@@ -89,11 +109,21 @@ pub(super) async fn function<C: Conn>(c: &mut C, id: i64) -> Result<Option<Strin
     Ok(usable.then(|| format!("pgtrickle.{name}")))
 }
 
-/// Drops the function, if it is the current role's to drop.
+/// Whether there is a function of that name, whosever it is: it is done without one then.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn drop_function<C: Conn>(c: &mut C, id: i64) -> Result<(), Error> {
+pub(super) async fn is_function_taken<C: Conn>(c: &mut C, id: i64) -> Result<bool, Error> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+            WHERE n.nspname OPERATOR(pg_catalog.=) 'pgtrickle' AND p.proname OPERATOR(pg_catalog.=) {})",
+        literal(&format!("rows_{id}"))
+    );
+    let rows = c.query(&sql).await?;
+    Ok(rows.first().is_some_and(|row| row.is_true(0)))
+}
+
+async fn drop_function<C: Conn>(c: &mut C, id: i64) -> Result<(), Error> {
     let sql = format!(
         "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p
          WHERE p.oid OPERATOR(pg_catalog.=) pg_catalog.to_regprocedure({}) AND pg_catalog.pg_has_role(p.proowner, 'USAGE')",

@@ -14,7 +14,7 @@ use super::normalise::normalise;
 use super::recursion::Recursion;
 use super::{
     Aggregate, Body, Column, Extreme, Image, Keyed, Partition, Plan, Settings, Stage, Table,
-    WeightKind, Weights, probe, terms,
+    WeightKind, Weights, literal, probe, terms,
 };
 use crate::conn::{Conn, Error};
 
@@ -274,12 +274,14 @@ async fn body<C: Conn>(
     let mut stages = Vec::new();
     for (i, spec) in specs.into_iter().enumerate() {
         let table = cut::stage_table(id, i + 1);
-        // After mere renames of the sources it is there, with its rows.
-        c.query(&format!(
-            "CREATE TABLE IF NOT EXISTS {table} AS {} WITH NO DATA",
-            spec.sql
-        ))
-        .await?;
+        // After mere renames of the sources it is there, with its rows. Not one that somebody else has put there.
+        if !is_own(c, id, &cut::stage_name(id, i + 1)).await? {
+            c.query(&format!(
+                "CREATE TABLE {table} AS {} WITH NO DATA",
+                spec.sql
+            ))
+            .await?;
+        }
         let relid = crate::catalog::regclass(c, &table).await?;
         let columns = facts::columns(c, relid).await?;
         let body = match spec.kind {
@@ -301,6 +303,18 @@ async fn body<C: Conn>(
         Ok(body) => Ok(Ok((stages, body))),
         Err(reason) => drop_stages(c, id, stages.len(), reason).await,
     }
+}
+
+/// Whether there is a table of this name in `pgtrickle` that belongs to the stream table's owner.
+async fn is_own<C: Conn>(c: &mut C, id: i64, name: &str) -> Result<bool, Error> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_class k JOIN pg_namespace n ON n.oid = k.relnamespace
+            WHERE n.nspname = 'pgtrickle' AND k.relname = {} AND k.relkind = 'r' AND pg_get_userbyid(k.relowner)
+                = coalesce((SELECT pg_get_userbyid(c.owner) FROM pgtrickle.catalog c WHERE c.id = {id}), current_user))",
+        literal(name)
+    );
+    let rows = c.query(&sql).await?;
+    Ok(rows.first().is_some_and(|row| row.is_true(0)))
 }
 
 async fn drop_stages<C: Conn, T>(
