@@ -138,6 +138,25 @@ async fn a_sub_select_has_the_first_row_of_each_kind() {
     .await;
 }
 
+/// Whose columns have names of its own, which for a UNION ALL are those of its first arm.
+#[tokio::test(flavor = "current_thread")]
+async fn values_come_first_in_a_union() {
+    follows_by_changes(
+        SCHEMA,
+        &[
+            "SELECT l.id, u.column1 FROM l JOIN ((VALUES (1), (2)) UNION ALL SELECT r.v FROM r) u ON u.column1 = l.k",
+            "SELECT u.a, count(*) AS n FROM ((VALUES (1, 'x'), (2, NULL)) UNION ALL SELECT r.v, 'r' FROM r) u(a) JOIN l ON l.k = u.a GROUP BY u.a",
+        ],
+        &[
+            "UPDATE l SET k = 3 - k WHERE k IN (1, 2); INSERT INTO r VALUES (50, 5, 0, 1), (51, 5, 0, 2)",
+            "DELETE FROM r WHERE v = 1",
+            "UPDATE l SET k = k",
+            "INSERT INTO l SELECT 100 + i, i % 3, i FROM generate_series(1, 20) i; DELETE FROM r WHERE id = 51",
+        ],
+    )
+    .await;
+}
+
 /// `a` and `A` are equal under the collation, and differ all the same.
 #[tokio::test(flavor = "current_thread")]
 async fn the_case_of_a_letter_changes_under_a_collation_without_case() {

@@ -333,7 +333,7 @@ impl Rewriter<'_> {
                     self.selects += selects;
                     empty(side)?;
                     if export {
-                        export_weight(side, &parse_expr("1::pg_catalog.int8")?);
+                        export_weight(side, &parse_expr("1::pg_catalog.int8")?)?;
                     }
                 } else {
                     self.select(side, export)?;
@@ -370,8 +370,7 @@ impl Rewriter<'_> {
         if factors.is_empty() || sign < 0 {
             factors.push(format!("({sign})::pg_catalog.int8"));
         }
-        export_weight(select, &parse_expr(&factors.join(" * "))?);
-        Ok(())
+        export_weight(select, &parse_expr(&factors.join(" * "))?)
     }
 
     fn item(&mut self, item: &mut Node, weights: &mut Vec<String>) -> Result<(), Error> {
@@ -757,18 +756,27 @@ pub(super) fn captives(
         .collect())
 }
 
-fn export_weight(select: &mut SelectStmt, weight: &Node) {
+fn export_weight(select: &mut SelectStmt, weight: &Node) -> Result<(), Error> {
     for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
-        export_weight(side, weight);
+        export_weight(side, weight)?;
     }
-    for row in &mut select.values_lists {
-        if let Some(NodeEnum::List(list)) = &mut row.node {
-            list.items.push(weight.clone());
-        }
-    }
-    if select.larg.is_none() && select.values_lists.is_empty() {
+    if select.larg.is_none() {
+        wrap_values(select)?;
         select.target_list.push(ast::target(WEIGHT, weight.clone()));
     }
+    Ok(())
+}
+
+/// Makes VALUES a SELECT from it: it has no WHERE, and no names for its columns, which for a UNION ALL are those of its first arm.
+fn wrap_values(select: &mut SelectStmt) -> Result<(), Error> {
+    if select.values_lists.is_empty() {
+        return Ok(());
+    }
+    let values = std::mem::replace(select, parse_select("SELECT * FROM (VALUES (1)) v")?);
+    if let Some(NodeEnum::RangeSubselect(sub)) = select.from_clause[0].node.as_mut() {
+        sub.subquery = Some(Box::new(ast::node(NodeEnum::SelectStmt(Box::new(values)))));
+    }
+    Ok(())
 }
 
 fn empty(select: &mut SelectStmt) -> Result<(), Error> {
@@ -776,16 +784,7 @@ fn empty(select: &mut SelectStmt) -> Result<(), Error> {
         empty(side)?;
     }
     if select.larg.is_none() {
-        if !select.values_lists.is_empty() {
-            // VALUES has no WHERE.
-            let values = std::mem::replace(
-                select,
-                parse_select("SELECT * FROM (VALUES (1)) v WHERE false")?,
-            );
-            if let Some(NodeEnum::RangeSubselect(sub)) = select.from_clause[0].node.as_mut() {
-                sub.subquery = Some(Box::new(ast::node(NodeEnum::SelectStmt(Box::new(values)))));
-            }
-        }
+        wrap_values(select)?;
         select.where_clause = Some(Box::new(parse_expr("false")?));
     }
     Ok(())
