@@ -116,8 +116,8 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
                 .map(|column| {
                     let n = column.attnum;
                     format!(
-                        "DROP COLUMN IF EXISTS c{n}, ADD COLUMN c{n} {}{}",
-                        column.type_name, column.collate
+                        "DROP COLUMN IF EXISTS c{n}, ADD COLUMN c{n} {}",
+                        column.typed()
                     )
                 })
                 .collect();
@@ -136,12 +136,7 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
     }
     let typed: String = columns
         .values()
-        .map(|column| {
-            format!(
-                ", c{} {}{}",
-                column.attnum, column.type_name, column.collate
-            )
-        })
+        .map(|column| format!(", c{} {}", column.attnum, column.typed()))
         .collect();
     c.batch(&[
         format!(

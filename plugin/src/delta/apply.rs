@@ -61,7 +61,7 @@ pub(crate) fn out_table(slot: &str, columns: &[Column]) -> String {
     let typed: String = columns
         .iter()
         .enumerate()
-        .map(|(i, c)| format!(", o{} {}{}", i + 1, c.type_name, c.collate))
+        .map(|(i, c)| format!(", o{} {}", i + 1, c.typed()))
         .collect();
     format!("CREATE UNLOGGED TABLE pgtrickle.out_{slot} (w bigint NOT NULL{typed})")
 }
@@ -79,16 +79,21 @@ pub(crate) fn cells(columns: &[Column], prefix: &str) -> Vec<Cell> {
 /// weight; `with` goes before.
 pub(crate) fn collect(slot: &str, columns: &[Column], with: &str, rows: &str) -> String {
     let names = numbered("o", columns.len());
-    let mut aliases = names.clone();
-    aliases.push("w".to_owned());
-    let net = net(
-        "d.w",
-        &cells(columns, "d."),
-        &format!("({rows}) d({})", aliases.join(", ")),
-    );
+    let net = net_of(columns, rows);
     format!(
         "{with} INSERT INTO pgtrickle.out_{slot} (w{}) {net}",
         super::comma(&names)
+    )
+}
+
+/// The net of weighted rows, a query whose columns are those of the result and then the weight.
+fn net_of(columns: &[Column], rows: &str) -> String {
+    let mut aliases = numbered("o", columns.len());
+    aliases.push("w".to_owned());
+    net(
+        "d.w",
+        &cells(columns, "d."),
+        &format!("({rows}) d({})", aliases.join(", ")),
     )
 }
 
@@ -148,13 +153,7 @@ pub(crate) fn become_rows(
     new: &str,
 ) -> String {
     let names = super::comma(&numbered("o", columns.len()));
-    let mut aliases = numbered("o", columns.len());
-    aliases.push("w".to_owned());
-    let net = net(
-        "d.w",
-        &cells(columns, "d."),
-        &format!("({}) d({})", difference(target, new), aliases.join(", ")),
-    );
+    let net = net_of(columns, &difference(target, new));
     format!(
         "net_{slot}(w{names}) AS MATERIALIZED ({net}),
          due_{slot} AS MATERIALIZED (SELECT row_number() OVER () AS tid, o.* FROM net_{slot} o WHERE o.w < 0),

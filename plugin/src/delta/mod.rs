@@ -109,7 +109,7 @@ pub(crate) fn computed(
 /// taken to be many: where they are, a nested loop over them would never end.) Not OR REPLACE: a function that is there already stays
 /// its owner's, whoever replaces its body.
 pub(crate) fn rows_function(id: i64) -> [String; 2] {
-    let name = format!("pgtrickle.rows_{id}");
+    let name = format!("pgtrickle.{}", rows_name(id));
     [
         format!(
             "CREATE FUNCTION {name}(query text) RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 100000
@@ -117,6 +117,11 @@ pub(crate) fn rows_function(id: i64) -> [String; 2] {
         ),
         format!("REVOKE ALL ON FUNCTION {name}(text) FROM PUBLIC"),
     ]
+}
+
+/// The name of [`rows_function`] in `pgtrickle`.
+pub(crate) fn rows_name(id: i64) -> String {
+    format!("rows_{id}")
 }
 
 /// `prefix1, prefix2, …`

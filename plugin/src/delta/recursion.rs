@@ -89,7 +89,7 @@ impl Recursion<'_> {
         let nulls: String = self
             .columns
             .iter()
-            .map(|c| format!("NULL::{}{}, ", c.type_name, c.collate))
+            .map(|c| format!("NULL::{}, ", c.typed()))
             .collect();
         format!(
             "(SELECT {nulls}NULL::int8 WHERE false UNION ALL {rows}) x({}, w)",

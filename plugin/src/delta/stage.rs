@@ -55,7 +55,7 @@ pub(crate) fn staging(id: i64, buffer: i64) -> String {
 pub(crate) fn staging_table(id: i64, buffer: i64, columns: &[Column]) -> String {
     let typed = columns
         .iter()
-        .map(|c| format!(", c{} {}{}", c.attnum, c.type_name, c.collate));
+        .map(|c| format!(", c{} {}", c.attnum, c.typed()));
     format!(
         "CREATE UNLOGGED TABLE {} (w bigint NOT NULL{})",
         staging(id, buffer),
@@ -66,9 +66,9 @@ pub(crate) fn staging_table(id: i64, buffer: i64, columns: &[Column]) -> String 
 /// How many values [`stage`] returns for a table.
 pub(crate) const STAGED: usize = 4;
 
-/// Puts the net changes of tables (buffers and columns) into the staging tables of stream table `id`, if there are no more of them than `most`, an
-/// expression that may be NULL: to stage very many takes longer than to recompute many a query, and so does to count them. Returns
-/// one row, for each of them: how many rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there
+/// Puts the net changes of tables (buffers and columns) into the staging tables of stream table `id`, if there are no more of them
+/// than `most`, an expression that may be NULL: to stage very many takes longer than to recompute many a query, and so does to count
+/// them. Returns one row, for each of them: how many rows were staged (`net_<buffer>`), whether changes were lost (`lost_`), how many changes there
 /// were before netting (`due_`), and the staging table's rows as the planner takes them (`rows_`); and after all of them `worth`,
 /// without which nothing is staged and no change looked at any further, and `last`.
 pub(crate) fn stage(

@@ -5,12 +5,11 @@ use crate::plan::{Aggregate, Column, Extreme, Keyed, WeightKind, Weights};
 
 /// Name and type of the state's columns.
 fn state_columns(keyed: &Keyed) -> Vec<(String, String)> {
-    let typed = |c: &Column| format!("{}{}", c.type_name, c.collate);
     let mut columns: Vec<_> = keyed
         .keys
         .iter()
         .enumerate()
-        .map(|(i, c)| (format!("k{}", i + 1), typed(c)))
+        .map(|(i, c)| (format!("k{}", i + 1), c.typed()))
         .collect();
     if keyed.by_weights {
         columns.push(("n".to_owned(), "bigint".to_owned()));
@@ -103,7 +102,7 @@ pub(crate) fn keys_table(slot: &str, keys: &[Column]) -> String {
     let keys: Vec<_> = keys
         .iter()
         .enumerate()
-        .map(|(i, c)| format!("k{} {}{}", i + 1, c.type_name, c.collate))
+        .map(|(i, c)| format!("k{} {}", i + 1, c.typed()))
         .collect();
     format!(
         "CREATE UNLOGGED TABLE pgtrickle.keys_{slot} ({})",
@@ -137,9 +136,7 @@ pub(super) fn fenced(keyed: &Keyed, rows: &str, w: bool) -> String {
         return rows.to_owned();
     }
     let columns = keyed.keys.iter().chain(&keyed.args);
-    let mut none: Vec<_> = columns
-        .map(|c| format!("NULL::{}{}", c.type_name, c.collate))
-        .collect();
+    let mut none: Vec<_> = columns.map(|c| format!("NULL::{}", c.typed())).collect();
     none.extend(w.then(|| "NULL::bigint".to_owned()));
     format!(
         "SELECT * FROM ({rows}) f UNION ALL SELECT {} FROM pg_catalog.pg_class WHERE false",

@@ -26,7 +26,7 @@ pub(super) fn most(record: &Record) -> String {
     format!(
         "(SELECT CASE WHEN x.most IS NOT NULL THEN floor(greatest({FEW}, least(1e15,
             CASE WHEN x.most / {BEYOND} > x.known THEN x.most / {BEYOND} ELSE least(x.most, x.known) END)))::bigint END
-          FROM (SELECT (c.full_seconds * {MARGIN} - coalesce(c.base_seconds, 0)) 
+          FROM (SELECT (c.full_seconds * {MARGIN} - coalesce(c.base_seconds, 0))
                     / CASE WHEN c.change_seconds IS NOT NULL THEN greatest(c.change_seconds, {LEAST}) END AS most,
                 2 * coalesce((SELECT max(h.changes) FROM pgtrickle.history h
                     WHERE h.stream_table = c.id AND h.mode = 'incremental'), 0) AS known

@@ -117,7 +117,7 @@ async fn fill<C: Conn>(
     } else {
         format!(" ({})", columns.join(", "))
     };
-    let function = stages::function(c, record.id.0).await?;
+    let function = stages::function(c, record.id.0, &record.plan).await?;
     let (mut ctes, rows) =
         stages::fill(record.id.0, &record.plan, function.as_deref(), Onto::Empty)?;
     ctes.push(format!(

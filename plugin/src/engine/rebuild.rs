@@ -52,7 +52,7 @@ async fn rebuild_statements<C: Conn>(
 ) -> Result<Vec<Statement>, Error> {
     let id = record.id.0;
     let target = record.target()?;
-    let function = stages::function(c, id).await?;
+    let function = stages::function(c, id, &record.plan).await?;
     let (mut ctes, new) = stages::fill(id, &record.plan, function.as_deref(), onto)?;
     ctes.push(load::frontier(record));
     let with = format!("WITH {}", ctes.join(", "));

@@ -2,9 +2,9 @@
 
 use crate::conn::{Conn, Error};
 use crate::delta::apply::{self, Target};
-use crate::delta::computed;
 use crate::delta::stage::staging;
 use crate::delta::state::{self, Onto};
+use crate::delta::{computed, rows_name};
 use crate::plan::cut::{from_ctes, reads_any, stage_name, stage_table};
 use crate::plan::{Body, Column, Keyed, Partition, Plan, Stage, literal, quote};
 
@@ -45,7 +45,7 @@ pub(super) fn index(stage: &Stage, target: &Target) -> Option<String> {
 pub(super) async fn drop_all<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Result<(), Error> {
     let names: Vec<_> = tables(id, plan).iter().map(|name| literal(name)).collect();
     let sql = format!(
-        "SELECT pg_catalog.string_agg(t.name, ', ') FROM pg_catalog.unnest(ARRAY[{}]::text[]) t(name)
+        "SELECT pg_catalog.string_agg(t.name, ', ') FROM pg_catalog.unnest(ARRAY[{}]::pg_catalog.text[]) t(name)
          JOIN pg_catalog.pg_class k ON k.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(t.name)
          WHERE k.relkind OPERATOR(pg_catalog.=) 'r' AND pg_catalog.pg_has_role(k.relowner, 'USAGE')",
         names.join(", ")
@@ -96,8 +96,15 @@ pub(super) fn emptied(id: i64, plan: &Plan) -> Vec<String> {
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn function<C: Conn>(c: &mut C, id: i64) -> Result<Option<String>, Error> {
-    let name = format!("rows_{id}");
+pub(super) async fn function<C: Conn>(
+    c: &mut C,
+    id: i64,
+    plan: &Plan,
+) -> Result<Option<String>, Error> {
+    if plan.is_full() {
+        return Ok(None);
+    }
+    let name = rows_name(id);
     let sql = format!(
         "SELECT count(*) = 1 AND bool_and(p.proowner = c.owner AND p.pronargs = 1 AND p.proargtypes[0] = 'text'::regtype)
          FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pgtrickle.catalog c ON c.id = {id}
@@ -117,7 +124,7 @@ pub(super) async fn is_function_taken<C: Conn>(c: &mut C, id: i64) -> Result<boo
     let sql = format!(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
             WHERE n.nspname OPERATOR(pg_catalog.=) 'pgtrickle' AND p.proname OPERATOR(pg_catalog.=) {})",
-        literal(&format!("rows_{id}"))
+        literal(&rows_name(id))
     );
     let rows = c.query(&sql).await?;
     Ok(rows.first().is_some_and(|row| row.is_true(0)))
@@ -125,9 +132,9 @@ pub(super) async fn is_function_taken<C: Conn>(c: &mut C, id: i64) -> Result<boo
 
 async fn drop_function<C: Conn>(c: &mut C, id: i64) -> Result<(), Error> {
     let sql = format!(
-        "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p
+        "SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text FROM pg_catalog.pg_proc p
          WHERE p.oid OPERATOR(pg_catalog.=) pg_catalog.to_regprocedure({}) AND pg_catalog.pg_has_role(p.proowner, 'USAGE')",
-        literal(&format!("pgtrickle.rows_{id}(pg_catalog.text)"))
+        literal(&format!("pgtrickle.{}(pg_catalog.text)", rows_name(id)))
     );
     let rows = c.query(&sql).await?;
     if let Some(function) = rows.first().and_then(|row| row.text(0)) {
@@ -136,8 +143,8 @@ async fn drop_function<C: Conn>(c: &mut C, id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Common table expressions that fill the stages and states, by this [`function`] where that makes a difference, so that one statement, with one snapshot, does it all; and the query
-/// for the result.
+/// Common table expressions that fill the stages and states, by this [`function`] where that makes a difference, so that one
+/// statement, with one snapshot, does it all; and the query for the result.
 ///
 /// # Errors
 /// [`Error::Internal`] for a plan that cannot be read.
@@ -210,8 +217,8 @@ pub(super) fn fill(
 
 /// Names and types of a stage's columns, down to their collations.
 fn typed(columns: &[Column]) -> Vec<(String, String)> {
-    let typed = |c: &Column| (c.name.clone(), format!("{}{}", c.type_name, c.collate));
-    columns.iter().map(typed).collect()
+    let columns = columns.iter();
+    columns.map(|c| (c.name.clone(), c.typed())).collect()
 }
 
 /// ANALYZE for the stages and states.

@@ -428,7 +428,7 @@ async fn type_pieces<C: Conn>(
                 }),
                 extreme,
                 call: call.text,
-                type_name: format!("{}{}", result.type_name, result.collate),
+                type_name: result.typed(),
             }
         })
         .collect();

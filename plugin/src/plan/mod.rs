@@ -224,6 +224,11 @@ impl Column {
 }
 
 impl Column {
+    /// Its type as in a table's definition: with the collation.
+    pub(crate) fn typed(&self) -> String {
+        format!("{}{}", self.type_name, self.collate)
+    }
+
     /// Whether its values fit an entry of a b-tree for certain.
     pub(crate) fn is_short(&self) -> bool {
         const LONG: [&str; 4] = ["text", "character varying", "character", "bytea"];
