@@ -29,12 +29,12 @@ pub(crate) fn list(oids: &[u32]) -> String {
         .join(", ")
 }
 
-/// Sees to it that all tables of an incremental plan are captured, and notes their buffers in the plan. The locks on the
+/// Sees to it that all tables that the incremental plan of stream table `id` follows are captured, and notes their buffers in it. The locks on the
 /// sources (SHARE ROW EXCLUSIVE, by CREATE TRIGGER) are taken last of all work.
 ///
 /// # Errors
 /// Those of the server.
-pub(crate) async fn attach<C: Conn>(c: &mut C, plan: &mut Plan) -> Result<(), Error> {
+pub(crate) async fn attach<C: Conn>(c: &mut C, id: i64, plan: &mut Plan) -> Result<(), Error> {
     if plan.is_full() {
         for table in &mut plan.tables {
             table.buffer = None;
@@ -42,8 +42,13 @@ pub(crate) async fn attach<C: Conn>(c: &mut C, plan: &mut Plan) -> Result<(), Er
         return Ok(());
     }
     let mut triggers = Vec::new();
+    let followed = plan.followed(id)?;
     // In the order of OIDs, as everybody does: no deadlocks between two of us.
-    for table in &mut plan.tables {
+    for (i, table) in plan.tables.iter_mut().enumerate() {
+        if !followed.contains(&i) {
+            table.buffer = None;
+            continue;
+        }
         let (buffer, mut statements) = buffer(c, table).await?;
         table.buffer = Some(buffer);
         triggers.append(&mut statements);

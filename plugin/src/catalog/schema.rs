@@ -39,6 +39,9 @@ pub(super) const STATEMENTS: &[&str] = &[
         full_seconds float8,
         base_seconds float8,
         change_seconds float8,
+        -- Parts of the query that are computed for this stream table alone, and what a shared stage is as such a part.
+        fragments text[] NOT NULL DEFAULT '{}',
+        shares text,
         -- With the owner: else anybody could take the place of others' tables and ids.
         UNIQUE (relid, owner),
         UNIQUE (id, owner)
@@ -98,7 +101,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     // All but last_error: an error message may quote data.
     "GRANT SELECT (id, owner, target_schema, target_name, relid, def_view, schedule, refresh_mode, effective_mode, reason,
         status, with_data, plan, fingerprint, frontier_snapshot, frontier_xid, frontier_seq, frontier_cluster, created_at,
-        last_refresh, failures, full_seconds, base_seconds, change_seconds, xmin) ON pgtrickle.catalog TO PUBLIC",
+        last_refresh, failures, full_seconds, base_seconds, change_seconds, fragments, shares, xmin) ON pgtrickle.catalog TO PUBLIC",
     "GRANT SELECT ON pgtrickle.buffer, pgtrickle.source TO PUBLIC",
     "GRANT SELECT (id, stream_table, owner, started_at, mode, changes) ON pgtrickle.history TO PUBLIC",
     "CREATE FUNCTION pgtrickle.pending_changes(id bigint) RETURNS bigint LANGUAGE plpgsql STABLE
@@ -108,6 +111,7 @@ pub(super) const STATEMENTS: &[&str] = &[
             number bigint;
             total bigint := 0;
             source_buffer bigint;
+            shared bigint;
         BEGIN
             -- Only the owner looks, and not a superuser either: in the place of a buffer there may be a view of the owner's
             -- making, and what it calls would run with the rights of who looks.
@@ -125,6 +129,12 @@ pub(super) const STATEMENTS: &[&str] = &[
                     INTO number USING frontier.frontier_snapshot, frontier.frontier_xid, frontier.frontier_seq;
                 total := total + number;
             END LOOP;
+            -- What a shared stage has not taken in yet.
+            FOR shared IN SELECT o.id FROM pgtrickle.source s JOIN pgtrickle.catalog c ON c.id = s.stream_table
+                    JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner AND o.shares IS NOT NULL
+                    WHERE s.stream_table = pending_changes.id LOOP
+                total := total + coalesce(pgtrickle.pending_changes(shared), 0);
+            END LOOP;
             RETURN total;
         EXCEPTION WHEN insufficient_privilege OR undefined_table THEN
             -- Not the owner: what waits is not his to see.
@@ -141,7 +151,8 @@ pub(super) const STATEMENTS: &[&str] = &[
             CASE WHEN pg_catalog.pg_has_role(c.owner, 'MEMBER') THEN c.last_error END AS last_error
         FROM pgtrickle.catalog c
         LEFT JOIN pg_catalog.pg_class r ON r.oid = c.relid
-        LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace",
+        LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+        WHERE c.shares IS NULL",
     "CREATE VIEW pgtrickle.refresh_history AS
         SELECT coalesce(n.nspname, c.target_schema)::text AS schema,
             coalesce(r.relname, c.target_name)::text AS name,

@@ -23,13 +23,15 @@ pub(crate) async fn run(
     let Some(schema) = target(session, create).await? else {
         return Ok(());
     };
-    let definition = definition(create, schema, default_schedule);
+    let mut definition = definition(create, schema, default_schedule);
     if session.transaction() != TransactionContext::None {
         let id = engine::define(session, &definition).await?;
         let isolation = isolation(session).await?;
         engine::load(session, id, isolation).await?;
         return warn(session, id, &definition.name).await;
     }
+    // In a block others would have to wait for its end.
+    definition.may_share = true;
     let id = define_patiently(session, &definition).await?;
     match load(session, id, definition.with_data).await {
         Ok(()) => warn(session, id, &definition.name).await,
@@ -84,6 +86,7 @@ pub(super) fn definition(create: &Create, schema: String, default_schedule: &str
             .unwrap_or_else(|| default_schedule.to_owned()),
         refresh_mode: create.options.refresh_mode.unwrap_or_default(),
         with_data: create.with_data,
+        may_share: false,
     }
 }
 

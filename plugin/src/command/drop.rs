@@ -69,7 +69,8 @@ pub(crate) async fn drop_in_order(
             continue;
         }
         let mut readers = engine::dependents(session, &[relation.oid]).await?;
-        readers.retain(|reader| reader.id != *id && !gone.contains(&reader.id));
+        // Shared stages go with those that read them, which are among the readers.
+        readers.retain(|reader| reader.id != *id && !reader.shared && !gone.contains(&reader.id));
         readers.sort_by_key(|reader| std::cmp::Reverse(reader.id));
         let unnamed: Vec<String> = readers
             .iter()

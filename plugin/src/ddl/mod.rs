@@ -21,7 +21,7 @@ use crate::session::Session;
 struct Touched {
     /// The relations found, with the names they were found by.
     relations: Vec<(QualifiedName, Relation)>,
-    /// The stream tables that read them, in the order of their creation.
+    /// The stream tables that read them, in the order of their creation, after the shared stages that do.
     readers: Vec<Dependent>,
 }
 
@@ -100,7 +100,7 @@ async fn look_up(session: &mut impl Session, ddl: &SourceDdl) -> Result<Option<T
     } else {
         engine::dependents(session, &oids).await?
     };
-    readers.sort_by_key(|reader| reader.id);
+    readers.sort_by_key(|reader| (!reader.shared, reader.id));
     readers.dedup_by_key(|reader| reader.id);
     Ok(Some(Touched { relations, readers }))
 }
@@ -171,7 +171,15 @@ async fn behind_views(
     for reader in &readers {
         match engine::recreate_definition_view(session, reader.id).await {
             Ok(()) => engine::replan(session, reader.id).await?,
-            Err(error) => return Err(still_needed(error, touched, reader, dropped)),
+            Err(error) => {
+                let known = readers.iter().find(|other| !other.shared);
+                let reader = if reader.shared {
+                    known.unwrap_or(reader)
+                } else {
+                    reader
+                };
+                return Err(still_needed(error, touched, reader, dropped));
+            }
         }
     }
     Ok(tag)
@@ -201,7 +209,7 @@ async fn drop_users_of_column(
          AND d.refobjid = u.oid \
          AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
          JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid) \
-         SELECT s.id FROM pgtrickle.catalog s JOIN user_of u ON u.oid = s.def_view",
+         SELECT s.id FROM pgtrickle.catalog s JOIN user_of u ON u.oid = s.def_view WHERE s.shares IS NULL",
         table.oid,
         literal(column)
     );
@@ -217,6 +225,14 @@ async fn drop_users_of_column(
         }
         readers.retain(|reader| reader.id != id);
     }
+    // Shared stages go with the last that reads them.
+    let mut left = Vec::new();
+    for reader in readers.drain(..) {
+        if !reader.shared || exists(session, reader.id).await? {
+            left.push(reader);
+        }
+    }
+    *readers = left;
     Ok(())
 }
 

@@ -7,6 +7,9 @@ use pgcat::plugins::ErrorFields;
 use crate::conn::Error;
 use crate::engine::Dependent;
 
+/// The names of definition views, but for a number.
+const VIEW: &str = "pgtrickle.def_";
+
 /// 2BP01 with PostgreSQL's DETAIL and HINT.
 pub(crate) fn dependents(message: String, detail: &[String]) -> Error {
     Error::Refused(Box::new(
@@ -30,8 +33,12 @@ pub(crate) fn explain(error: Error, known: &[Dependent]) -> Error {
 }
 
 fn rename_lines(detail: &str, known: &[Dependent]) -> String {
+    // Who reads a shared stage depends on the same.
+    let shared = known.iter().filter(|table| table.shared);
+    let views: Vec<_> = shared.map(|table| format!("{VIEW}{} ", table.id)).collect();
     detail
         .lines()
+        .filter(|line| !views.iter().any(|view| line.contains(view)))
         .map(|line| rename(line, known))
         .collect::<Vec<_>>()
         .join("\n")
@@ -40,7 +47,6 @@ fn rename_lines(detail: &str, known: &[Dependent]) -> String {
 /// Replaces `view pgtrickle.def_7` by `stream table <name>`; a translated message keeps its own word
 /// for "view" in front of the name.
 fn rename(text: &str, known: &[Dependent]) -> String {
-    const VIEW: &str = "pgtrickle.def_";
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find(VIEW) {
@@ -83,6 +89,7 @@ mod tests {
             schema: "public".to_owned(),
             name: "totals".to_owned(),
             relid: 1,
+            shared: false,
         }];
         for (text, expected) in [
             (

@@ -1,6 +1,6 @@
 //! The removal of what nobody needs any more.
 
-use super::{StreamTableId, remove};
+use super::{StreamTableId, remove, share};
 use crate::capture;
 use crate::conn::{Conn, Error};
 
@@ -28,6 +28,13 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
         let result = remove::drop(c, StreamTableId(id), false).await;
         finish(c, result).await?;
     }
+    c.batch(&[
+        "BEGIN".to_owned(),
+        "SET LOCAL lock_timeout = '100ms'".to_owned(),
+    ])
+    .await?;
+    let result = unread(c).await;
+    finish(c, result).await?;
     c.query("DELETE FROM pgtrickle.history WHERE started_at < pg_catalog.now() - interval '1 day'")
         .await?;
     let buffers = c
@@ -46,6 +53,14 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
         }
     }
     Ok(deleted)
+}
+
+/// Drops shared stages that nobody reads any more.
+async fn unread<C: Conn>(c: &mut C) -> Result<(), Error> {
+    let mut buffers = share::release(c, None).await?;
+    buffers.sort_unstable();
+    buffers.dedup();
+    capture::detach(c, &buffers).await
 }
 
 /// Ends the transaction; what was only locked is for the next time.
@@ -74,7 +89,9 @@ async fn clean<C: Conn>(c: &mut C, id: i64) -> Result<u64, Error> {
         format!(
             "UPDATE pgtrickle.catalog c SET frontier_snapshot = NULL FROM pgtrickle.source s
              WHERE s.stream_table = c.id AND s.buffer = {id} AND c.frontier_snapshot IS NOT NULL
-                AND (c.status IN ('suspended', 'error') OR c.schedule = 'manual')
+                AND (c.status IN ('suspended', 'error') OR c.schedule = 'manual' OR c.shares IS NOT NULL AND NOT EXISTS (
+                    SELECT FROM pgtrickle.source r JOIN pgtrickle.catalog o ON o.id = r.stream_table
+                    WHERE r.relid = c.relid AND o.schedule <> 'manual' AND o.status NOT IN ('suspended', 'error')))
                 AND (SELECT pg_catalog.count(*) FROM (SELECT FROM pgtrickle.changes_{id} LIMIT {HELD_FOR_IDLE} + 1) x)
                     > {HELD_FOR_IDLE}"
         ),

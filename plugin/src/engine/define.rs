@@ -3,13 +3,15 @@
 use pg_query::NodeEnum;
 use pgcat::plugins::ErrorFields;
 
-use super::{Definition, Mode, StreamTableId, fingerprint, settings, stages};
+use super::{Definition, Mode, StreamTableId, fingerprint, settings, share, stages};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta;
 use crate::delta::stage::staging_table;
-use crate::plan::{Body, Column, Plan, analyse, literal, quote};
+use crate::plan::analyse::{self, Analysed};
+use crate::plan::fragment::{Digest, Fragment, Sharing};
+use crate::plan::{Body, Column, Plan, indexes, literal, quote};
 
 /// Checks and analyses the query, makes its view, capture and catalog row (status `creating`), in the caller's transaction.
 ///
@@ -23,26 +25,90 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
         id,
         view,
         saved,
-        mut plan,
+        mut analysed,
     } = plan(c, definition).await?;
+    let mode = definition.refresh_mode;
+    let mut shared = Vec::new();
+    if definition.may_share {
+        shared = share::make(c, id, &analysed, mode).await?;
+        if !shared.is_empty() {
+            analysed = again(c, id, view, analysed, mode).await?;
+        }
+    }
+    let Analysed {
+        mut plan,
+        fragments,
+        ..
+    } = analysed;
+    share::hold(c, plan.shared()).await?;
     make_tables(c, id, &plan).await?;
-    c.query(&format!(
-        "INSERT INTO pgtrickle.catalog (id, owner, target_schema, target_name, def_view, schedule, refresh_mode,
-            effective_mode, status, with_data, plan, fingerprint)
-         VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {}, {}, {view}, {}, {}, '', 'creating', {}, '', '')",
-        literal(&schema),
-        literal(&definition.name),
-        literal(&definition.schedule),
-        literal(definition.refresh_mode.as_str()),
-        definition.with_data
-    ))
-    .await?;
+    let row = NewRow {
+        id,
+        schema: &schema,
+        name: &definition.name,
+        view,
+        schedule: &definition.schedule,
+        refresh_mode: mode,
+        status: "creating",
+        with_data: definition.with_data,
+        shares: None,
+    };
+    row.insert(c).await?;
     // Last, as it takes the locks on the sources.
-    capture::attach(c, &mut plan).await?;
+    capture::attach(c, id, &mut plan).await?;
     make_staging(c, id, &plan).await?;
-    save_plan(c, StreamTableId(id), view, &plan).await?;
+    save_plan(c, StreamTableId(id), view, &plan, &fragments).await?;
+    share::offer(c, id, &shared).await?;
     saved.restore(c).await?;
     Ok(StreamTableId(id))
+}
+
+/// The analysis once more, after what it reads has been made.
+async fn again<C: Conn>(
+    c: &mut C,
+    id: i64,
+    view: u32,
+    analysed: Analysed,
+    mode: Mode,
+) -> Result<Analysed, Error> {
+    let settings = analysed.plan.settings.clone();
+    stages::drop_all(c, id, &analysed.plan).await?;
+    let sharing = share::available(c, &settings, mode, None).await?;
+    analyse::analyse(c, id, view, settings, None, &sharing).await
+}
+
+/// A row of the catalog, but for the plan.
+pub(super) struct NewRow<'a> {
+    pub id: i64,
+    pub schema: &'a str,
+    pub name: &'a str,
+    pub view: u32,
+    pub schedule: &'a str,
+    pub refresh_mode: Mode,
+    pub status: &'a str,
+    pub with_data: bool,
+    pub shares: Option<&'a Digest>,
+}
+
+impl NewRow<'_> {
+    pub(super) async fn insert<C: Conn>(&self, c: &mut C) -> Result<(), Error> {
+        c.query(&format!(
+            "INSERT INTO pgtrickle.catalog (id, owner, target_schema, target_name, def_view, schedule, refresh_mode,
+                effective_mode, status, with_data, plan, fingerprint, shares)
+             VALUES ({}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {}, {}, {}, {}, {}, '', {}, {}, '', '', {})",
+            self.id,
+            literal(self.schema),
+            literal(self.name),
+            self.view,
+            literal(self.schedule),
+            literal(self.refresh_mode.as_str()),
+            literal(self.status),
+            self.with_data,
+            self.shares.map_or_else(|| "NULL".to_owned(), |digest| literal(&digest.0)),
+        ))
+        .await
+        .map(|_| ())
+    }
 }
 
 /// What is known of a stream table before anything but its view is made.
@@ -52,7 +118,7 @@ pub(super) struct Planned {
     view: u32,
     /// The caller's settings: ours are in force.
     pub saved: settings::Saved,
-    pub plan: Plan,
+    pub analysed: Analysed,
 }
 
 /// Makes the definition view and the plan.
@@ -65,15 +131,21 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
     let id = catalog::next_id(c).await?;
     let view = create_view(c, id, definition, &role).await?;
     let (saved, settings) = settings::pin(c, None).await?;
-    let full = definition.refresh_mode.full_reason();
-    let plan = analyse::analyse(c, id, view, settings, full).await?;
-    refuse_full(definition.refresh_mode, &plan)?;
+    let mode = definition.refresh_mode;
+    let sharing = if definition.may_share {
+        share::available(c, &settings, mode, None).await?
+    } else {
+        Sharing::none(&settings, mode.as_str())
+    };
+    let full = mode.full_reason();
+    let analysed = analyse::analyse(c, id, view, settings, full, &sharing).await?;
+    refuse_full(mode, &analysed.plan)?;
     Ok(Planned {
         schema,
         id,
         view,
         saved,
-        plan,
+        analysed,
     })
 }
 
@@ -258,25 +330,30 @@ pub(super) async fn make_staging<C: Conn>(c: &mut C, id: i64, plan: &Plan) -> Re
     c.batch(&staging.collect::<Vec<_>>()).await.map(|_| ())
 }
 
-/// Writes the plan, its sources and its fingerprint to the catalog.
+/// Writes the plan, its fragments, its sources and its fingerprint to the catalog.
 pub(super) async fn save_plan<C: Conn>(
     c: &mut C,
     id: StreamTableId,
     view: u32,
     plan: &Plan,
+    fragments: &[Fragment],
 ) -> Result<(), Error> {
     c.batch(&plan.lookups(id.0)?).await?;
+    let shared = indexes::of_shared(c, id.0, plan).await?;
+    c.batch(&shared).await?;
     let json = serde_json::to_string(plan)
         .map_err(|e| Error::Internal(format!("cannot write a plan: {e}")))?;
     let mut statements = vec![
         format!("DELETE FROM pgtrickle.source WHERE stream_table = {id}"),
         format!(
-            "UPDATE pgtrickle.catalog SET plan = {}, effective_mode = {}, reason = {}, fingerprint = {}, def_view = {view}
+            "UPDATE pgtrickle.catalog SET plan = {}, effective_mode = {}, reason = {}, fingerprint = {}, def_view = {view},
+                fragments = {}
              WHERE id = {id}",
             literal(&json),
             literal(if plan.is_full() { "full" } else { "incremental" }),
             plan.full_reason().map_or_else(|| "NULL".to_owned(), literal),
-            fingerprint::expression(view, plan)
+            fingerprint::expression(view, plan),
+            share::array(fragments.iter().map(|fragment| &fragment.digest))
         ),
     ];
     let views = plan.views.iter().map(|v| (*v, None));

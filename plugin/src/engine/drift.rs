@@ -44,18 +44,20 @@ pub async fn is_owner<C: Conn>(c: &mut C, id: StreamTableId) -> Result<bool, Err
     Ok(rows.first().is_some_and(|r| r.is_true(0)))
 }
 
-/// Stream tables whose defining query reads any of these relations (tables or views, at any depth).
+/// Stream tables whose defining query reads any of these relations (tables or views, at any depth), and shared stages of such
+/// queries: these first, as they are to be planned anew before those that read them.
 ///
 /// # Errors
 /// Those of the server.
 pub async fn dependents<C: Conn>(c: &mut C, relids: &[u32]) -> Result<Vec<Dependent>, Error> {
     let rows = c
         .query(&format!(
-            "SELECT c.id, coalesce(n.nspname, c.target_schema), coalesce(k.relname, c.target_name), s.relid
+            "SELECT c.id, coalesce(n.nspname, c.target_schema), coalesce(k.relname, c.target_name), s.relid,
+                c.shares IS NOT NULL
              FROM pgtrickle.source s JOIN pgtrickle.catalog c ON c.id = s.stream_table
              LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
-             WHERE s.relid IN ({}) ORDER BY c.id, s.relid",
+             WHERE s.relid IN ({}) ORDER BY c.shares IS NULL, c.id, s.relid",
             list(relids)
         ))
         .await?;
@@ -67,6 +69,7 @@ pub async fn dependents<C: Conn>(c: &mut C, relids: &[u32]) -> Result<Vec<Depend
                 schema: row.text(1)?.to_owned(),
                 name: row.text(2)?.to_owned(),
                 relid: u32::try_from(row.int(3)?).ok()?,
+                shared: row.is_true(4),
             })
         })
         .collect())

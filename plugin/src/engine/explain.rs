@@ -5,6 +5,7 @@ use super::{Definition, StreamTableId, define, settings};
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta::{apply, net};
+use crate::plan::analyse::Analysed;
 use crate::plan::terms::{self, Olds};
 use crate::plan::{Body, Plan, indexes, quote};
 
@@ -52,6 +53,23 @@ pub async fn explain<C: Conn>(
     let group = group(c, id).await?;
     lines.extend(group.map(|names| format!("Refreshed together with: {names}")));
     lines.extend(describe(id.0, &record.plan, verbose)?);
+    let mut shared: Vec<_> = record.plan.shared().collect();
+    while let Some(id) = shared.pop() {
+        let record = record::read(c, StreamTableId(id)).await?;
+        let readers = readers(c, id).await?;
+        lines.push(format!(
+            "Shared stage: pgtrickle.{}, for {readers}",
+            record.name
+        ));
+        let described = describe(id, &record.plan, verbose)?;
+        lines.extend(
+            described
+                .into_iter()
+                .skip(1)
+                .map(|line| format!("  {line}")),
+        );
+        shared.extend(record.plan.shared());
+    }
     lines.extend(advice(&indexes::missing(c, id.0, &record.plan).await?));
     Ok(lines)
 }
@@ -67,10 +85,23 @@ async fn group<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Option<String>, 
                 SELECT CASE WHEN p.reader = m.id THEN p.read ELSE p.reader END
                 FROM member m JOIN pair p ON m.id = p.reader OR m.id = p.read)
              SELECT pg_catalog.string_agg(c.relid::pg_catalog.regclass::text, ', ' ORDER BY c.id)
-             FROM member m JOIN pgtrickle.catalog c ON c.id = m.id WHERE c.id <> {id}"
+             FROM member m JOIN pgtrickle.catalog c ON c.id = m.id WHERE c.id <> {id} AND c.shares IS NULL"
         ))
         .await?;
     Ok(rows.first().and_then(|row| row.text(0)).map(str::to_owned))
+}
+
+/// Who reads a shared stage.
+async fn readers<C: Conn>(c: &mut C, id: i64) -> Result<String, Error> {
+    let rows = c
+        .query(&format!(
+            "SELECT pg_catalog.string_agg(r.relid::pg_catalog.regclass::text, ', ' ORDER BY r.id)
+             FROM pgtrickle.catalog c JOIN pgtrickle.source s ON s.relid = c.relid
+             JOIN pgtrickle.catalog r ON r.id = s.stream_table WHERE c.id = {id}"
+        ))
+        .await?;
+    let readers = rows.first().and_then(|row| row.text(0));
+    Ok(readers.unwrap_or_default().to_owned())
 }
 
 /// How a stream table of this definition would be kept. Leaves work for a rollback behind.
@@ -83,7 +114,10 @@ pub async fn explain_definition<C: Conn>(
 ) -> Result<Vec<String>, Error> {
     catalog::bootstrap(c).await?;
     let define::Planned {
-        id, saved, plan, ..
+        id,
+        saved,
+        analysed: Analysed { plan, .. },
+        ..
     } = define::plan(c, definition).await?;
     let mut lines = vec![format!("Stream Table {}", quote(&definition.name))];
     lines.extend(describe(id, &plan, false)?);
@@ -149,6 +183,8 @@ pub async fn differences<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Differ
         &format!("({rows}) d({})", list.join(", ")),
     );
     let behind = match &record.frontier {
+        // As a shared stage may be.
+        Some(_) if record.plan.reads_shared() => "true".to_owned(),
         Some(frontier) => {
             let looks = record.plan.tables.iter().filter_map(|t| t.buffer).map(|b| {
                 format!(

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use super::memory::Memory;
 use super::pending::pending_within;
 use super::record::{self, Record, Seen};
-use super::refresh::{Attempt, Trouble, Work, gone_is_drift, refresh_among, remember, rollback};
-use super::{How, Isolation, RefreshOutcome, StreamTableId, cycle, load, settings};
+use super::refresh::{
+    Attempt, Trouble, Work, gone_is_drift, in_transaction, refresh_among, remember, rollback,
+};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, cycle, load, replan, settings};
 use crate::conn::{Conn, Error, Statement};
 
 /// What a common refresh did with one of the stream tables.
@@ -61,6 +63,31 @@ pub async fn refresh_together<C: Conn>(
     Ok(done)
 }
 
+/// Adds the shared stages that they read: without these they would not be their queries.
+async fn add_shared<C: Conn>(
+    c: &mut C,
+    memory: &Memory,
+    members: &mut Vec<Member>,
+) -> Result<(), Error> {
+    let mut next = 0;
+    while next < members.len() {
+        let shared: Vec<_> = members[next].work.record.plan.shared().collect();
+        for id in shared.into_iter().map(StreamTableId) {
+            if members.iter().any(|member| member.work.record.id == id) {
+                continue;
+            }
+            match member(c, memory, id).await {
+                Ok(member) => members.push(member),
+                // It is gone: that shows in the fingerprint.
+                Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        next += 1;
+    }
+    Ok(())
+}
+
 /// A stream table's table.
 async fn table<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Option<u32>, Error> {
     let sql = "SELECT relid::bigint FROM pgtrickle.catalog WHERE id = $1::bigint";
@@ -85,6 +112,14 @@ pub(super) async fn refresh_with_sources<C: Conn>(
         members.push(member(c, memory, source).await?);
     }
     members.push(Member::new(Work::new(record, how), false));
+    if how == How::Full {
+        add_shared(c, memory, &mut members).await?;
+        // They are a part of it.
+        let shared = members.iter_mut().map(|member| &mut member.work);
+        for work in shared.filter(|work| work.record.shares.is_some()) {
+            *work = Work::new(work.record.clone(), how);
+        }
+    }
     let done = refresh_all(c, memory, members).await?;
     let own = done.into_iter().find(|refreshed| refreshed.id == id);
     own.map_or(Err(Error::Busy), |refreshed| refreshed.result)
@@ -116,7 +151,8 @@ async fn sources<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Vec<StreamTabl
             SELECT o.id FROM read JOIN pgtrickle.source s ON s.stream_table = read.id
             JOIN pgtrickle.catalog o ON o.relid = s.relid
             WHERE pg_catalog.pg_get_userbyid(o.owner) = current_user AND o.status IN ('active', 'error')
-                AND o.schedule <> 'manual' AND o.last_refresh IS NOT NULL)
+                AND o.schedule <> 'manual' AND o.last_refresh IS NOT NULL AND o.shares IS NULL
+                OR pg_catalog.pg_get_userbyid(o.owner) = current_user AND o.shares IS NOT NULL)
          SELECT id FROM read WHERE id <> $1::bigint ORDER BY id";
     let rows = c.query_kept(sql.to_owned(), vec![id.to_string()]).await?;
     Ok(rows
@@ -178,8 +214,9 @@ impl Member {
             Err(_) => return Err(InTheWay::Contended),
         };
         let old = std::mem::replace(&mut self.work.record, record);
-        // Others would have to be locked.
-        if old.locks() == self.work.record.locks() {
+        // Else others would have to be locked, or it may have another place in the order.
+        let now = &self.work.record;
+        if old.relid == now.relid && old.locks() == now.locks() {
             Ok(())
         } else {
             Err(InTheWay::Contended)
@@ -250,6 +287,8 @@ async fn refresh_all<C: Conn>(
 ) -> Result<Vec<Refreshed>, Error> {
     let mut patience = PATIENCE;
     loop {
+        // One that has been planned anew may read others now.
+        add_shared(c, memory, &mut members).await?;
         put_in_order(&mut members);
         let Err(obstacle) = transaction(c, &mut members, patience > 0).await else {
             break;
@@ -262,6 +301,7 @@ async fn refresh_all<C: Conn>(
                     patience = patience.checked_sub(1).ok_or(Error::Busy)?;
                 }
                 members[i].remedy(c, trouble).await?;
+                go_without(c, &mut members, i).await?;
             }
             InTheWay::OfAll(error) if is_of_all(&error) => return Err(error),
             // Whoever is the cause meets it again in his own refresh.
@@ -280,6 +320,43 @@ async fn refresh_all<C: Conn>(
     }
     let answered = members.into_iter().filter(|member| !member.held_back);
     Ok(answered.map(|member| done(memory, member)).collect())
+}
+
+/// If this is a shared stage that has failed, those that read it compute the same for themselves from now on: it may be that
+/// PostgreSQL does not compute what fails, or then it is they that fail.
+async fn go_without<C: Conn>(
+    c: &mut C,
+    members: &mut [Member],
+    failed: usize,
+) -> Result<(), Error> {
+    let shared = &members[failed];
+    let is_gone = shared.error.is_some() && !shared.is_awaited();
+    if shared.work.record.shares.is_none() || !is_gone {
+        return Ok(());
+    }
+    for i in 0..members.len() {
+        if members[i].is_out() || !members[i].reads(&members[failed]) {
+            continue;
+        }
+        let id = members[i].work.record.id;
+        let planned = in_transaction(c, async |c| replan::unshare(c, id).await).await;
+        let read = match planned {
+            Ok(()) => record::read_briefly(c, id).await,
+            Err(error) => {
+                rollback(c).await;
+                Err(error)
+            }
+        };
+        match read {
+            Ok(record) => {
+                members[i].work.record = record;
+                members[i].remembered = false;
+            }
+            Err(error) if is_of_all(&error) => return Err(error),
+            Err(error) => members[i].error = Some(error),
+        }
+    }
+    Ok(())
 }
 
 /// Whether nobody could go on after it. What the server lacks for one of them (memory, say) it may have for the others.
@@ -496,7 +573,7 @@ async fn take_turn<C: Conn>(
 async fn one<C: Conn>(c: &mut C, member: &mut Member) -> Result<(), Trouble> {
     let Work { record, demand, .. } = &mut member.work;
     if record.relid.is_none() {
-        let loaded = load::load(c, record.id, Isolation::ReadCommitted).await;
+        let loaded = load::load(c, record.id, Isolation::Together).await;
         loaded.map_err(Trouble::Error)?;
         member.outcome = RefreshOutcome::loaded();
         return Ok(());

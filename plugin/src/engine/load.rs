@@ -117,6 +117,14 @@ async fn fill<C: Conn>(
     } else {
         format!(" ({})", columns.join(", "))
     };
+    if record.plan.reads_shared() && isolation != Isolation::Together {
+        // The shared stages may be of another moment: from the sources themselves, until the first refresh.
+        let fill = format!(
+            "INSERT INTO {}{into} SELECT * FROM pgtrickle.def_{}",
+            target.name, record.id
+        );
+        return Ok(settings::under_creators_path(&record.plan, fill));
+    }
     let function = stages::function(c, record.id.0, &record.plan).await?;
     let (mut ctes, rows) =
         stages::fill(record.id.0, &record.plan, function.as_deref(), Onto::Empty)?;
@@ -124,7 +132,7 @@ async fn fill<C: Conn>(
         "data AS (INSERT INTO {}{into} {rows})",
         target.name
     ));
-    if isolation == Isolation::ReadCommitted {
+    if isolation != Isolation::SnapshotTooOld {
         ctes.push(frontier(record));
     }
     let fill = format!("WITH {} SELECT 1", ctes.join(", "));

@@ -36,6 +36,7 @@ mod refresh;
 mod remove;
 mod replan;
 mod settings;
+mod share;
 mod stages;
 mod summary;
 
@@ -114,6 +115,9 @@ pub struct Definition {
     pub schedule: String,
     pub refresh_mode: Mode,
     pub with_data: bool,
+    /// Whether parts of the query that other stream tables have too may be computed once for all of them. Then the second step is
+    /// [`load_with_sources`].
+    pub may_share: bool,
 }
 
 /// Whether the caller's transaction sees what other transactions commit meanwhile.
@@ -124,6 +128,8 @@ pub enum Isolation {
     /// REPEATABLE READ or SERIALIZABLE block: the snapshot may be older than the triggers, so the first refresh
     /// after the commit rebuilds the table (as a difference).
     SnapshotTooOld,
+    /// One snapshot for all of the transaction, in which what the stream table reads has been refreshed.
+    Together,
 }
 
 /// How to refresh.
@@ -202,4 +208,6 @@ pub struct Dependent {
     pub name: String,
     /// The relation it depends on, directly or through views.
     pub relid: u32,
+    /// It is a shared stage: those that read it are among the dependents too.
+    pub shared: bool,
 }

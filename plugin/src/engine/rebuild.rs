@@ -76,6 +76,17 @@ async fn rebuild_statements<C: Conn>(
     Ok(statements.into_iter().map(Statement::from).collect())
 }
 
+/// The same from the sources alone, with what is hidden left as it is.
+fn view_statements(record: &Record) -> Result<Vec<Statement>, Error> {
+    let id = record.id.0;
+    let new = format!("SELECT * FROM pgtrickle.def_{id}");
+    let difference = apply::difference(record.target()?, &new);
+    let collect = apply::collect(&id.to_string(), &record.plan.columns, "", &difference);
+    let mut statements = settings::under_creators_path(&record.plan, collect);
+    statements.push(format!("ANALYZE (SKIP_LOCKED) pgtrickle.out_{id}"));
+    Ok(statements.into_iter().map(Statement::from).collect())
+}
+
 /// REFRESH inside the caller's transaction, of any isolation level: the full difference in one statement, so that result
 /// and frontier have one snapshot.
 ///
@@ -115,7 +126,13 @@ pub async fn refresh_in_transaction<C: Conn>(
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     c.batch(&record.locks()).await?;
     let target = record.target()?;
-    let mut statements = rebuild_statements(c, &record, onto).await?;
+    // Shared stages are not refreshed in here.
+    let by_view = record.plan.reads_shared();
+    let mut statements = if by_view {
+        view_statements(&record)?
+    } else {
+        rebuild_statements(c, &record, onto).await?
+    };
     let reason = "the refresh ran inside a transaction block";
     let emptied: Vec<_> = record.staging().collect();
     let conclusion = Conclusion {
@@ -126,8 +143,8 @@ pub async fn refresh_in_transaction<C: Conn>(
             changes: None,
             emptied: &emptied,
         },
-        // An old snapshot is older than the triggers may be: rebuilt once more after the commit.
-        set: if row.is_true(1) {
+        // An old snapshot is older than the triggers may be: rebuilt once more after the commit. So is what is hidden.
+        set: if by_view || row.is_true(1) {
             ", frontier_snapshot = NULL"
         } else {
             ""

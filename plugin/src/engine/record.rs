@@ -12,6 +12,7 @@ use crate::capture;
 use crate::conn::{Conn, Error, Row, Statement};
 use crate::delta::apply::Target;
 use crate::delta::stage::{Frontier, staging};
+use crate::plan::fragment::Digest;
 use crate::plan::terms::{self, Olds};
 use crate::plan::{Body, Column, Plan};
 
@@ -38,6 +39,8 @@ pub(super) struct Record {
     pub undigested: Option<String>,
     /// It reads other stream tables of its owner's.
     pub reads_others: bool,
+    /// What it is a shared stage of.
+    pub shares: Option<Digest>,
     pub habit: Habit,
     /// The last refresh in one round trip.
     pub batch: Option<Batch>,
@@ -167,7 +170,8 @@ fn select(condition: &str) -> String {
             c.plan, c.fingerprint, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, c.frontier_cluster,
             {TARGET}, {}, c.id, c.xmin::text,
             EXISTS (SELECT FROM pgtrickle.source s JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner
-                WHERE s.stream_table = c.id)
+                WHERE s.stream_table = c.id),
+            c.shares
          FROM {FROM} WHERE {condition}",
         sizes(),
     )
@@ -213,6 +217,7 @@ fn from_row(row: &Row) -> Result<Record, Error> {
         target,
         target_seen: (text(13), text(14)),
         reads_others: row.is_true(19),
+        shares: row.text(20).map(|digest| Digest(digest.to_owned())),
         beyond: None,
         undigested: None,
         habit: Habit::default(),
@@ -416,7 +421,7 @@ impl Record {
     pub(super) fn is_by_parts(&self) -> bool {
         match self.plan.body {
             Body::Full { .. } => false,
-            Body::Linear { .. } => !self.plan.stages.is_empty(),
+            Body::Linear { .. } => !self.plan.stages.is_empty() || self.plan.reads_shared(),
             _ => true,
         }
     }

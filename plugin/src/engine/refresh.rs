@@ -152,6 +152,10 @@ async fn refresh_record<C: Conn>(
         };
         rollback(c).await;
         work.remedy(c, trouble).await?;
+        if work.record.reads_others {
+            // Since it has been planned anew.
+            return group::refresh_with_sources(c, memory, work.record, how).await;
+        }
     }
 }
 
@@ -211,8 +215,11 @@ impl Work {
             {
                 self.demand = Some("the change alone could not be computed");
             }
+            // Those that read a shared stage go on without it.
             Trouble::Error(Error::Server(fields))
-                if self.record.is_by_parts() && may_be_ours(&fields.code) =>
+                if self.record.is_by_parts()
+                    && self.record.shares.is_none()
+                    && may_be_ours(&fields.code) =>
             {
                 let recomputed = in_transaction(c, async |c| {
                     replan::recompute(c, id, &fields).await?;
@@ -261,7 +268,7 @@ pub(super) async fn rollback<C: Conn>(c: &mut C) {
 }
 
 /// Runs `work` in a transaction of its own, which waits for no lock for long.
-async fn in_transaction<C: Conn>(
+pub(super) async fn in_transaction<C: Conn>(
     c: &mut C,
     work: impl AsyncFnOnce(&mut C) -> Result<(), Error>,
 ) -> Result<(), Error> {

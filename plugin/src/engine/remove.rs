@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{StreamTableId, drift, stages};
+use super::{StreamTableId, drift, replan, share, stages};
 use crate::capture;
 use crate::conn::{Conn, Error};
 
@@ -19,7 +19,12 @@ pub async fn drop<C: Conn>(c: &mut C, id: StreamTableId, cascade: bool) -> Resul
     while next < all.len() {
         let relids: Vec<_> = all[next].relid.into_iter().collect();
         for dependent in drift::dependents(c, &relids).await? {
-            if !cascade {
+            if all[0].shares.is_some() {
+                replan::unshare(c, dependent.id).await?;
+                continue;
+            }
+            // Those that read a shared stage are among the dependents themselves.
+            if !cascade && !dependent.shared {
                 return Err(depends(&all[0], &dependent));
             }
             all.retain(|r| r.id != dependent.id);
@@ -32,6 +37,8 @@ pub async fn drop<C: Conn>(c: &mut C, id: StreamTableId, cascade: bool) -> Resul
         remove(c, record, cascade).await?;
         buffers.extend(record.plan.tables.iter().filter_map(|t| t.buffer));
     }
+    let shared = all.iter().flat_map(|record| record.plan.shared());
+    buffers.extend(share::release(c, Some(shared.collect())).await?);
     buffers.sort_unstable();
     buffers.dedup();
     capture::detach(c, &buffers).await
@@ -54,7 +61,12 @@ fn depends(record: &Record, on: &super::Dependent) -> Error {
     ))
 }
 
-async fn remove<C: Conn>(c: &mut C, record: &Record, cascade: bool) -> Result<(), Error> {
+/// Drops all of a stream table but for its part in the buffers.
+pub(super) async fn remove<C: Conn>(
+    c: &mut C,
+    record: &Record,
+    cascade: bool,
+) -> Result<(), Error> {
     let id = record.id;
     let cascade = if cascade { " CASCADE" } else { "" };
     let mut statements = Vec::new();

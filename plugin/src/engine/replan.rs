@@ -3,11 +3,13 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{How, Mode, StreamTableId, cycle, define, drift, rebuild, settings, stages};
+use super::{How, Mode, StreamTableId, cycle, define, drift, rebuild, settings, share, stages};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
-use crate::plan::{Plan, analyse, literal, quote};
+use crate::plan::analyse::{self, Analysed};
+use crate::plan::fragment::Sharing;
+use crate::plan::{Plan, literal, quote};
 
 /// Makes the plan, capture and column types anew, in the caller's transaction. After mere renames the stream table goes on
 /// where it was; else its frontier is dropped, and the next refresh rebuilds it (at once, where a column's type changed).
@@ -23,7 +25,20 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
         return Ok(());
     }
     let renamed_only = drift::meaning(&now) == drift::meaning(&record.fingerprint);
-    plan_anew(c, record, renamed_only, None).await
+    plan_anew(c, record, renamed_only, Anew::default()).await
+}
+
+/// Has the stream table compute for itself what it has shared with others, in the caller's transaction. The next refresh rebuilds it.
+///
+/// # Errors
+/// As [`replan`].
+pub(super) async fn unshare<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    let record = locked(c, id).await?;
+    let anew = Anew {
+        alone: true,
+        ..Anew::default()
+    };
+    plan_anew(c, record, false, anew).await
 }
 
 /// Has the stream table refreshed in this way from now on, in the caller's transaction. The next refresh rebuilds it.
@@ -41,7 +56,7 @@ pub async fn set_mode<C: Conn>(c: &mut C, id: StreamTableId, mode: Mode) -> Resu
         return Ok(());
     }
     let record = record::read(c, id).await?;
-    plan_anew(c, record, false, None).await
+    plan_anew(c, record, false, Anew::default()).await
 }
 
 /// The stream table's row, locked until the end of the transaction.
@@ -64,18 +79,37 @@ pub(super) async fn recompute<C: Conn>(
     failure: &ErrorFields,
 ) -> Result<(), Error> {
     let record = locked(c, id).await?;
-    let reason = format!("a part of it fails (SQLSTATE {})", failure.code);
-    plan_anew(c, record, false, Some(reason)).await
+    let anew = Anew {
+        full: Some(format!("a part of it fails (SQLSTATE {})", failure.code)),
+        ..Anew::default()
+    };
+    plan_anew(c, record, false, anew).await
 }
 
-/// `renamed_only`: what is there stays right. `full`: why it is not to be incremental.
+/// What a new plan is to be like.
+#[derive(Default)]
+struct Anew {
+    /// Why it is not to be incremental.
+    full: Option<String>,
+    /// It reads no shared stages.
+    alone: bool,
+}
+
+/// `renamed_only`: what is there stays right.
 async fn plan_anew<C: Conn>(
     c: &mut C,
     record: Record,
-    renamed_only: bool,
-    full: Option<String>,
+    mut renamed_only: bool,
+    anew: Anew,
 ) -> Result<(), Error> {
     let id = record.id;
+    for shared in record.plan.shared() {
+        // Before, or it would not be found by what it is now. One without a definition is of no use any more.
+        match Box::pin(replan(c, StreamTableId(shared))).await {
+            Err(Error::Refused(_)) => {}
+            outcome => outcome?,
+        }
+    }
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     let mode = match record.refresh_mode.as_str() {
         "full" => Mode::Full,
@@ -83,20 +117,35 @@ async fn plan_anew<C: Conn>(
         _ => Mode::Auto,
     };
     if !renamed_only {
-        stages::drop_all(c, id.0, &record.plan).await?;
-        c.query(&format!(
-            "UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"
-        ))
-        .await?;
+        begin_anew(c, id, &[&record.plan]).await?;
     }
-    let mut plan = analyse::analyse(
-        c,
-        id.0,
-        record.view,
-        record.plan.settings.clone(),
-        full.or_else(|| mode.full_reason()),
-    )
-    .await?;
+    let settings = &record.plan.settings;
+    let sharing = if anew.alone {
+        Sharing::none(settings, mode.as_str())
+    } else {
+        share::available(c, settings, mode, record.shares.as_ref()).await?
+    };
+    let full = anew.full.or_else(|| mode.full_reason());
+    let settings = settings.clone();
+    let mut analysed =
+        analyse::analyse(c, id.0, record.view, settings, full.clone(), &sharing).await?;
+    if renamed_only && !is_alike(&record.plan, &analysed.plan) {
+        // It is built of other parts.
+        begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
+        renamed_only = false;
+        let settings = record.plan.settings.clone();
+        analysed = analyse::analyse(c, id.0, record.view, settings, full, &sharing).await?;
+    }
+    let Analysed {
+        mut plan,
+        mut fragments,
+        whole,
+    } = analysed;
+    if record.shares.is_some() {
+        fragments.retain(|part| Some(&part.digest) != whole.as_ref());
+    }
+    let known: Vec<_> = record.plan.shared().collect();
+    share::hold(c, plan.shared().filter(|id| !known.contains(id))).await?;
     define::refuse_full(mode, &plan)?;
     cycle::refuse(c, &record, &plan).await?;
     let mut retyped = false;
@@ -104,11 +153,18 @@ async fn plan_anew<C: Conn>(
         define::make_tables(c, id.0, &plan).await?;
         retyped = retype(c, &record).await?;
     }
-    capture::attach(c, &mut plan).await?;
+    capture::attach(c, id.0, &mut plan).await?;
     if !renamed_only {
         define::make_staging(c, id.0, &plan).await?;
     }
-    define::save_plan(c, id, record.view, &plan).await?;
+    define::save_plan(c, id, record.view, &plan, &fragments).await?;
+    if record.shares.is_some() && record.shares != whole {
+        let digest = whole.map_or_else(|| "NULL".to_owned(), |digest| literal(&digest.0));
+        c.query(&format!(
+            "UPDATE pgtrickle.catalog SET shares = coalesce({digest}, shares) WHERE id = {id}"
+        ))
+        .await?;
+    }
     let used: Vec<_> = plan.tables.iter().filter_map(|t| t.buffer).collect();
     let unused: Vec<_> = record
         .plan
@@ -125,6 +181,23 @@ async fn plan_anew<C: Conn>(
         Box::pin(rebuild::refresh_in_transaction(c, id, How::Full)).await?;
     }
     Ok(())
+}
+
+/// Drops what hidden tables of these plans there are, and has the next refresh rebuild the stream table.
+async fn begin_anew<C: Conn>(c: &mut C, id: StreamTableId, plans: &[&Plan]) -> Result<(), Error> {
+    for plan in plans {
+        stages::drop_all(c, id.0, plan).await?;
+    }
+    c.query(&format!(
+        "UPDATE pgtrickle.catalog SET frontier_snapshot = NULL WHERE id = {id}"
+    ))
+    .await
+    .map(|_| ())
+}
+
+/// Whether two plans have stages in the same places.
+fn is_alike(old: &Plan, new: &Plan) -> bool {
+    old.stages.len() == new.stages.len() && old.shared().eq(new.shared())
 }
 
 fn gone(record: &Record) -> Error {

@@ -209,7 +209,7 @@ pub(super) fn fill(
             ctes.push(grouped(&slot, keyed)?);
             format!("SELECT * FROM result_{slot}")
         }
-        Body::Linear { sql } if !names.is_empty() => from_ctes(sql, &names)?,
+        Body::Linear { sql } if !names.is_empty() || plan.reads_shared() => from_ctes(sql, &names)?,
         _ => format!("SELECT * FROM pgtrickle.def_{id}"),
     };
     Ok((ctes, result))

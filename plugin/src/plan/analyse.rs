@@ -1,12 +1,13 @@
 //! Makes the plan of a definition view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pg_query::protobuf::SelectStmt;
 
 use super::ast::{parse_select, select_text};
-use super::cut::{self, Kind, Parts, Top};
+use super::cut::{self, Kind, Parts, Pieced, Top};
 use super::facts::{self, Relation};
+use super::fragment::{Digest, Fragment, Sharing, shared_name};
 use super::functions::{self, Function, Tree};
 use super::inline::{Names, Reason};
 use super::keyed::Pieces;
@@ -18,7 +19,18 @@ use super::{
 };
 use crate::conn::{Conn, Error};
 
-/// Analyses view `view` of stream table `id`, with the pinned search path in force. The plan's buffers are not set yet.
+/// What there is to know of a definition.
+#[derive(Debug)]
+pub(crate) struct Analysed {
+    /// Its buffers are not set yet.
+    pub plan: Plan,
+    /// Parts of the query that are computed for this stream table alone.
+    pub fragments: Vec<Fragment>,
+    /// What the whole query is as a part of others; `None` where it cannot be one.
+    pub whole: Option<Digest>,
+}
+
+/// Analyses view `view` of stream table `id`, with the pinned search path in force.
 ///
 /// # Errors
 /// [`Error::Refused`] for a query that cannot be a stream table at all.
@@ -28,7 +40,8 @@ pub(crate) async fn analyse<C: Conn>(
     view: u32,
     settings: Settings,
     full: Option<String>,
-) -> Result<Plan, Error> {
+    sharing: &Sharing,
+) -> Result<Analysed, Error> {
     let relations = facts::closure(c, view).await?;
     refuse_relations(&relations)?;
     let canonical = view_text(c, view).await?;
@@ -47,7 +60,7 @@ pub(crate) async fn analyse<C: Conn>(
 
     let columns = facts::columns(c, view).await?;
     let tables = tables(c, &views, &relations, trees.iter().any(|t| t.whole_row)).await?;
-    let mut plan = Plan {
+    let plan = Plan {
         canonical,
         columns,
         stages: Vec::new(),
@@ -67,9 +80,15 @@ pub(crate) async fn analyse<C: Conn>(
             .collect(),
         settings,
     };
+    let mut analysed = Analysed {
+        plan,
+        fragments: Vec::new(),
+        whole: None,
+    };
     if full.is_some() {
-        return Ok(plan);
+        return Ok(analysed);
     }
+    let plan = &mut analysed.plan;
     let virtual_column = facts::virtual_column(c, &plan.tables)
         .await?
         .map(|name| format!("it uses the virtual generated column \"{name}\""));
@@ -78,13 +97,42 @@ pub(crate) async fn analyse<C: Conn>(
         .or(guard(c, id, &views, &trees).await?)
     {
         Some(reason) => Err(reason),
-        None => body(c, id, &plan, &relations, &views, &called).await?,
+        None => body(c, id, plan, &relations, &views, &called, sharing).await?,
     };
     match body {
-        Ok((stages, body)) => (plan.stages, plan.body) = (stages, body),
+        Ok(typed) => {
+            (plan.stages, plan.body) = (typed.stages, typed.body);
+            for id in typed.shared {
+                let table = shared_table(c, id).await?;
+                // The query itself may read it too.
+                plan.tables.retain(|other| other.relid != table.relid);
+                plan.tables.push(table);
+            }
+            // Locks are taken in this order.
+            plan.tables.sort_by_key(|table| table.relid);
+            analysed.fragments = typed.fragments;
+            analysed.whole = Some(typed.whole);
+        }
         Err(reason) => plan.body = Body::Full { reason },
     }
-    Ok(plan)
+    Ok(analysed)
+}
+
+/// The table of a shared stage as a source.
+async fn shared_table<C: Conn>(c: &mut C, id: i64) -> Result<Table, Error> {
+    let name = shared_name(id);
+    let relid = crate::catalog::regclass(c, &format!("pgtrickle.{name}")).await?;
+    let columns = facts::columns(c, relid).await?;
+    Ok(Table {
+        relid,
+        schema: "pgtrickle".to_owned(),
+        name,
+        partitioned: false,
+        buffer: None,
+        shared: Some(id),
+        all_columns: columns.iter().map(|c| c.name.clone()).collect(),
+        columns,
+    })
 }
 
 /// The view's text under the search path in force.
@@ -207,6 +255,7 @@ async fn tables<C: Conn>(
             name: r.name.clone(),
             partitioned: r.kind == 'p' || r.is_child,
             buffer: None,
+            shared: None,
             all_columns: columns.iter().map(|c| c.name.clone()).collect(),
             columns: columns
                 .into_iter()
@@ -217,6 +266,15 @@ async fn tables<C: Conn>(
     Ok(tables)
 }
 
+/// A query whose types are known.
+struct Typed {
+    stages: Vec<Stage>,
+    body: Body,
+    fragments: Vec<Fragment>,
+    shared: BTreeSet<i64>,
+    whole: Digest,
+}
+
 async fn body<C: Conn>(
     c: &mut C,
     id: i64,
@@ -224,7 +282,8 @@ async fn body<C: Conn>(
     relations: &[Relation],
     views: &[(u32, String)],
     called: &[Function],
-) -> Result<Result<(Vec<Stage>, Body), Reason>, Error> {
+    sharing: &Sharing,
+) -> Result<Result<Typed, Reason>, Error> {
     let mut names = Names::default();
     for r in relations.iter().filter(|r| r.kind == 'v') {
         if let Some((_, text)) = views.iter().find(|v| v.0 == r.relid) {
@@ -265,9 +324,15 @@ async fn body<C: Conn>(
             normalise(&mut recursion.step, &columns)?;
         }
         normalise(&mut select, &columns)?;
-        cut::cut(&names, id, select, recursions)
+        cut::cut(&names, id, select, recursions, sharing)
     });
-    let (specs, top) = match cut {
+    let Pieced {
+        stages: specs,
+        top,
+        fragments,
+        shared,
+        whole,
+    } = match cut {
         Ok(cut) => cut,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -300,7 +365,13 @@ async fn body<C: Conn>(
         Top::Keyed(pieces) => type_pieces(c, id, pieces).await?,
     };
     match body {
-        Ok(body) => Ok(Ok((stages, body))),
+        Ok(body) => Ok(Ok(Typed {
+            stages,
+            body,
+            fragments,
+            shared,
+            whole,
+        })),
         Err(reason) => drop_stages(c, id, stages.len(), reason).await,
     }
 }

@@ -5,6 +5,8 @@
 //! are touched ([`Parts`]: window functions, DISTINCT ON, LIMIT). All else is written in terms of these, but for WITH RECURSIVE,
 //! which is a stage of its own ([`super::recursion`]).
 
+use std::collections::BTreeSet;
+
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
     JoinType, Node, RangeVar, SelectStmt, SetOperation, SubLink, SubLinkType, WindowDef,
@@ -14,6 +16,7 @@ use super::ast::{
     self, clauses, each_sublink, empty_select, expr_text, inner, output_names, parse_select,
     select_text, target, walk,
 };
+use super::fragment::{Digest, Fragment, Sharing, shared_name};
 use super::inline::{self, Names, Reason, calls};
 use super::keyed::{self, Pieces};
 use super::levels;
@@ -60,12 +63,26 @@ pub(crate) enum Top {
     Keyed(Pieces),
 }
 
+/// A query that has been cut.
+#[derive(Debug)]
+pub(crate) struct Pieced {
+    pub stages: Vec<Spec>,
+    pub top: Top,
+    /// Those that are computed here, and not shared.
+    pub fragments: Vec<Fragment>,
+    /// The shared stages that are read.
+    pub shared: BTreeSet<i64>,
+    /// That of the query, were it a fragment of another.
+    pub whole: Digest,
+}
+
 /// The name of the table of stage `n` (from 1) of a stream table.
 pub(crate) fn stage_name(id: i64, n: usize) -> String {
     format!("stage_{id}_{n}")
 }
 
-/// Cuts a query whose names are resolved ([`Names::inline`], [`super::normalise::normalise`]).
+/// Cuts a query whose names are resolved ([`Names::inline`], [`super::normalise::normalise`]). What is shared
+/// is read, and not computed.
 ///
 /// # Errors
 /// The reason why it can only be recomputed as a whole.
@@ -74,10 +91,15 @@ pub(crate) fn cut(
     id: i64,
     mut select: SelectStmt,
     recursions: Vec<Recursion>,
-) -> Result<(Vec<Spec>, Top), Reason> {
+    sharing: &Sharing,
+) -> Result<Pieced, Reason> {
+    let whole = sharing.digest(&identity(select.clone())?);
     let mut cut = Cut {
         names,
         id,
+        sharing,
+        shared: BTreeSet::new(),
+        fragments: Vec::new(),
         recursions: recursions.into_iter().map(|r| (r, Place::None)).collect(),
         recursive: Vec::new(),
         stages: Vec::new(),
@@ -90,7 +112,21 @@ pub(crate) fn cut(
         cut.linear(&mut select)?;
         Top::Linear(body(select)?)
     };
-    Ok((cut.stages, top))
+    Ok(Pieced {
+        stages: cut.stages,
+        top,
+        fragments: cut.fragments,
+        shared: cut.shared,
+        whole,
+    })
+}
+
+/// The text of a query with its columns called `c1…`, and its aliases by their order: a WITH query or view gets others wherever
+/// it is used.
+fn identity(mut select: SelectStmt) -> Result<String, Reason> {
+    name_all_columns(&mut select);
+    inline::rename(&mut select, "__pgt_s");
+    select_text(&select).map_err(|e| e.to_string())
 }
 
 /// What has the last word in a SELECT.
@@ -112,6 +148,10 @@ const DEEPEST: usize = 50;
 struct Cut<'a> {
     names: &'a Names,
     id: i64,
+    sharing: &'a Sharing,
+    /// Of these, what the query reads.
+    shared: BTreeSet<i64>,
+    fragments: Vec<Fragment>,
     recursions: Vec<(Recursion, Place)>,
     /// The numbers of the stages of recursions, by base, step and whether it is UNION ALL.
     recursive: Vec<((String, String, bool), usize)>,
@@ -319,7 +359,7 @@ impl Cut<'_> {
         reduced
     }
 
-    fn reduce_once(&mut self, mut select: SelectStmt) -> Result<SelectStmt, Reason> {
+    fn reduce_once(&mut self, select: SelectStmt) -> Result<SelectStmt, Reason> {
         if !free(&select).is_empty() {
             return Err("it has a sub-select that depends on the query around it".to_owned());
         }
@@ -328,38 +368,21 @@ impl Cut<'_> {
             return Err("it has a sub-select without columns".to_owned());
         }
         let shape = self.shape(&select);
-        let windowed = !windows(&select).is_empty();
-        let grouped = keyed::is_grouped(self.names, &select);
-        let mut reduced = match shape {
-            Shape::Linear => {
-                self.linear(&mut select)?;
-                return Ok(select);
+        if shape == Shape::Linear {
+            return self.taken_apart(select, shape, names.len());
+        }
+        let fragment = self.fragment(&select, names.len())?;
+        let shared = fragment.as_ref().map(|fragment| &fragment.digest);
+        let mut reduced = match shared.and_then(|digest| self.sharing.table(digest)) {
+            Some(shared) => {
+                self.shared.insert(shared);
+                let alias = format!("__pgt_shared_{shared}");
+                columns_of(&shared_name(shared), &alias, names.len())?
             }
-            Shape::Limited if !is_plain(&without_limit(&select)) || windowed || grouped => {
-                self.layer(select)?
-            }
-            Shape::DistinctOn if windowed || grouped => self.layer(select)?,
-            Shape::Limited if is_of_one(&select) => self.partition(select, |_| Vec::new())?,
-            Shape::Limited => self.layer(select)?,
-            Shape::DistinctOn => self.partition(select, |s| s.distinct_clause.clone())?,
-            Shape::SetOperation => {
-                let select = set_operation(select, names.len())?;
-                self.reduce(select)?
-            }
-            Shape::Distinct if windowed || grouped => self.layer(select)?,
-            Shape::Windowed | Shape::Grouped
-                if grouped && (windowed || !self.is_one_level(&select)) =>
-            {
-                let select = self.levels(select)?;
-                self.reduce(select)?
-            }
-            Shape::Windowed => self.partition(select, common_keys)?,
-            Shape::Distinct | Shape::Grouped => {
-                name_columns(&mut select);
-                let mut whole = select.clone();
-                let pieces = self.keyed(select)?;
-                self.input(&mut whole)?;
-                self.stage(whole, Kind::Keyed(pieces))?
+            None => {
+                let reduced = self.taken_apart(select, shape, names.len())?;
+                self.fragments.extend(fragment);
+                reduced
             }
         };
         // The keys of partitions come last.
@@ -370,6 +393,67 @@ impl Cut<'_> {
             }
         }
         Ok(reduced)
+    }
+
+    /// A query as others may have it too: not if it reads tables of ours, whose names are this query's.
+    fn fragment(&self, select: &SelectStmt, columns: usize) -> Result<Option<Fragment>, Reason> {
+        let mut own = false;
+        ast::each_table(&mut select.clone(), &mut |relation| {
+            own |= relation.schemaname == "pgtrickle";
+        });
+        if own {
+            return Ok(None);
+        }
+        let sql = identity(select.clone())?;
+        Ok(Some(Fragment {
+            digest: self.sharing.digest(&sql),
+            sql,
+            columns,
+            parts: self.fragments.len(),
+        }))
+    }
+
+    /// [`Cut::reduce_once`] of a query of `columns` that is not linear.
+    fn taken_apart(
+        &mut self,
+        mut select: SelectStmt,
+        shape: Shape,
+        columns: usize,
+    ) -> Result<SelectStmt, Reason> {
+        let windowed = !windows(&select).is_empty();
+        let grouped = keyed::is_grouped(self.names, &select);
+        match shape {
+            Shape::Linear => {
+                self.linear(&mut select)?;
+                Ok(select)
+            }
+            Shape::Limited if !is_plain(&without_limit(&select)) || windowed || grouped => {
+                self.layer(select)
+            }
+            Shape::DistinctOn if windowed || grouped => self.layer(select),
+            Shape::Limited if is_of_one(&select) => self.partition(select, |_| Vec::new()),
+            Shape::Limited => self.layer(select),
+            Shape::DistinctOn => self.partition(select, |s| s.distinct_clause.clone()),
+            Shape::SetOperation => {
+                let select = set_operation(select, columns)?;
+                self.reduce(select)
+            }
+            Shape::Distinct if windowed || grouped => self.layer(select),
+            Shape::Windowed | Shape::Grouped
+                if grouped && (windowed || !self.is_one_level(&select)) =>
+            {
+                let select = self.levels(select)?;
+                self.reduce(select)
+            }
+            Shape::Windowed => self.partition(select, common_keys),
+            Shape::Distinct | Shape::Grouped => {
+                name_columns(&mut select);
+                let mut whole = select.clone();
+                let pieces = self.keyed(select)?;
+                self.input(&mut whole)?;
+                self.stage(whole, Kind::Keyed(pieces))
+            }
+        }
     }
 
     fn keyed(&mut self, mut select: SelectStmt) -> Result<Pieces, Reason> {
@@ -386,11 +470,8 @@ impl Cut<'_> {
     /// Adds a stage, if it is not there yet, and gives a query for its columns.
     fn stage(&mut self, whole: SelectStmt, kind: Kind) -> Result<SelectStmt, Reason> {
         let columns = output_names(&whole).len();
-        let text = |select: &SelectStmt| select_text(select).map_err(|e| e.to_string());
-        let sql = text(&whole)?;
-        let mut renamed = whole;
-        inline::rename(&mut renamed, "__pgt_s");
-        let identity = text(&renamed)?;
+        let sql = select_text(&whole).map_err(|e| e.to_string())?;
+        let identity = identity(whole)?;
         let n = match self.stages.iter().position(|s| s.identity == identity) {
             Some(n) => n + 1,
             None => {
@@ -402,14 +483,7 @@ impl Cut<'_> {
                 self.stages.len()
             }
         };
-        let alias = format!("__pgt_{n}");
-        let list: Vec<_> = (1..=columns).map(|i| format!("{alias}.c{i}")).collect();
-        let text = format!(
-            "SELECT {} FROM pgtrickle.{} {alias}",
-            list.join(", "),
-            stage_name(self.id, n)
-        );
-        parse_select(&text).map_err(|e| e.to_string())
+        columns_of(&stage_name(self.id, n), &format!("__pgt_{n}"), columns)
     }
 
     /// Where a recursion is read, its stage is.
@@ -648,6 +722,13 @@ impl Cut<'_> {
     }
 }
 
+/// A query for the columns `c1…` of a table of ours.
+fn columns_of(table: &str, alias: &str, columns: usize) -> Result<SelectStmt, Reason> {
+    let list: Vec<_> = (1..=columns).map(|i| format!("{alias}.c{i}")).collect();
+    let text = format!("SELECT {} FROM pgtrickle.{table} {alias}", list.join(", "));
+    parse_select(&text).map_err(|e| e.to_string())
+}
+
 /// Whether a SELECT reads one table or sub-select, and nothing else but for its LIMIT: a layer below would leave that as it
 /// is, and so not come to an end.
 fn is_of_one(select: &SelectStmt) -> bool {
@@ -725,6 +806,14 @@ fn name_columns(select: &mut SelectStmt) {
             t.name = format!("c{}", i + 1);
         }
     }
+}
+
+/// The same in all sides of a set operation.
+fn name_all_columns(select: &mut SelectStmt) {
+    for side in [&mut select.larg, &mut select.rarg].into_iter().flatten() {
+        name_all_columns(side);
+    }
+    name_columns(select);
 }
 
 /// The window definitions of a SELECT's calls.

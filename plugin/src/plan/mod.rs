@@ -5,6 +5,7 @@ pub(crate) mod analyse;
 pub(crate) mod ast;
 pub(crate) mod cut;
 mod facts;
+pub(crate) mod fragment;
 mod functions;
 pub(crate) mod indexes;
 mod inline;
@@ -259,8 +260,11 @@ pub(crate) struct Table {
     pub schema: String,
     pub name: String,
     pub partitioned: bool,
-    /// Where its changes are captured; `None` in a full plan.
+    /// Where its changes are captured; `None` in a full plan, and where only shared stages read it.
     pub buffer: Option<i64>,
+    /// It is the table of this shared stage.
+    #[serde(default)]
+    pub shared: Option<i64>,
     /// The columns the query uses.
     pub columns: Vec<Column>,
     /// The names of all its columns, in order: positions of alias lists refer to them.
@@ -376,6 +380,36 @@ impl Plan {
                 .then(|| (format!("pgtrickle.out_{id}_{}", i + 1), 'o')),
         });
         tables.chain(stages).collect()
+    }
+
+    /// The shared stages that it reads.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = i64> {
+        self.tables.iter().filter_map(|table| table.shared)
+    }
+
+    /// Whether it reads shared stages: then it is its query only where these are of the same moment.
+    pub(crate) fn reads_shared(&self) -> bool {
+        self.shared().next().is_some()
+    }
+
+    /// The tables whose changes it follows, by their numbers: all, but for those that only shared stages read.
+    ///
+    /// # Errors
+    /// [`crate::conn::Error::Internal`] for a plan that cannot be read.
+    pub(crate) fn followed(&self, id: i64) -> Result<Vec<usize>, crate::conn::Error> {
+        if !self.reads_shared() {
+            return Ok((0..self.tables.len()).collect());
+        }
+        let inputs = self.inputs(id, |_| false, &[]);
+        let bodies = self.stages.iter().map(|s| &s.body).chain([&self.body]);
+        let mut followed = Vec::new();
+        for body in bodies.filter_map(Body::linear) {
+            followed.extend(terms::read(body, &inputs)?.iter().map(|(input, _)| *input));
+        }
+        followed.retain(|&input| input < self.tables.len());
+        followed.sort_unstable();
+        followed.dedup();
+        Ok(followed)
     }
 
     pub(crate) fn is_full(&self) -> bool {

@@ -114,7 +114,7 @@ impl Notes {
         let now = SystemTime::now();
         self.edit(|tables| {
             let mut before = std::mem::take(tables);
-            for table in listed.iter().filter(|table| !table.gone) {
+            for table in listed.iter().filter(|table| !table.gone && !table.shared) {
                 let known = before.remove(&table.id);
                 let age = table.since_refresh;
                 let entry = Entry {

@@ -112,6 +112,8 @@ pub(super) struct Listed {
     pub age: Duration,
     /// The stream tables of the same owner that its query reads.
     pub reads: Vec<StreamTableId>,
+    /// It is a shared stage.
+    pub shared: bool,
 }
 
 /// Serves one database for ever.
@@ -313,12 +315,42 @@ async fn list(conn: &mut impl Conn) -> Result<Vec<Listed>, Error> {
         extract(epoch FROM pg_catalog.clock_timestamp() - c.created_at)::float8, \
         c.effective_mode = 'full', c.frontier_xid IS NULL, \
         (SELECT pg_catalog.string_agg(o.id::text, ' ') FROM pgtrickle.source s \
-            JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner WHERE s.stream_table = c.id) \
+            JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner WHERE s.stream_table = c.id), \
+        c.shares IS NOT NULL \
         FROM pgtrickle.catalog c \
         LEFT JOIN pg_catalog.pg_class r ON r.oid = c.relid \
         LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace ORDER BY c.id";
     let rows = conn.query_kept(sql.to_owned(), Vec::new()).await?;
-    Ok(rows.iter().filter_map(listed).collect())
+    let mut listed: Vec<_> = rows.iter().filter_map(listed).collect();
+    wake_shared(&mut listed);
+    Ok(listed)
+}
+
+/// A shared stage has no schedule. It is live as long as one of those that read it is, and else refreshed with these.
+fn wake_shared(listed: &mut [Listed]) {
+    let is_live = |table: &Listed| table.schedule == Schedule::Live && table.status != "suspended";
+    let mut live: Vec<_> = listed
+        .iter()
+        .filter(|table| is_live(table))
+        .map(|table| table.id)
+        .collect();
+    let mut next = 0;
+    while let Some(reader) = live.get(next) {
+        let of_reader = listed.iter().find(|table| table.id == *reader);
+        let read = of_reader
+            .map(|table| table.reads.clone())
+            .unwrap_or_default();
+        for table in listed
+            .iter_mut()
+            .filter(|table| table.shared && read.contains(&table.id))
+        {
+            if table.schedule != Schedule::Live {
+                table.schedule = Schedule::Live;
+                live.push(table.id);
+            }
+        }
+        next += 1;
+    }
 }
 
 fn listed(row: &Row) -> Option<Listed> {
@@ -350,6 +382,7 @@ fn listed(row: &Row) -> Option<Listed> {
             .split_whitespace()
             .filter_map(|id| id.parse().ok().map(StreamTableId))
             .collect(),
+        shared: row.is_true(15),
     })
 }
 

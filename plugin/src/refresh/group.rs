@@ -90,12 +90,29 @@ impl Group {
         let keeps_pace =
             |table: &Rc<Table>| table.keeps_company() && Some(self.pace(table)) <= pace;
         let waiting = self.waiting();
-        self.members
+        let mut together: Vec<_> = self
+            .members
             .iter()
             .filter(|table| is_due(table) || keeps_pace(table))
             .filter(|table| !contains(&waiting, table.id))
             .map(Rc::clone)
-            .collect()
+            .collect();
+        // Shared stages whenever those that read them are.
+        let mut next = 0;
+        while let Some(reader) = together.get(next).map(Rc::clone) {
+            let is_missing =
+                |table: &&Rc<Table>| table.is_shared() && !contains(&together, table.id);
+            let read = |table: &&Rc<Table>| reader.reads(table.id);
+            let missing: Vec<_> = self
+                .members
+                .iter()
+                .filter(is_missing)
+                .filter(read)
+                .collect();
+            together.extend(missing.into_iter().map(Rc::clone));
+            next += 1;
+        }
+        together
     }
 
     /// A live one that is slow does not keep the others waiting each time, where nobody reads it.

@@ -110,6 +110,11 @@ impl Table {
         self.listed.borrow().reads.clone()
     }
 
+    /// Is it a shared stage?
+    pub(super) fn is_shared(&self) -> bool {
+        self.listed.borrow().shared
+    }
+
     pub(super) fn schedule(&self) -> Schedule {
         self.listed.borrow().schedule.clone()
     }

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::case::{Case, comparison};
 use crate::dml::Batch;
-use crate::engine_support::{create, memory};
+use crate::engine_support::{create, create_sharing, memory};
 
 /// What a case came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Run {
     /// Statements that PostgreSQL refused (keys taken, say).
     pub refused_writes: usize,
     pub writes: usize,
+    /// Shared stages.
+    pub shared: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +103,23 @@ async fn steps(
         full: reason(c).await,
         ..Run::default()
     };
-    compare(c, &query, "after CREATE").await?;
+    compare(c, NAME, &query, "after CREATE").await?;
+    let mut others = Vec::new();
+    for other in case.others {
+        let query = other.query(&query);
+        match create_sharing(c, other.name, &query).await {
+            Ok(id) => others.push((id, other.name, query)),
+            Err(error) => return Err(explain(c, "CREATE", error, &query).await),
+        }
+    }
+    for (_, name, query) in &others {
+        compare(c, name, query, "after CREATE").await?;
+    }
+    run.shared = shared(c).await;
+    if run.shared > 0 {
+        // It is planned anew, and reads them.
+        refresh(c, id, How::Auto, &query).await?;
+    }
     for (i, batch) in case.batches.iter().enumerate() {
         *at = i + 1;
         let last = i + 1 == case.batches.len();
@@ -139,7 +157,17 @@ async fn steps(
         if last && sabotage == Sabotage::ExtraRow {
             let _ = c.batch_execute("INSERT INTO st DEFAULT VALUES").await;
         }
-        compare(c, &query, outcome.mode).await?;
+        compare(c, NAME, &query, outcome.mode).await?;
+        for (n, (id, name, query)) in others.iter().enumerate() {
+            // One of them every time, the other every other time.
+            if n == 0 || i % 2 == 0 || last {
+                let outcome = refresh(c, *id, How::Auto, query).await?;
+                compare(c, name, query, outcome.mode).await?;
+            }
+        }
+    }
+    if run.full.is_none() {
+        recomputed(c).await?;
     }
     let again = refresh(c, id, How::Auto, &query).await?;
     if again.changed {
@@ -149,7 +177,7 @@ async fn steps(
         ));
     }
     let full = refresh(c, id, How::Full, &query).await?;
-    compare(c, &query, "after REFRESH FULL").await?;
+    compare(c, NAME, &query, "after REFRESH FULL").await?;
     if full.changed {
         return Err(Stop::Fail(
             "restless".to_owned(),
@@ -159,6 +187,9 @@ async fn steps(
     let dropped = async {
         Conn::query(c, "BEGIN").await?;
         engine::drop(c, id, false).await?;
+        for (id, ..) in &others {
+            engine::drop(c, *id, false).await?;
+        }
         Conn::query(c, "COMMIT").await.map(|_| ())
     };
     if let Err(error) = dropped.await {
@@ -167,12 +198,39 @@ async fn steps(
             error.to_string(),
         ));
     }
+    // Those that larger ones have taken the place of are left to the clean-up.
+    if let Err(error) = engine::cleanup_buffers(c).await {
+        return Err(explain(c, "clean-up", error, &query).await);
+    }
+    if shared(c).await > 0 {
+        let details = "shared stages are left after DROP".to_owned();
+        return Err(Stop::Fail("left over".to_owned(), details));
+    }
     c.batch_execute(
         "SET client_min_messages = error; DROP SCHEMA public CASCADE; CREATE SCHEMA public",
     )
     .await
     .expect("the schema can be emptied");
     Ok(run)
+}
+
+/// How many shared stages there are.
+async fn shared(c: &mut Client) -> usize {
+    let sql = "SELECT FROM pgtrickle.catalog WHERE shares IS NOT NULL";
+    Conn::query(c, sql).await.expect("pgtrickle.catalog").len()
+}
+
+/// A delta that fails is made up for by recomputing, of a shared stage too.
+async fn recomputed(c: &mut Client) -> Result<(), Stop> {
+    let sql = "SELECT stream_table || ': ' || reason FROM pgtrickle.history WHERE reason LIKE 'the change alone%'";
+    let rows = Conn::query(c, sql).await.expect("pgtrickle.history");
+    match rows.first() {
+        None => Ok(()),
+        Some(row) => {
+            let details = row.text(0).unwrap_or_default().to_owned();
+            Err(Stop::Fail("rebuilt".to_owned(), details))
+        }
+    }
 }
 
 /// At once where that works; else one by one, as the rows that PostgreSQL refuses are simply not there.
@@ -193,7 +251,7 @@ async fn set_up(c: &mut Client, case: &Case) -> Result<(), Stop> {
 
 /// Why the stream table is recomputed as a whole, if it is.
 async fn reason(c: &mut Client) -> Option<String> {
-    let sql = "SELECT effective_mode, reason FROM pgtrickle.stream_tables";
+    let sql = "SELECT effective_mode, reason FROM pgtrickle.stream_tables WHERE name = 'st'";
     let rows = Conn::query(c, sql).await.expect("pgtrickle.stream_tables");
     let row = rows.first().expect("the stream table is there");
     (row.text(0) == Some("full")).then(|| row.text(1).unwrap_or("no reason").to_owned())
@@ -264,14 +322,14 @@ async fn explain(c: &mut Client, what: &str, error: Error, query: &str) -> Stop 
     }
 }
 
-async fn compare(c: &mut Client, query: &str, when: &str) -> Result<(), Stop> {
-    match Conn::query(c, &comparison(query)).await {
+async fn compare(c: &mut Client, name: &str, query: &str, when: &str) -> Result<(), Stop> {
+    match Conn::query(c, &comparison(name, query)).await {
         Ok(rows) if rows.is_empty() => Ok(()),
         Ok(rows) => {
             let rows: Vec<_> = rows.iter().filter_map(|r| r.text(0)).take(8).collect();
             Err(Stop::Fail(
                 "mismatch".to_owned(),
-                format!("{when}: {}", rows.join("; ")),
+                format!("{name} {when}: {}", rows.join("; ")),
             ))
         }
         Err(error) => Err(Stop::Skip(format!("comparison: {error}"))),

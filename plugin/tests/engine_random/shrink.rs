@@ -74,6 +74,10 @@ fn candidates(case: &Case, failure: &Failure) -> Vec<Case> {
         setup,
         ..case.clone()
     }));
+    all.push(Case {
+        others: &[],
+        ..case.clone()
+    });
     // At the top any query within will do, whatever its columns.
     let within = case.query.parts(&|sort| sort.starts_with(QUERY));
     for query in within.into_iter().chain(case.query.smaller()) {

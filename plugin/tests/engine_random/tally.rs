@@ -15,6 +15,8 @@ pub struct Tally {
     refreshes: BTreeMap<&'static str, usize>,
     writes: usize,
     refused_writes: usize,
+    /// Cases with shared stages.
+    shared: usize,
     full: BTreeMap<String, usize>,
     skipped: BTreeMap<String, usize>,
 }
@@ -25,6 +27,7 @@ impl Tally {
             Verdict::Exact(run) => {
                 self.exact += 1;
                 self.writes += run.writes;
+                self.shared += usize::from(run.shared > 0);
                 self.refused_writes += run.refused_writes;
                 for (mode, n) in &run.refreshes {
                     *self.refreshes.entry(mode).or_default() += n;
@@ -51,8 +54,8 @@ impl Tally {
     pub fn summary(&self, elapsed: Duration) -> String {
         let cases = self.exact + self.skips() + self.failures.len();
         let mut text = format!(
-            "{cases} cases in {:.0} s ({:.1}/s): {} exact, {} skipped, {} failed; {} incremental ({} %), refreshes {:?}, \
-             {} writes ({} refused)",
+            "{cases} cases in {:.0} s ({:.1}/s): {} exact, {} skipped, {} failed; {} incremental ({} %), {} with shared stages, \
+             refreshes {:?}, {} writes ({} refused)",
             elapsed.as_secs_f64(),
             cases as f64 / elapsed.as_secs_f64(),
             self.exact,
@@ -60,6 +63,7 @@ impl Tally {
             self.failures.len(),
             self.incremental,
             self.incremental * 100 / self.exact.max(1),
+            self.shared,
             self.refreshes,
             self.writes,
             self.refused_writes

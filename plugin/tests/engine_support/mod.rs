@@ -33,23 +33,7 @@ pub async fn create_as(
     query: &str,
     refresh_mode: Mode,
 ) -> Result<StreamTableId, Error> {
-    let definition = Definition {
-        name: name.to_owned(),
-        query: query.to_owned(),
-        schedule: "live".to_owned(),
-        refresh_mode,
-        with_data: true,
-        ..Definition::default()
-    };
-    c.query("BEGIN").await?;
-    let id = match engine::define(c, &definition).await {
-        Ok(id) => id,
-        Err(error) => {
-            c.query("ROLLBACK").await?;
-            return Err(error);
-        }
-    };
-    c.query("COMMIT").await?;
+    let id = define(c, name, query, refresh_mode, false).await?;
     c.query("BEGIN").await?;
     if let Err(error) = engine::load(c, id, Isolation::ReadCommitted).await {
         c.query("ROLLBACK").await?;
@@ -60,6 +44,71 @@ pub async fn create_as(
     }
     c.query("COMMIT").await?;
     Ok(id)
+}
+
+/// The first step.
+async fn define(
+    c: &mut Client,
+    name: &str,
+    query: &str,
+    refresh_mode: Mode,
+    may_share: bool,
+) -> Result<StreamTableId, Error> {
+    let definition = Definition {
+        name: name.to_owned(),
+        query: query.to_owned(),
+        schedule: "live".to_owned(),
+        refresh_mode,
+        with_data: true,
+        may_share,
+        ..Definition::default()
+    };
+    c.query("BEGIN").await?;
+    match engine::define(c, &definition).await {
+        Ok(id) => {
+            c.query("COMMIT").await?;
+            Ok(id)
+        }
+        Err(error) => {
+            c.query("ROLLBACK").await?;
+            Err(error)
+        }
+    }
+}
+
+/// CREATE STREAM TABLE outside a block that may share stages, in the mode of [`create`].
+pub async fn create_sharing(
+    c: &mut Client,
+    name: &str,
+    query: &str,
+) -> Result<StreamTableId, Error> {
+    let id = match define(c, name, query, Mode::Incremental, true).await {
+        Err(error) if error.to_string().contains("incrementally") => {
+            define(c, name, query, Mode::Auto, true).await?
+        }
+        defined => defined?,
+    };
+    let loaded = loop {
+        match engine::load_with_sources(c, &memory(), id).await {
+            Err(Error::Busy | Error::LockNotAvailable(_) | Error::Conflict(_)) => {
+                c.query("ROLLBACK").await?;
+            }
+            loaded => break loaded,
+        }
+    };
+    c.query("ROLLBACK").await?;
+    c.query("BEGIN").await?;
+    let loaded = match loaded {
+        Ok(false) => engine::load(c, id, Isolation::ReadCommitted).await,
+        other => other.map(|_| ()),
+    };
+    if loaded.is_err() {
+        c.query("ROLLBACK").await?;
+        c.query("BEGIN").await?;
+        engine::drop(c, id, false).await?;
+    }
+    c.query("COMMIT").await?;
+    loaded.map(|()| id)
 }
 
 thread_local! {

@@ -1,0 +1,259 @@
+//! Shared stages: what several stream tables of an owner compute alike is computed once, by a hidden stream table that they read.
+//!
+//! The first stream table that has a fragment of a query computes it for itself, in a stage of its own. The second makes a shared
+//! stage of it, and has the first one planned anew. A shared stage is a stream table like any other, but for this:
+//! - it has no schedule: it is refreshed with those that read it, in one transaction and before them, as these are their queries
+//!   only where it is of the same moment ([`super::group`]);
+//! - where that cannot be, in a transaction block, those that read it are computed from their sources, and rebuilt after it;
+//! - if it fails, those that read it go on without it: PostgreSQL may never have computed what fails;
+//! - it goes with the last one that reads it.
+
+use std::collections::BTreeMap;
+
+use super::define::{self, NewRow};
+use super::{Mode, remove};
+use crate::capture;
+use crate::catalog;
+use crate::conn::{Conn, Error};
+use crate::delta::apply::{self, Target};
+use crate::plan::analyse::{self, Analysed};
+use crate::plan::fragment::{Digest, Fragment, Sharing, shared_name};
+use crate::plan::{Settings, literal};
+
+/// The schedule of a shared stage, as in the catalog.
+const SCHEDULE: &str = "shared";
+
+/// Rows `c` of the catalog that are the current role's.
+const OURS: &str = "pg_catalog.pg_get_userbyid(c.owner) = current_user";
+
+/// An SQL array of digests.
+pub(super) fn array<'a>(digests: impl Iterator<Item = &'a Digest>) -> String {
+    let list: Vec<_> = digests.map(|digest| literal(&digest.0)).collect();
+    format!("ARRAY[{}]::pg_catalog.text[]", list.join(", "))
+}
+
+/// The current role's shared stages that are sound, for a stream table of these settings; but for `own`, which is what it is itself.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn available<C: Conn>(
+    c: &mut C,
+    settings: &Settings,
+    mode: Mode,
+    own: Option<&Digest>,
+) -> Result<Sharing, Error> {
+    // Of several that are the same, made at once, everybody takes the first.
+    let sql = format!(
+        "SELECT c.shares, pg_catalog.min(c.id) FROM pgtrickle.catalog c
+         JOIN pg_catalog.pg_class k ON k.oid = c.relid AND k.relowner = c.owner
+         JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
+         WHERE c.shares IS NOT NULL AND {OURS} AND c.effective_mode = 'incremental' AND c.status = 'active'
+            AND n.nspname = 'pgtrickle' AND k.relname = pg_catalog.concat('shared_', c.id)
+         GROUP BY c.shares"
+    );
+    let rows = c.query(&sql).await?;
+    let tables = rows
+        .iter()
+        .filter_map(|row| Some((Digest(row.text(0)?.to_owned()), row.int(1)?)));
+    let tables: BTreeMap<_, _> = tables.filter(|(d, _)| own != Some(d)).collect();
+    Ok(Sharing::new(settings, mode.as_str(), tables))
+}
+
+/// Keeps others from dropping these shared stages until the end of the transaction.
+///
+/// # Errors
+/// [`Error::LockNotAvailable`] if one of them is gone, or being refreshed for long.
+pub(super) async fn hold<C: Conn>(c: &mut C, ids: impl Iterator<Item = i64>) -> Result<(), Error> {
+    for id in ids {
+        let sql = format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR KEY SHARE");
+        if c.query(&sql).await?.is_empty() {
+            let gone = "a part that several stream tables share has been dropped meanwhile";
+            let error = pgcat::plugins::ErrorFields::error("55P03", gone);
+            return Err(Error::LockNotAvailable(Box::new(error)));
+        }
+    }
+    Ok(())
+}
+
+/// Makes shared stages of what stream table `id` has in common with others that compute it for themselves, and returns what these
+/// are.
+///
+/// # Errors
+/// Those of the server. What cannot be shared is not.
+pub(super) async fn make<C: Conn>(
+    c: &mut C,
+    id: i64,
+    analysed: &Analysed,
+    mode: Mode,
+) -> Result<Vec<Digest>, Error> {
+    let fragments = &analysed.fragments;
+    if fragments.is_empty() {
+        return Ok(Vec::new());
+    }
+    let digests = array(fragments.iter().map(|fragment| &fragment.digest));
+    let sql = format!(
+        "SELECT DISTINCT f FROM pgtrickle.catalog c, pg_catalog.unnest(c.fragments) f
+         WHERE {OURS} AND c.id <> {id} AND c.fragments && {digests} AND f = ANY ({digests})"
+    );
+    let rows = c.query(&sql).await?;
+    let found: Vec<_> = rows.iter().filter_map(|row| row.text(0)).collect();
+    let mut made = Vec::new();
+    // The largest first: what they are made of is shared with them.
+    let mut end = fragments.len();
+    for (i, fragment) in fragments.iter().enumerate().rev() {
+        let is_new = !made.contains(&fragment.digest);
+        if i < end && is_new && found.contains(&fragment.digest.0.as_str()) {
+            let settings = &analysed.plan.settings;
+            if shared_stage(c, fragment, settings, mode).await? {
+                made.push(fragment.digest.clone());
+                end = fragment.parts;
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// Makes a shared stage. False: that is not possible.
+async fn shared_stage<C: Conn>(
+    c: &mut C,
+    fragment: &Fragment,
+    settings: &Settings,
+    mode: Mode,
+) -> Result<bool, Error> {
+    c.query("SAVEPOINT pgtrickle_share").await?;
+    let made = match defined(c, fragment, settings, mode).await {
+        Err(error) if error.is_transient() || error.is_the_servers() => return Err(error),
+        Err(error) => {
+            log::debug!("stream tables: a stage is not shared: {error}");
+            false
+        }
+        Ok(made) => made,
+    };
+    if !made {
+        c.query("ROLLBACK TO SAVEPOINT pgtrickle_share").await?;
+    }
+    c.query("RELEASE SAVEPOINT pgtrickle_share").await?;
+    Ok(made)
+}
+
+async fn defined<C: Conn>(
+    c: &mut C,
+    fragment: &Fragment,
+    settings: &Settings,
+    mode: Mode,
+) -> Result<bool, Error> {
+    let id = catalog::next_id(c).await?;
+    let columns: Vec<_> = (1..=fragment.columns).map(|i| format!("c{i}")).collect();
+    c.query(&format!(
+        "CREATE VIEW pgtrickle.def_{id} ({}) AS {}",
+        columns.join(", "),
+        fragment.sql
+    ))
+    .await?;
+    let view = catalog::regclass(c, &format!("pgtrickle.def_{id}")).await?;
+    let sharing = available(c, settings, mode, None).await?;
+    let analysed = analyse::analyse(c, id, view, settings.clone(), None, &sharing).await?;
+    // Should its text read otherwise as a query of its own, it would not be found again after a change of the sources.
+    if analysed.whole.as_ref() != Some(&fragment.digest) {
+        return Ok(false);
+    }
+    let Analysed {
+        mut plan,
+        mut fragments,
+        ..
+    } = analysed;
+    fragments.retain(|part| part.digest != fragment.digest);
+    hold(c, plan.shared()).await?;
+    define::make_tables(c, id, &plan).await?;
+    let name = shared_name(id);
+    let row = NewRow {
+        id,
+        schema: "pgtrickle",
+        name: &name,
+        view,
+        schedule: SCHEDULE,
+        refresh_mode: mode,
+        status: "active",
+        with_data: true,
+        shares: Some(&fragment.digest),
+    };
+    row.insert(c).await?;
+    let target = Target {
+        name: format!("pgtrickle.{name}"),
+        columns,
+    };
+    c.batch(&[
+        format!(
+            "CREATE TABLE {} AS SELECT * FROM pgtrickle.def_{id} WITH NO DATA",
+            target.name
+        ),
+        // A publication FOR ALL TABLES needs it to let us delete.
+        format!("ALTER TABLE {} REPLICA IDENTITY FULL", target.name),
+    ])
+    .await?;
+    let index = apply::index(&plan.body, &plan.columns, &target);
+    c.batch(&Vec::from_iter(index)).await?;
+    let relid = catalog::regclass(c, &target.name).await?;
+    c.query(&format!(
+        "UPDATE pgtrickle.catalog SET relid = {relid} WHERE id = {id}"
+    ))
+    .await?;
+    capture::attach(c, id, &mut plan).await?;
+    define::make_staging(c, id, &plan).await?;
+    define::save_plan(c, super::StreamTableId(id), view, &plan, &fragments).await?;
+    Ok(true)
+}
+
+/// Has those others that compute these for themselves planned anew by their next refresh.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn offer<C: Conn>(c: &mut C, id: i64, shared: &[Digest]) -> Result<(), Error> {
+    if shared.is_empty() {
+        return Ok(());
+    }
+    c.query(&format!(
+        "UPDATE pgtrickle.catalog c SET fingerprint = '' WHERE {OURS} AND c.id <> {id} AND c.fragments && {}",
+        array(shared.iter())
+    ))
+    .await
+    .map(|_| ())
+}
+
+/// Drops shared stages that nobody reads any more, and those that only they have read. Returns the buffers they have read. `only`:
+/// these, and not any. One that somebody is busy with is left for the next time.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn release<C: Conn>(c: &mut C, only: Option<Vec<i64>>) -> Result<Vec<i64>, Error> {
+    let mut buffers = Vec::new();
+    let mut candidates = match only {
+        Some(ids) => ids,
+        None => unread(c, "true").await?,
+    };
+    while let Some(id) = candidates.pop() {
+        let lock =
+            format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED");
+        // Whoever is about to read it has locked it: only now is it certain.
+        if c.query(&lock).await?.is_empty() || unread(c, &format!("c.id = {id}")).await?.is_empty()
+        {
+            continue;
+        }
+        let record = super::record::read(c, super::StreamTableId(id)).await?;
+        remove::remove(c, &record, false).await?;
+        buffers.extend(record.plan.tables.iter().filter_map(|table| table.buffer));
+        candidates.extend(record.plan.shared());
+    }
+    Ok(buffers)
+}
+
+/// Shared stages that nobody reads.
+async fn unread<C: Conn>(c: &mut C, condition: &str) -> Result<Vec<i64>, Error> {
+    let sql = format!(
+        "SELECT c.id FROM pgtrickle.catalog c WHERE c.shares IS NOT NULL AND {OURS} AND {condition}
+            AND NOT EXISTS (SELECT FROM pgtrickle.source s WHERE s.relid = c.relid)
+         ORDER BY c.id"
+    );
+    let rows = c.query(&sql).await?;
+    Ok(rows.iter().filter_map(|row| row.int(0)).collect())
+}

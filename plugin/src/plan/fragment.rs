@@ -1,0 +1,68 @@
+//! Parts of queries that are computed on their own, and so may be computed once for all stream tables that have them.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+
+use super::Settings;
+
+/// What two fragments have in common if and only if they have the same rows at any time, and are to be kept in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Digest(pub String);
+
+/// A part of a query.
+#[derive(Debug, Clone)]
+pub(crate) struct Fragment {
+    pub digest: Digest,
+    /// The whole query. Its columns are called `c1…`, but for those of set operations.
+    pub sql: String,
+    pub columns: usize,
+    /// Those before it in their list, from this one on, are parts of it.
+    pub parts: usize,
+}
+
+/// The shared stages that a query may read instead of computing the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Sharing {
+    /// What a text has its meaning from.
+    context: String,
+    tables: BTreeMap<Digest, i64>,
+}
+
+impl Sharing {
+    /// `mode` is the stream table's `refresh_mode`.
+    pub(crate) fn new(settings: &Settings, mode: &str, tables: BTreeMap<Digest, i64>) -> Self {
+        let Settings {
+            time_zone,
+            search_path,
+            text_search_config,
+            knows_cluster: _,
+        } = settings;
+        Self {
+            context: format!("{mode}\0{time_zone}\0{search_path}\0{text_search_config}\0"),
+            tables,
+        }
+    }
+
+    /// Nothing is shared.
+    pub(crate) fn none(settings: &Settings, mode: &str) -> Self {
+        Self::new(settings, mode, BTreeMap::new())
+    }
+
+    pub(super) fn digest(&self, sql: &str) -> Digest {
+        let hash = Sha256::new()
+            .chain_update(&self.context)
+            .chain_update(sql)
+            .finalize();
+        Digest(hash.iter().take(16).map(|b| format!("{b:02x}")).collect())
+    }
+
+    pub(super) fn table(&self, digest: &Digest) -> Option<i64> {
+        self.tables.get(digest).copied()
+    }
+}
+
+/// The name of a shared stage's table.
+pub(crate) fn shared_name(id: i64) -> String {
+    format!("shared_{id}")
+}
