@@ -2,9 +2,8 @@
 
 mod engine_support;
 
-use engine_support::{connect, create_sharing, differences, memory, refresh};
-use stream_tables::conn::Conn;
-use stream_tables::engine::{self, How, Isolation, Mode, StreamTableId};
+use engine_support::{connect, create_sharing, create_sharing_as, differences, memory, refresh};
+use stream_tables::engine::{self, How, Mode, StreamTableId};
 use test_support::Postgres;
 use tokio_postgres::Client;
 
@@ -128,7 +127,7 @@ async fn what_two_compute_is_computed_once() {
     }
     // One of them is refreshed more seldom: the shared stage has moved on meanwhile.
     for sql in &WRITES[..3] {
-        run(&c, sql).await.to_owned();
+        run(&c, sql).await;
         refresh(&mut c, a).await;
         is(&mut c, "a", BY_REGION).await;
         run(&c, "DELETE FROM orders WHERE id >= 1000").await;
@@ -150,4 +149,346 @@ async fn what_two_compute_is_computed_once() {
     is(&mut c, "b", LARGE).await;
     dropped(&mut c, b).await;
     assert_eq!(remains(&c).await, [""; 0]);
+}
+
+/// Two that share groups, and the shared stage.
+async fn pair(c: &mut Client) -> (StreamTableId, StreamTableId, StreamTableId) {
+    let a = made(c, "a", BY_REGION).await;
+    let b = made(c, "b", LARGE).await;
+    refresh(c, a).await;
+    (a, b, the_shared(c).await)
+}
+
+async fn the_shared(c: &Client) -> StreamTableId {
+    let ids = list(
+        c,
+        "SELECT id::text FROM pgtrickle.catalog WHERE shares IS NOT NULL",
+    )
+    .await;
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    StreamTableId(ids[0].parse().unwrap())
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_larger_part_is_shared_and_the_smaller_with_a_third() {
+    let (_server, mut c) = connected().await;
+    let tops = |n| {
+        format!(
+            "SELECT x.customer, x.total FROM (SELECT customer, sum(amount) AS total FROM orders GROUP BY customer) x ORDER BY 2 DESC, 1 LIMIT {n}"
+        )
+    };
+    let a_query = format!(
+        "SELECT c.region, t.total FROM ({}) t JOIN customers c ON c.id = t.customer",
+        tops(5)
+    );
+    let b_query = format!(
+        "SELECT count(*) AS n, sum(t.total) AS s FROM ({}) t",
+        tops(5)
+    );
+    let d_query = format!("SELECT max(t.total) AS s FROM ({}) t", tops(7));
+    let a = made(&mut c, "a", &a_query).await;
+    let b = made(&mut c, "b", &b_query).await;
+    refresh(&mut c, a).await;
+    let limited = the_shared(&c).await;
+    // The groups below are a stage of the shared one, until somebody else needs them.
+    let d = made(&mut c, "d", &d_query).await;
+    run(&c, "DELETE FROM orders WHERE id = 1").await;
+    for id in [a, b, d] {
+        refresh(&mut c, id).await;
+    }
+    let shared = sharing(&c).await;
+    let inner = shared
+        .last()
+        .and_then(|s| s.split_once(" <- "))
+        .unwrap()
+        .1
+        .to_owned();
+    let limited = format!("shared_{limited}");
+    let expected = [
+        format!("a <- {limited}"),
+        format!("b <- {limited}"),
+        format!("{limited} <- {inner}"),
+        format!("d <- {inner}"),
+    ];
+    assert_eq!(shared, expected);
+    for sql in WRITES {
+        run(&c, sql).await;
+        for (id, name, query) in [(b, "b", &b_query), (d, "d", &d_query), (a, "a", &a_query)] {
+            refresh(&mut c, id).await;
+            is(&mut c, name, query).await;
+        }
+    }
+    // With all members named, as the worker does it.
+    run(&c, "UPDATE orders SET amount = amount * 2 WHERE id % 5 = 0").await;
+    let refreshed = engine::refresh_together(&mut c, &memory(), &[a, b, d])
+        .await
+        .unwrap();
+    assert!(refreshed.iter().all(|r| r.result.is_ok()), "{refreshed:?}");
+    for (name, query) in [("b", &b_query), ("d", &d_query), ("a", &a_query)] {
+        is(&mut c, name, query).await;
+    }
+    for id in [a, b, d] {
+        dropped(&mut c, id).await;
+    }
+    assert_eq!(remains(&c).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn in_a_block_they_are_computed_from_their_sources() {
+    let (_server, mut c) = connected().await;
+    let (a, b, _) = pair(&mut c).await;
+    run(
+        &c,
+        "BEGIN; UPDATE orders SET amount = amount + 7 WHERE id % 2 = 0",
+    )
+    .await;
+    for how in [How::Auto, How::Full] {
+        engine::refresh_in_transaction(&mut c, a, how)
+            .await
+            .unwrap();
+        is(&mut c, "a", BY_REGION).await;
+    }
+    run(&c, "INSERT INTO orders VALUES (9000, 1, 9)").await;
+    engine::refresh_in_transaction(&mut c, b, How::Auto)
+        .await
+        .unwrap();
+    is(&mut c, "b", LARGE).await;
+    run(&c, "COMMIT; INSERT INTO orders VALUES (9001, 2, 9)").await;
+    for _ in 0..2 {
+        for id in [a, b] {
+            refresh(&mut c, id).await;
+        }
+        is(&mut c, "a", BY_REGION).await;
+        is(&mut c, "b", LARGE).await;
+        run(&c, "DELETE FROM orders WHERE id % 11 = 0").await;
+    }
+    refresh(&mut c, a).await;
+    is(&mut c, "a", BY_REGION).await;
+    let modes = list(
+        &c,
+        "SELECT mode FROM pgtrickle.history ORDER BY id DESC LIMIT 1",
+    )
+    .await;
+    assert_eq!(
+        modes,
+        ["incremental"],
+        "after the rebuilds changes are enough again"
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn changes_of_the_sources_are_taken_in() {
+    let (_server, mut c) = connected().await;
+    let (a, b, shared) = pair(&mut c).await;
+    let renamed = |query: &str| query.replace("amount", "price").replace("orders", "sales");
+    for (ddl, seen_first) in [
+        (
+            "ALTER TABLE orders RENAME amount TO price; ALTER TABLE orders RENAME TO sales",
+            a,
+        ),
+        ("ALTER TABLE sales ADD COLUMN note text", b),
+        (
+            "ALTER TABLE customers RENAME TO clients; ALTER TABLE clients RENAME TO customers",
+            a,
+        ),
+        (
+            "ALTER TABLE sales DISABLE TRIGGER ALL; DELETE FROM sales WHERE id < 30; ALTER TABLE sales ENABLE TRIGGER ALL",
+            b,
+        ),
+    ] {
+        // Nobody has seen it: the refreshes find it.
+        run(&c, ddl).await;
+        run(&c, "UPDATE sales SET price = price + 1 WHERE id % 3 = 0; DELETE FROM customers WHERE id = 12").await;
+        for id in [seen_first, a, b] {
+            refresh(&mut c, id).await;
+        }
+        is(&mut c, "a", &renamed(BY_REGION)).await;
+        is(&mut c, "b", &renamed(LARGE)).await;
+        assert_eq!(the_shared(&c).await, shared, "{ddl}");
+        assert_eq!(sharing(&c).await.len(), 2, "{ddl}: {:?}", sharing(&c).await);
+    }
+    // As the pooler does it, in one transaction with the statement.
+    run(&c, "BEGIN").await;
+    for id in [b, a, shared] {
+        engine::drop_definition_view(&mut c, id).await.unwrap();
+    }
+    run(
+        &c,
+        "ALTER TABLE sales ALTER COLUMN price TYPE numeric(12, 3)",
+    )
+    .await;
+    let sales = relid(&c, "sales").await;
+    let readers = engine::dependents(&mut c, &[sales]).await.unwrap();
+    assert_eq!(
+        readers.iter().map(|r| r.id).collect::<Vec<_>>(),
+        [shared, a, b]
+    );
+    for reader in readers {
+        engine::recreate_definition_view(&mut c, reader.id)
+            .await
+            .unwrap();
+        engine::replan(&mut c, reader.id).await.unwrap();
+    }
+    run(
+        &c,
+        "COMMIT; UPDATE sales SET price = price + 0.125 WHERE id % 4 = 0",
+    )
+    .await;
+    for id in [b, a] {
+        refresh(&mut c, id).await;
+    }
+    is(&mut c, "a", &renamed(BY_REGION)).await;
+    is(&mut c, "b", &renamed(LARGE)).await;
+    assert_eq!(sharing(&c).await.len(), 2);
+}
+
+async fn relid(c: &Client, name: &str) -> u32 {
+    let row = c
+        .query_one("SELECT $1::text::regclass::oid", &[&name])
+        .await
+        .unwrap();
+    row.get(0)
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_fails_for_all_fails_nobody() {
+    let (_server, mut c) = connected().await;
+    let groups = "SELECT customer, sum(100 / amount) AS parts FROM orders GROUP BY customer";
+    // PostgreSQL does not compute what is not asked for.
+    let count = format!("SELECT count(*) AS n FROM ({groups}) g");
+    let all = format!("SELECT g.customer, g.parts FROM ({groups}) g WHERE g.customer > 3");
+    let a = create_sharing_as(&mut c, "a", &count, Mode::Auto);
+    let a = a.await.unwrap();
+    let b = create_sharing_as(&mut c, "b", &all, Mode::Auto);
+    let b = b.await.unwrap();
+    refresh(&mut c, a).await;
+    assert_eq!(sharing(&c).await.len(), 2);
+    run(&c, "INSERT INTO orders VALUES (7000, 50, 0), (7001, 51, 1)").await;
+    assert_eq!(refresh(&mut c, a).await.mode, "full");
+    is(&mut c, "a", &count).await;
+    let failed = engine::refresh(&mut c, &memory(), b, How::Auto).await;
+    assert_eq!(failed.unwrap_err().code(), "22012");
+    run(&c, "ROLLBACK").await;
+    run(&c, "DELETE FROM orders WHERE id = 7000").await;
+    refresh(&mut c, b).await;
+    is(&mut c, "b", &all).await;
+    run(&c, "UPDATE orders SET amount = 5 WHERE id = 7001").await;
+    for (id, name, query) in [(a, "a", &count), (b, "b", &all)] {
+        refresh(&mut c, id).await;
+        is(&mut c, name, query).await;
+    }
+    engine::cleanup_buffers(&mut c).await.unwrap();
+    assert_eq!(sharing(&c).await, [""; 0]);
+    let left = "SELECT target_name FROM pgtrickle.catalog WHERE shares IS NOT NULL";
+    assert_eq!(list(&c, left).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn only_equals_share() {
+    let (server, mut c) = connected().await;
+    run(&c, "CREATE ROLE other LOGIN PASSWORD 'other'; GRANT ALL ON SCHEMA public TO other; GRANT ALL ON ALL TABLES IN SCHEMA public TO other").await;
+    let day = "SELECT to_char(d.at, 'YYYY-MM-DD') AS day, d.n FROM (SELECT date_trunc('day', timestamptz 'epoch' + id * interval '1 hour') AS at, count(*) AS n FROM orders GROUP BY 1) d";
+    made(&mut c, "a", day).await;
+    run(&c, "GRANT CREATE, USAGE ON SCHEMA pgtrickle TO other").await;
+    // Another owner, another time zone, another mode.
+    let mut o = server.client("other", "postgres").await;
+    made(&mut o, "b", day).await;
+    run(&c, "SET timezone = 'Asia/Tokyo'").await;
+    made(&mut c, "d", day).await;
+    run(&c, "RESET timezone").await;
+    engine_support::create_as(&mut c, "e", day, Mode::Auto)
+        .await
+        .unwrap();
+    assert_eq!(sharing(&c).await, [""; 0]);
+    let f = made(&mut c, "f", day).await;
+    assert_eq!(sharing(&c).await.len(), 1);
+    // Not the mode of the others any more.
+    run(&c, "BEGIN").await;
+    engine::set_mode(&mut c, f, Mode::Full).await.unwrap();
+    run(&c, "COMMIT; INSERT INTO orders VALUES (8000, 1, 1)").await;
+    refresh(&mut c, f).await;
+    is(&mut c, "f", day).await;
+    assert_eq!(sharing(&c).await, [""; 0]);
+    engine::cleanup_buffers(&mut c).await.unwrap();
+    assert_eq!(
+        list(
+            &c,
+            "SELECT target_name FROM pgtrickle.catalog WHERE shares IS NOT NULL"
+        )
+        .await,
+        [""; 0]
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn without_its_table_everybody_goes_on() {
+    let (_server, mut c) = connected().await;
+    let (a, b, shared) = pair(&mut c).await;
+    // By its name.
+    dropped(&mut c, shared).await;
+    assert_eq!(sharing(&c).await, [""; 0]);
+    for id in [a, b] {
+        refresh(&mut c, id).await;
+    }
+    is(&mut c, "a", BY_REGION).await;
+    is(&mut c, "b", LARGE).await;
+    dropped(&mut c, b).await;
+    let b = made(&mut c, "b", LARGE).await;
+    refresh(&mut c, a).await;
+    let shared = the_shared(&c).await;
+    assert_eq!(sharing(&c).await.len(), 2);
+    // As a table, and with what is in it.
+    run(&c, &format!("DROP TABLE pgtrickle.shared_{shared}; UPDATE orders SET amount = amount - 1 WHERE id % 2 = 1")).await;
+    for id in [b, a] {
+        refresh(&mut c, id).await;
+    }
+    is(&mut c, "a", BY_REGION).await;
+    is(&mut c, "b", LARGE).await;
+    engine::cleanup_buffers(&mut c).await.unwrap();
+    assert_eq!(
+        list(&c, "SELECT target_name FROM pgtrickle.catalog ORDER BY 1").await,
+        ["a", "b"]
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_full_refresh_mends_the_shared_stage() {
+    let (_server, mut c) = connected().await;
+    let (a, b, shared) = pair(&mut c).await;
+    run(&c, &format!("DELETE FROM pgtrickle.shared_{shared} WHERE c1 < 5; UPDATE pgtrickle.shared_{shared} SET c2 = 0 WHERE c1 = 7")).await;
+    engine::refresh(&mut c, &memory(), a, How::Full)
+        .await
+        .unwrap();
+    is(&mut c, "a", BY_REGION).await;
+    refresh(&mut c, b).await;
+    is(&mut c, "b", LARGE).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn two_sessions_refresh_and_a_third_writes() {
+    let (server, mut c) = connected().await;
+    let (a, b, _) = pair(&mut c).await;
+    let mut first = connect(&server).await;
+    let mut second = connect(&server).await;
+    let writer = async {
+        for i in 0..60 {
+            let sql = format!(
+                "UPDATE orders SET amount = amount + 1, customer = customer % 39 + 1 WHERE id % 60 = {i}; DELETE FROM orders WHERE id = {i};
+                 INSERT INTO orders VALUES ({}, {}, {i})",
+                20_000 + i,
+                i % 45
+            );
+            run(&c, &sql).await;
+        }
+    };
+    let refresher = async |c: &mut Client, id| {
+        for _ in 0..40 {
+            refresh(c, id).await;
+        }
+    };
+    tokio::join!(writer, refresher(&mut first, a), refresher(&mut second, b));
+    for (id, name, query) in [(b, "b", LARGE), (a, "a", BY_REGION)] {
+        refresh(&mut c, id).await;
+        is(&mut c, name, query).await;
+    }
 }

@@ -82,12 +82,22 @@ pub async fn create_sharing(
     name: &str,
     query: &str,
 ) -> Result<StreamTableId, Error> {
-    let id = match define(c, name, query, Mode::Incremental, true).await {
+    match create_sharing_as(c, name, query, Mode::Incremental).await {
         Err(error) if error.to_string().contains("incrementally") => {
-            define(c, name, query, Mode::Auto, true).await?
+            create_sharing_as(c, name, query, Mode::Auto).await
         }
-        defined => defined?,
-    };
+        created => created,
+    }
+}
+
+/// The same with a `refresh_mode`.
+pub async fn create_sharing_as(
+    c: &mut Client,
+    name: &str,
+    query: &str,
+    refresh_mode: Mode,
+) -> Result<StreamTableId, Error> {
+    let id = define(c, name, query, refresh_mode, true).await?;
     let loaded = loop {
         match engine::load_with_sources(c, &memory(), id).await {
             Err(Error::Busy | Error::LockNotAvailable(_) | Error::Conflict(_)) => {
