@@ -1,6 +1,7 @@
 //! Stream tables on stream tables, kept by the worker: whoever reads, and whatever happens meanwhile, sees them at one moment.
 
 mod diamond;
+mod shared;
 
 use std::time::Duration;
 

@@ -33,7 +33,7 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
         "SET LOCAL lock_timeout = '100ms'".to_owned(),
     ])
     .await?;
-    let result = unread(c).await;
+    let result = shared(c).await;
     finish(c, result).await?;
     c.query("DELETE FROM pgtrickle.history WHERE started_at < pg_catalog.now() - interval '1 day'")
         .await?;
@@ -55,8 +55,9 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
     Ok(deleted)
 }
 
-/// Drops shared stages that nobody reads any more.
-async fn unread<C: Conn>(c: &mut C) -> Result<(), Error> {
+/// Sees to it that shared stages are read by all that can, and drops those that nobody reads any more.
+async fn shared<C: Conn>(c: &mut C) -> Result<(), Error> {
+    share::offer(c).await?;
     let mut buffers = share::release(c, None).await?;
     buffers.sort_unstable();
     buffers.dedup();

@@ -3,6 +3,7 @@
 use pg_query::NodeEnum;
 use pgcat::plugins::ErrorFields;
 
+use super::share::Which;
 use super::{Definition, Mode, StreamTableId, fingerprint, settings, share, stages};
 use crate::capture;
 use crate::catalog;
@@ -28,19 +29,20 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
         mut analysed,
     } = plan(c, definition).await?;
     let mode = definition.refresh_mode;
-    let mut shared = Vec::new();
-    if definition.may_share {
-        shared = share::make(c, id, &analysed, mode).await?;
-        if !shared.is_empty() {
-            analysed = again(c, id, view, analysed, mode).await?;
-        }
+    if definition.may_share && share::make(c, id, &analysed, mode).await? {
+        let settings = &analysed.plan.settings;
+        let sharing = share::available(c, settings, mode, Which::All).await?;
+        analysed = again(c, id, view, analysed, &sharing).await?;
+    }
+    if !share::hold(c, analysed.plan.shared()).await? {
+        let sharing = Sharing::none(&analysed.plan.settings, mode.as_str());
+        analysed = again(c, id, view, analysed, &sharing).await?;
     }
     let Analysed {
         mut plan,
         fragments,
         ..
     } = analysed;
-    share::hold(c, plan.shared()).await?;
     make_tables(c, id, &plan).await?;
     let row = NewRow {
         id,
@@ -58,23 +60,21 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
     capture::attach(c, id, &mut plan).await?;
     make_staging(c, id, &plan).await?;
     save_plan(c, StreamTableId(id), view, &plan, &fragments).await?;
-    share::offer(c, id, &shared).await?;
     saved.restore(c).await?;
     Ok(StreamTableId(id))
 }
 
-/// The analysis once more, after what it reads has been made.
+/// The analysis once more, with what there is to share now.
 async fn again<C: Conn>(
     c: &mut C,
     id: i64,
     view: u32,
     analysed: Analysed,
-    mode: Mode,
+    sharing: &Sharing,
 ) -> Result<Analysed, Error> {
-    let settings = analysed.plan.settings.clone();
     stages::drop_all(c, id, &analysed.plan).await?;
-    let sharing = share::available(c, &settings, mode, None).await?;
-    analyse::analyse(c, id, view, settings, None, &sharing).await
+    let settings = analysed.plan.settings;
+    analyse::analyse(c, id, view, settings, None, sharing).await
 }
 
 /// A row of the catalog, but for the plan.
@@ -133,7 +133,7 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
     let (saved, settings) = settings::pin(c, None).await?;
     let mode = definition.refresh_mode;
     let sharing = if definition.may_share {
-        share::available(c, &settings, mode, None).await?
+        share::available(c, &settings, mode, Which::All).await?
     } else {
         Sharing::none(&settings, mode.as_str())
     };

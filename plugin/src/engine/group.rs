@@ -10,9 +10,10 @@ use super::memory::Memory;
 use super::pending::pending_within;
 use super::record::{self, Record, Seen};
 use super::refresh::{
-    Attempt, Trouble, Work, gone_is_drift, in_transaction, refresh_among, remember, rollback,
+    Attempt, Trouble, Work, gone_is_drift, in_transaction, may_be_ours, refresh_among, remember,
+    rollback,
 };
-use super::{How, Isolation, RefreshOutcome, StreamTableId, cycle, load, replan, settings};
+use super::{How, Isolation, RefreshOutcome, StreamTableId, cycle, load, replan, settings, share};
 use crate::conn::{Conn, Error, Statement};
 
 /// What a common refresh did with one of the stream tables.
@@ -140,7 +141,11 @@ pub async fn load_with_sources<C: Conn>(
         return Ok(false);
     }
     if record.relid.is_none() {
+        let reads_shared = record.plan.reads_shared();
         refresh_with_sources(c, memory, record, How::Auto).await?;
+        if reads_shared {
+            share::offer(c).await?;
+        }
     }
     Ok(true)
 }
@@ -330,12 +335,21 @@ async fn go_without<C: Conn>(
     failed: usize,
 ) -> Result<(), Error> {
     let shared = &members[failed];
-    let is_gone = shared.error.is_some() && !shared.is_awaited();
-    if shared.work.record.shares.is_none() || !is_gone {
+    if shared.work.record.shares.is_none() || shared.is_awaited() {
         return Ok(());
     }
+    let Some(error) = shared.error.clone() else {
+        return Ok(());
+    };
+    // Cancelled, say: nothing is known of the query.
+    let of_others =
+        matches!(&error, Error::Server(fields) if !may_be_ours(&fields.code)).then_some(error);
     for i in 0..members.len() {
         if members[i].is_out() || !members[i].reads(&members[failed]) {
+            continue;
+        }
+        if of_others.is_some() {
+            members[i].error.clone_from(&of_others);
             continue;
         }
         let id = members[i].work.record.id;

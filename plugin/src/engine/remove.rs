@@ -3,7 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
-use super::{StreamTableId, drift, replan, share, stages};
+use super::{StreamTableId, drift, share, stages};
 use crate::capture;
 use crate::conn::{Conn, Error};
 
@@ -20,7 +20,7 @@ pub async fn drop<C: Conn>(c: &mut C, id: StreamTableId, cascade: bool) -> Resul
         let relids: Vec<_> = all[next].relid.into_iter().collect();
         for dependent in drift::dependents(c, &relids).await? {
             if all[0].shares.is_some() {
-                replan::unshare(c, dependent.id).await?;
+                // It is planned anew, without it.
                 continue;
             }
             // Those that read a shared stage are among the dependents themselves.

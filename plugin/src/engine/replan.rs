@@ -3,6 +3,7 @@
 use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
+use super::share::Which;
 use super::{How, Mode, StreamTableId, cycle, define, drift, rebuild, settings, share, stages};
 use crate::capture;
 use crate::catalog;
@@ -123,7 +124,8 @@ async fn plan_anew<C: Conn>(
     let sharing = if anew.alone {
         Sharing::none(settings, mode.as_str())
     } else {
-        share::available(c, settings, mode, record.shares.as_ref()).await?
+        let but = record.shares.as_ref();
+        share::available(c, settings, mode, Which::Filled { but }).await?
     };
     let full = anew.full.or_else(|| mode.full_reason());
     let settings = settings.clone();
@@ -134,18 +136,30 @@ async fn plan_anew<C: Conn>(
         begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
         renamed_only = false;
         let settings = record.plan.settings.clone();
-        analysed = analyse::analyse(c, id.0, record.view, settings, full, &sharing).await?;
+        analysed = analyse::analyse(c, id.0, record.view, settings, full.clone(), &sharing).await?;
+    }
+    let known: Vec<_> = record.plan.shared().collect();
+    let new = analysed.plan.shared().filter(|id| !known.contains(id));
+    let mut alone = anew.alone;
+    if !share::hold(c, new.collect::<Vec<_>>().into_iter()).await? {
+        begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
+        (renamed_only, alone) = (false, true);
+        let settings = record.plan.settings.clone();
+        let none = Sharing::none(&settings, mode.as_str());
+        analysed = analyse::analyse(c, id.0, record.view, settings, full, &none).await?;
     }
     let Analysed {
         mut plan,
         mut fragments,
         whole,
     } = analysed;
+    if alone {
+        // Else it would be offered the same again.
+        fragments.clear();
+    }
     if record.shares.is_some() {
         fragments.retain(|part| Some(&part.digest) != whole.as_ref());
     }
-    let known: Vec<_> = record.plan.shared().collect();
-    share::hold(c, plan.shared().filter(|id| !known.contains(id))).await?;
     define::refuse_full(mode, &plan)?;
     cycle::refuse(c, &record, &plan).await?;
     let mut retyped = false;

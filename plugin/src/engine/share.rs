@@ -1,7 +1,7 @@
 //! Shared stages: what several stream tables of an owner compute alike is computed once, by a hidden stream table that they read.
 //!
 //! The first stream table that has a fragment of a query computes it for itself, in a stage of its own. The second makes a shared
-//! stage of it, and has the first one planned anew. A shared stage is a stream table like any other, but for this:
+//! stage of it, and once that has its data the first one is planned anew. A shared stage is a stream table like any other, but for this:
 //! - it has no schedule: it is refreshed with those that read it, in one transaction and before them, as these are their queries
 //!   only where it is of the same moment ([`super::group`]);
 //! - where that cannot be, in a transaction block, those that read it are computed from their sources, and rebuilt after it;
@@ -32,7 +32,22 @@ pub(super) fn array<'a>(digests: impl Iterator<Item = &'a Digest>) -> String {
     format!("ARRAY[{}]::pg_catalog.text[]", list.join(", "))
 }
 
-/// The current role's shared stages that are sound, for a stream table of these settings; but for `own`, which is what it is itself.
+/// The condition that shared stage `p` of the catalog may be read by more than now.
+const SOUND: &str = "p.shares IS NOT NULL AND pg_catalog.pg_get_userbyid(p.owner) = current_user AND p.status = 'active'
+    AND p.effective_mode = 'incremental' AND EXISTS (SELECT FROM pg_catalog.pg_class k
+        JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace WHERE k.oid = p.relid AND k.relowner = p.owner
+        AND n.nspname = 'pgtrickle' AND k.relname = pg_catalog.concat('shared_', p.id))";
+
+/// [`SOUND`] shared stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which<'a> {
+    /// Also those that have no data yet: they are filled before those that are created over them.
+    All,
+    /// Those that have data, but for the one that this is itself.
+    Filled { but: Option<&'a Digest> },
+}
+
+/// The current role's shared stages, for a stream table of these settings.
 ///
 /// # Errors
 /// Those of the server.
@@ -40,43 +55,59 @@ pub(super) async fn available<C: Conn>(
     c: &mut C,
     settings: &Settings,
     mode: Mode,
-    own: Option<&Digest>,
+    which: Which<'_>,
 ) -> Result<Sharing, Error> {
+    let filled = if which == Which::All {
+        ""
+    } else {
+        "AND p.last_refresh IS NOT NULL"
+    };
     // Of several that are the same, made at once, everybody takes the first.
     let sql = format!(
-        "SELECT c.shares, pg_catalog.min(c.id) FROM pgtrickle.catalog c
-         JOIN pg_catalog.pg_class k ON k.oid = c.relid AND k.relowner = c.owner
-         JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
-         WHERE c.shares IS NOT NULL AND {OURS} AND c.effective_mode = 'incremental' AND c.status = 'active'
-            AND n.nspname = 'pgtrickle' AND k.relname = pg_catalog.concat('shared_', c.id)
-         GROUP BY c.shares"
+        "SELECT p.shares, pg_catalog.min(p.id) FROM pgtrickle.catalog p WHERE {SOUND} {filled} GROUP BY p.shares"
     );
     let rows = c.query(&sql).await?;
     let tables = rows
         .iter()
         .filter_map(|row| Some((Digest(row.text(0)?.to_owned()), row.int(1)?)));
-    let tables: BTreeMap<_, _> = tables.filter(|(d, _)| own != Some(d)).collect();
+    let is_meant = |digest: &Digest| match which {
+        Which::All => true,
+        Which::Filled { but } => but != Some(digest),
+    };
+    let tables: BTreeMap<_, _> = tables.filter(|(digest, _)| is_meant(digest)).collect();
     Ok(Sharing::new(settings, mode.as_str(), tables))
 }
 
-/// Keeps others from dropping these shared stages until the end of the transaction.
+/// Keeps others from dropping these shared stages until the end of the transaction. False: one of them is gone, or being refreshed
+/// for longer than `lock_timeout`, as when it is filled.
 ///
 /// # Errors
-/// [`Error::LockNotAvailable`] if one of them is gone, or being refreshed for long.
-pub(super) async fn hold<C: Conn>(c: &mut C, ids: impl Iterator<Item = i64>) -> Result<(), Error> {
+/// Those of the server.
+pub(super) async fn hold<C: Conn>(
+    c: &mut C,
+    ids: impl Iterator<Item = i64>,
+) -> Result<bool, Error> {
     for id in ids {
+        c.query("SAVEPOINT pgtrickle_hold").await?;
         let sql = format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR KEY SHARE");
-        if c.query(&sql).await?.is_empty() {
-            let gone = "a part that several stream tables share has been dropped meanwhile";
-            let error = pgcat::plugins::ErrorFields::error("55P03", gone);
-            return Err(Error::LockNotAvailable(Box::new(error)));
+        let held = match c.query(&sql).await {
+            Ok(rows) => !rows.is_empty(),
+            Err(Error::LockNotAvailable(_)) => {
+                c.query("ROLLBACK TO SAVEPOINT pgtrickle_hold").await?;
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        c.query("RELEASE SAVEPOINT pgtrickle_hold").await?;
+        if !held {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
-/// Makes shared stages of what stream table `id` has in common with others that compute it for themselves, and returns what these
-/// are.
+/// Makes shared stages of what stream table `id` has in common with others that compute it for themselves, and returns whether there
+/// are any.
 ///
 /// # Errors
 /// Those of the server. What cannot be shared is not.
@@ -85,10 +116,10 @@ pub(super) async fn make<C: Conn>(
     id: i64,
     analysed: &Analysed,
     mode: Mode,
-) -> Result<Vec<Digest>, Error> {
+) -> Result<bool, Error> {
     let fragments = &analysed.fragments;
     if fragments.is_empty() {
-        return Ok(Vec::new());
+        return Ok(false);
     }
     let digests = array(fragments.iter().map(|fragment| &fragment.digest));
     let sql = format!(
@@ -110,7 +141,7 @@ pub(super) async fn make<C: Conn>(
             }
         }
     }
-    Ok(made)
+    Ok(!made.is_empty())
 }
 
 /// Makes a shared stage. False: that is not possible.
@@ -151,7 +182,7 @@ async fn defined<C: Conn>(
     ))
     .await?;
     let view = catalog::regclass(c, &format!("pgtrickle.def_{id}")).await?;
-    let sharing = available(c, settings, mode, None).await?;
+    let sharing = available(c, settings, mode, Which::All).await?;
     let analysed = analyse::analyse(c, id, view, settings.clone(), None, &sharing).await?;
     // Should its text read otherwise as a query of its own, it would not be found again after a change of the sources.
     if analysed.whole.as_ref() != Some(&fragment.digest) {
@@ -163,7 +194,9 @@ async fn defined<C: Conn>(
         ..
     } = analysed;
     fragments.retain(|part| part.digest != fragment.digest);
-    hold(c, plan.shared()).await?;
+    if !hold(c, plan.shared()).await? {
+        return Ok(false);
+    }
     define::make_tables(c, id, &plan).await?;
     let name = shared_name(id);
     let row = NewRow {
@@ -204,20 +237,20 @@ async fn defined<C: Conn>(
     Ok(true)
 }
 
-/// Has those others that compute these for themselves planned anew by their next refresh.
+/// Has those that compute for themselves what there is a shared stage of planned anew by their next refresh. One that somebody is
+/// busy with is left for the next time.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn offer<C: Conn>(c: &mut C, id: i64, shared: &[Digest]) -> Result<(), Error> {
-    if shared.is_empty() {
-        return Ok(());
-    }
-    c.query(&format!(
-        "UPDATE pgtrickle.catalog c SET fingerprint = '' WHERE {OURS} AND c.id <> {id} AND c.fragments && {}",
-        array(shared.iter())
-    ))
-    .await
-    .map(|_| ())
+pub(super) async fn offer<C: Conn>(c: &mut C) -> Result<(), Error> {
+    // What the plan is made of is found by `available` then, and so is not a fragment any more.
+    let sql = format!(
+        "UPDATE pgtrickle.catalog c SET fingerprint = '' WHERE c.id IN (
+            SELECT c.id FROM pgtrickle.catalog c WHERE {OURS} AND c.fingerprint <> '' AND EXISTS (
+                SELECT FROM pgtrickle.catalog p WHERE p.shares = ANY (c.fragments) AND p.last_refresh IS NOT NULL AND {SOUND})
+            FOR UPDATE SKIP LOCKED)"
+    );
+    c.query(&sql).await.map(|_| ())
 }
 
 /// Drops shared stages that nobody reads any more, and those that only they have read. Returns the buffers they have read. `only`:
