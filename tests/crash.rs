@@ -55,13 +55,16 @@ fn changes(before: &[String], after: &[String]) -> Vec<String> {
     found
 }
 
-const CHURN: [&str; 5] = [
-    "DROP STREAM TABLE IF EXISTS churn_rows, churn_groups",
+const CHURN: [&str; 7] = [
+    "DROP STREAM TABLE IF EXISTS churn_rows, churn_groups, churn_days, churn_share",
     "CREATE STREAM TABLE churn_rows AS SELECT id, amount FROM orders WHERE note IS NOT NULL",
     "CREATE STREAM TABLE churn_groups AS
      SELECT placed::date AS d, count(*) AS n FROM orders, accounts GROUP BY 1",
     "DROP STREAM TABLE churn_rows",
     "BEGIN; CREATE STREAM TABLE churn_rows AS SELECT id FROM accounts; COMMIT",
+    // They share the groups.
+    "CREATE STREAM TABLE churn_days AS SELECT count(*) AS n FROM (SELECT placed::date AS d, sum(id) AS s FROM orders GROUP BY 1) g",
+    "CREATE STREAM TABLE churn_share AS SELECT d, s FROM (SELECT placed::date AS d, sum(id) AS s FROM orders GROUP BY 1) g WHERE s > 9",
 ];
 
 /// Creates and drops stream tables until it is stopped, so that crashes hit those too. Returns how
@@ -245,10 +248,7 @@ async fn end_prepared_transactions(client: &Client) {
 async fn drop_churned(client: &Client) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        match client
-            .batch_execute("DROP STREAM TABLE IF EXISTS churn_rows, churn_groups")
-            .await
-        {
+        match client.batch_execute(CHURN[0]).await {
             Ok(()) => return,
             Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
         }

@@ -54,6 +54,14 @@ impl Report {
         if let Some(failed) = scalar(direct, failed).await {
             self.failures.push(format!("refreshes failed: {failed}"));
         }
+        // A delta that fails is made up for by recomputing; in what is shared no file looks for that.
+        let recomputed =
+            "SELECT string_agg(format('%s: %s', name, reason), '; ') FROM pgtrickle.refresh_history
+             WHERE schema = 'pgtrickle' AND mode = 'full' AND reason LIKE 'the change alone%'";
+        if let Some(recomputed) = scalar(direct, recomputed).await {
+            self.failures
+                .push(format!("shared stages were recomputed: {recomputed}"));
+        }
     }
 
     /// Past the capture of output: the figures are for those who read a run that passes, too.

@@ -31,6 +31,8 @@ pub(super) const STATEMENTS: &[&str] = &[
         frontier_xid xid8,
         frontier_seq bigint,
         frontier_cluster text,
+        -- Why there is no frontier, where there was one.
+        rebuild text,
         created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
         last_refresh timestamptz,
         failures integer NOT NULL DEFAULT 0,
@@ -100,7 +102,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     "GRANT INSERT, UPDATE, DELETE ON pgtrickle.catalog, pgtrickle.buffer, pgtrickle.source, pgtrickle.history TO PUBLIC",
     // All but last_error: an error message may quote data.
     "GRANT SELECT (id, owner, target_schema, target_name, relid, def_view, schedule, refresh_mode, effective_mode, reason,
-        status, with_data, plan, fingerprint, frontier_snapshot, frontier_xid, frontier_seq, frontier_cluster, created_at,
+        status, with_data, plan, fingerprint, frontier_snapshot, frontier_xid, frontier_seq, frontier_cluster, rebuild, created_at,
         last_refresh, failures, full_seconds, base_seconds, change_seconds, fragments, shares, xmin) ON pgtrickle.catalog TO PUBLIC",
     "GRANT SELECT ON pgtrickle.buffer, pgtrickle.source TO PUBLIC",
     "GRANT SELECT (id, stream_table, owner, started_at, mode, changes) ON pgtrickle.history TO PUBLIC",

@@ -88,7 +88,7 @@ async fn clean<C: Conn>(c: &mut C, id: i64) -> Result<u64, Error> {
         format!("LOCK TABLE {} IN SHARE MODE", capture::turn(id)),
         // Who does not take changes in must not hold them for ever.
         format!(
-            "UPDATE pgtrickle.catalog c SET frontier_snapshot = NULL FROM pgtrickle.source s
+            "UPDATE pgtrickle.catalog c SET frontier_snapshot = NULL, rebuild = 'more changes waited than are kept' FROM pgtrickle.source s
              WHERE s.stream_table = c.id AND s.buffer = {id} AND c.frontier_snapshot IS NOT NULL
                 AND (c.status IN ('suspended', 'error') OR c.schedule = 'manual' OR c.shares IS NOT NULL AND NOT EXISTS (
                     SELECT FROM pgtrickle.source r JOIN pgtrickle.catalog o ON o.id = r.stream_table

@@ -145,7 +145,7 @@ pub async fn refresh_in_transaction<C: Conn>(
         },
         // An old snapshot is older than the triggers may be: rebuilt once more after the commit. So is what is hidden.
         set: if by_view || row.is_true(1) {
-            ", frontier_snapshot = NULL"
+            ", frontier_snapshot = NULL, rebuild = 'it was refreshed in a transaction block'"
         } else {
             ""
         },

@@ -39,6 +39,8 @@ pub(super) struct Record {
     pub undigested: Option<String>,
     /// It reads other stream tables of its owner's.
     pub reads_others: bool,
+    /// Why the next refresh rebuilds it, where it has no frontier any more.
+    pub rebuild: Option<String>,
     /// What it is a shared stage of.
     pub shares: Option<Digest>,
     pub habit: Habit,
@@ -171,7 +173,7 @@ fn select(condition: &str) -> String {
             {TARGET}, {}, c.id, c.xmin::text,
             EXISTS (SELECT FROM pgtrickle.source s JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner
                 WHERE s.stream_table = c.id),
-            c.shares
+            c.shares, c.rebuild
          FROM {FROM} WHERE {condition}",
         sizes(),
     )
@@ -217,6 +219,7 @@ fn from_row(row: &Row) -> Result<Record, Error> {
         target,
         target_seen: (text(13), text(14)),
         reads_others: row.is_true(19),
+        rebuild: row.text(21).map(str::to_owned),
         shares: row.text(20).map(|digest| Digest(digest.to_owned())),
         beyond: None,
         undigested: None,

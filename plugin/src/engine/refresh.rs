@@ -390,7 +390,12 @@ async fn within<C: Conn>(
         return Ok(Attempt::Nothing);
     }
     let Some(found) = results.get(head).and_then(|r| r.first()).filter(|_| known) else {
-        let reason = demand.unwrap_or("the changes since the last refresh are not known");
+        let unknown = record
+            .rebuild
+            .as_deref()
+            .filter(|_| record.frontier.is_none());
+        let unknown = unknown.unwrap_or("the changes since the last refresh are not known");
+        let reason = demand.unwrap_or(unknown);
         let onto = if demand.is_some() {
             Onto::Empty
         } else {

@@ -26,7 +26,7 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
         return Ok(());
     }
     let renamed_only = drift::meaning(&now) == drift::meaning(&record.fingerprint);
-    plan_anew(c, record, renamed_only, Anew::default()).await
+    plan_anew(c, record, renamed_only, Anew::of(Why::Sources)).await
 }
 
 /// Has the stream table compute for itself what it has shared with others, in the caller's transaction. The next refresh rebuilds it.
@@ -35,11 +35,7 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
 /// As [`replan`].
 pub(super) async fn unshare<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
     let record = locked(c, id).await?;
-    let anew = Anew {
-        alone: true,
-        ..Anew::default()
-    };
-    plan_anew(c, record, false, anew).await
+    plan_anew(c, record, false, Anew::of(Why::Unshared)).await
 }
 
 /// Has the stream table refreshed in this way from now on, in the caller's transaction. The next refresh rebuilds it.
@@ -57,7 +53,7 @@ pub async fn set_mode<C: Conn>(c: &mut C, id: StreamTableId, mode: Mode) -> Resu
         return Ok(());
     }
     let record = record::read(c, id).await?;
-    plan_anew(c, record, false, Anew::default()).await
+    plan_anew(c, record, false, Anew::of(Why::Mode)).await
 }
 
 /// The stream table's row, locked until the end of the transaction.
@@ -82,18 +78,31 @@ pub(super) async fn recompute<C: Conn>(
     let record = locked(c, id).await?;
     let anew = Anew {
         full: Some(format!("a part of it fails (SQLSTATE {})", failure.code)),
-        ..Anew::default()
+        ..Anew::of(Why::Sources)
     };
     plan_anew(c, record, false, anew).await
 }
 
+/// What a new plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Sources,
+    Mode,
+    /// It is to read no shared stages.
+    Unshared,
+}
+
 /// What a new plan is to be like.
-#[derive(Default)]
 struct Anew {
+    why: Why,
     /// Why it is not to be incremental.
     full: Option<String>,
-    /// It reads no shared stages.
-    alone: bool,
+}
+
+impl Anew {
+    fn of(why: Why) -> Self {
+        Self { why, full: None }
+    }
 }
 
 /// `renamed_only`: what is there stays right.
@@ -121,7 +130,7 @@ async fn plan_anew<C: Conn>(
         begin_anew(c, id, &[&record.plan]).await?;
     }
     let settings = &record.plan.settings;
-    let sharing = if anew.alone {
+    let sharing = if anew.why == Why::Unshared {
         Sharing::none(settings, mode.as_str())
     } else {
         let but = record.shares.as_ref();
@@ -140,7 +149,7 @@ async fn plan_anew<C: Conn>(
     }
     let known: Vec<_> = record.plan.shared().collect();
     let new = analysed.plan.shared().filter(|id| !known.contains(id));
-    let mut alone = anew.alone;
+    let mut alone = anew.why == Why::Unshared;
     if !share::hold(c, new.collect::<Vec<_>>().into_iter()).await? {
         begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
         (renamed_only, alone) = (false, true);
@@ -169,6 +178,18 @@ async fn plan_anew<C: Conn>(
     }
     capture::attach(c, id.0, &mut plan).await?;
     if !renamed_only {
+        let shares_more = plan.shared().any(|id| !known.contains(&id));
+        let reason = match anew.why {
+            Why::Sources if shares_more => "parts of it are shared with others now",
+            Why::Sources => "a source was altered",
+            Why::Mode => "its refresh_mode was altered",
+            Why::Unshared => "a shared part of it failed",
+        };
+        let note = format!(
+            "UPDATE pgtrickle.catalog SET rebuild = {} WHERE id = {id}",
+            literal(reason)
+        );
+        c.query(&note).await?;
         define::make_staging(c, id.0, &plan).await?;
     }
     define::save_plan(c, id, record.view, &plan, &fragments).await?;

@@ -228,7 +228,7 @@ async fn defined<C: Conn>(
     c.batch(&Vec::from_iter(index)).await?;
     let relid = catalog::regclass(c, &target.name).await?;
     c.query(&format!(
-        "UPDATE pgtrickle.catalog SET relid = {relid} WHERE id = {id}"
+        "UPDATE pgtrickle.catalog SET relid = {relid}, rebuild = 'it had no data yet' WHERE id = {id}"
     ))
     .await?;
     capture::attach(c, id, &mut plan).await?;
