@@ -492,3 +492,38 @@ async fn two_sessions_refresh_and_a_third_writes() {
         is(&mut c, name, query).await;
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn recursions_are_shared_too() {
+    let (_server, mut c) = connected().await;
+    run(
+        &c,
+        "CREATE TABLE parts (id int PRIMARY KEY, within int, weight int);
+         INSERT INTO parts SELECT i, nullif(i / 3, 0), i FROM generate_series(1, 120) i;
+         CREATE VIEW tree AS WITH RECURSIVE below(root, id, depth) AS (SELECT id, id, 0 FROM parts WHERE within IS NULL
+            UNION ALL SELECT b.root, p.id, b.depth + 1 FROM below b JOIN parts p ON p.within = b.id) SELECT * FROM below",
+    )
+    .await;
+    let depths = "SELECT t.depth, count(*) AS n FROM tree t GROUP BY t.depth";
+    let weights = "WITH RECURSIVE below(root, id, depth) AS (SELECT x.id, x.id, 0 FROM parts x WHERE x.within IS NULL
+            UNION ALL SELECT u.root, p.id, u.depth + 1 FROM below u JOIN parts p ON p.within = u.id)
+        SELECT b.root, sum(p.weight) AS weight FROM below b JOIN parts p ON p.id = b.id GROUP BY b.root";
+    let a = made(&mut c, "a", depths).await;
+    let b = made(&mut c, "b", weights).await;
+    refresh(&mut c, a).await;
+    assert_eq!(sharing(&c).await.len(), 2, "{:?}", sharing(&c).await);
+    for sql in [
+        "INSERT INTO parts SELECT i, i - 200, 1 FROM generate_series(201, 220) i",
+        "UPDATE parts SET within = 7 WHERE id IN (20, 21, 45)",
+        "DELETE FROM parts WHERE id IN (5, 9)",
+        "UPDATE parts SET within = NULL, weight = 0 WHERE id = 4",
+        "ALTER TABLE parts RENAME weight TO w; ALTER TABLE parts RENAME w TO weight; UPDATE parts SET id = 500 WHERE id = 33",
+    ] {
+        run(&c, sql).await;
+        for (id, name, query) in [(a, "a", depths), (b, "b", weights)] {
+            refresh(&mut c, id).await;
+            is(&mut c, name, query).await;
+        }
+        assert_eq!(sharing(&c).await.len(), 2, "{sql}");
+    }
+}

@@ -93,7 +93,15 @@ pub(crate) fn cut(
     recursions: Vec<Recursion>,
     sharing: &Sharing,
 ) -> Result<Pieced, Reason> {
-    let whole = sharing.digest(&identity(select.clone())?);
+    let whole = match recursions.as_slice() {
+        [recursion] if recursion::is_all_of(&select, recursion) => recursion_identity(recursion)?,
+        _ => None,
+    };
+    let whole = match whole {
+        Some(whole) => whole,
+        None => identity(select.clone())?,
+    };
+    let whole = sharing.digest(&whole);
     let mut cut = Cut {
         names,
         id,
@@ -166,6 +174,7 @@ enum Place {
     /// It is being cut: what mentions it now is its own step.
     Open,
     Stage(usize),
+    Shared(i64),
 }
 
 impl Cut<'_> {
@@ -397,11 +406,7 @@ impl Cut<'_> {
 
     /// A query as others may have it too: not if it reads tables of ours, whose names are this query's.
     fn fragment(&self, select: &SelectStmt, columns: usize) -> Result<Option<Fragment>, Reason> {
-        let mut own = false;
-        ast::each_table(&mut select.clone(), &mut |relation| {
-            own |= relation.schemaname == "pgtrickle";
-        });
-        if own {
+        if reads_ours(select) {
             return Ok(None);
         }
         let sql = identity(select.clone())?;
@@ -492,19 +497,35 @@ impl Cut<'_> {
         let Some(which) = self.recursions.iter().position(is_it) else {
             return Ok(());
         };
-        let n = match self.recursions[which].1 {
-            Place::Open => return Ok(()),
-            Place::Stage(n) => n,
-            Place::None => {
-                self.recursions[which].1 = Place::Open;
-                let recursion = self.recursions[which].0.clone();
-                let n = self.recursive(recursion)?;
-                self.recursions[which].1 = Place::Stage(n);
-                n
-            }
-        };
-        relation.relname = stage_name(self.id, n);
+        if matches!(self.recursions[which].1, Place::None) {
+            self.recursions[which].1 = Place::Open;
+            let recursion = self.recursions[which].0.clone();
+            self.recursions[which].1 = self.placed(recursion)?;
+        }
+        match self.recursions[which].1 {
+            Place::None | Place::Open => {}
+            Place::Stage(n) => relation.relname = stage_name(self.id, n),
+            Place::Shared(shared) => relation.relname = shared_name(shared),
+        }
         Ok(())
+    }
+
+    /// Where a recursion is to be found.
+    fn placed(&mut self, recursion: Recursion) -> Result<Place, Reason> {
+        let fragment = recursion_identity(&recursion)?.map(|sql| Fragment {
+            digest: self.sharing.digest(&sql),
+            sql,
+            columns: recursion.columns.len(),
+            parts: self.fragments.len(),
+        });
+        let digest = fragment.as_ref().map(|fragment| &fragment.digest);
+        if let Some(shared) = digest.and_then(|digest| self.sharing.table(digest)) {
+            self.shared.insert(shared);
+            return Ok(Place::Shared(shared));
+        }
+        let n = self.recursive(recursion)?;
+        self.fragments.extend(fragment);
+        Ok(Place::Stage(n))
     }
 
     /// The number of a recursion's stage.
@@ -797,6 +818,37 @@ fn positional(expr: &Node) -> Option<usize> {
         },
         _ => None,
     }
+}
+
+/// Whether a query reads tables of ours.
+fn reads_ours(select: &SelectStmt) -> bool {
+    let mut found = false;
+    ast::each_table(&mut select.clone(), &mut |relation| {
+        found |= relation.schemaname == "pgtrickle";
+    });
+    found
+}
+
+/// The text of a recursion as a query: a WITH RECURSIVE of its own. `None` if it reads another one.
+fn recursion_identity(recursion: &Recursion) -> Result<Option<String>, Reason> {
+    const NAME: &str = "__pgt_recursion";
+    let mut texts = Vec::new();
+    for part in [&recursion.base, &recursion.step] {
+        let mut part = part.clone();
+        recursion::unqualify(&mut part, &recursion.name, NAME);
+        if reads_ours(&part) {
+            return Ok(None);
+        }
+        texts.push(identity(part)?);
+    }
+    let columns = recursion.columns.len();
+    Ok(Some(recursion::query(
+        NAME,
+        columns,
+        &texts[0],
+        &texts[1],
+        recursion.all,
+    )))
 }
 
 /// Names the targets `c1…`.

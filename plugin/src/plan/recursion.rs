@@ -115,6 +115,53 @@ pub(super) fn rename(select: &mut SelectStmt, old: &str, new: &str) {
     });
 }
 
+/// Has a query read the recursion as the WITH query of this name.
+pub(super) fn unqualify(select: &mut SelectStmt, old: &str, new: &str) {
+    each_table(select, &mut |relation| {
+        if is_mention(relation, old) {
+            relation.schemaname.clear();
+            new.clone_into(&mut relation.relname);
+        }
+    });
+}
+
+/// Whether a query is the recursion and nothing else.
+pub(super) fn is_all_of(select: &SelectStmt, recursion: &Recursion) -> bool {
+    let is_simple = SelectStmt {
+        target_list: Vec::new(),
+        from_clause: Vec::new(),
+        ..select.clone()
+    } == ast::empty_select();
+    let [item] = select.from_clause.as_slice() else {
+        return false;
+    };
+    let Some(NodeEnum::RangeVar(relation)) = &item.node else {
+        return false;
+    };
+    let alias = relation.alias.as_ref();
+    let names = alias.map(|a| a.colnames.iter().filter_map(sval).collect::<Vec<_>>());
+    let shown = select.target_list.iter().map(|target| match &target.node {
+        Some(NodeEnum::ResTarget(target)) => {
+            match target.val.as_ref().and_then(|v| v.node.as_ref()) {
+                Some(NodeEnum::ColumnRef(column)) => column.fields.last().and_then(sval),
+                _ => None,
+            }
+        }
+        _ => None,
+    });
+    let shown: Option<Vec<_>> = shown.collect();
+    is_simple && is_mention(relation, &recursion.name) && shown.is_some() && shown == names
+}
+
+/// The query of a recursion by the name of its WITH query, which its step reads.
+pub(super) fn query(name: &str, columns: usize, base: &str, step: &str, all: bool) -> String {
+    format!(
+        "WITH RECURSIVE {name}({}) AS (({base}) UNION {}({step})) SELECT * FROM {name}",
+        crate::delta::numbered("c", columns).join(", "),
+        if all { "ALL " } else { "" }
+    )
+}
+
 /// A query that may have more duplicates.
 pub(super) fn keep_duplicates(select: &mut SelectStmt) {
     if select.limit_count.is_some() || select.limit_offset.is_some() {
@@ -180,11 +227,7 @@ fn item_takes(item: &Node, name: &str, is_plain: &impl Fn(&SelectStmt) -> bool) 
 impl Recursive {
     /// The whole query; `step` reads the WITH query `name`.
     pub(crate) fn query(&self, name: &str, columns: usize, base: &str, step: &str) -> String {
-        format!(
-            "WITH RECURSIVE {name}({}) AS (({base}) UNION {}({step})) SELECT * FROM {name}",
-            crate::delta::numbered("c", columns).join(", "),
-            if self.all { "ALL " } else { "" }
-        )
+        query(name, columns, base, step, self.all)
     }
 
     /// With the columns of its result.
