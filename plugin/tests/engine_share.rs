@@ -527,3 +527,158 @@ async fn recursions_are_shared_too() {
         assert_eq!(sharing(&c).await.len(), 2, "{sql}");
     }
 }
+
+/// Names come to stand for other things, and nobody has looked yet.
+#[tokio::test(flavor = "current_thread")]
+async fn equal_texts_of_other_tables_are_not_shared() {
+    let (_server, mut c) = connected().await;
+    let totals = |table: &str, at_least: i32| {
+        format!(
+            "SELECT s.customer, s.n FROM (SELECT customer, count(*) AS n FROM {table} GROUP BY customer) s WHERE s.n > {at_least}"
+        )
+    };
+    run(
+        &c,
+        "CREATE TABLE p AS SELECT id, customer FROM orders; CREATE TABLE q AS SELECT id, customer % 3 AS customer FROM orders WHERE id % 2 = 0",
+    )
+    .await;
+    let mut all = Vec::new();
+    for (name, table, at_least) in [
+        ("p1", "p", 0),
+        ("p2", "p", 3),
+        ("q1", "q", 0),
+        ("q2", "q", 3),
+    ] {
+        let id = made(&mut c, name, &totals(table, at_least)).await;
+        all.push((id, name, table, at_least));
+    }
+    for (id, ..) in &all {
+        refresh(&mut c, *id).await;
+    }
+    assert_eq!(sharing(&c).await.len(), 4);
+    run(
+        &c,
+        "BEGIN; ALTER TABLE p RENAME TO r; ALTER TABLE q RENAME TO p; ALTER TABLE r RENAME TO q; COMMIT;
+         INSERT INTO q VALUES (1000, 5); INSERT INTO p VALUES (1000, 77)",
+    )
+    .await;
+    // Before anybody has seen it, and after.
+    for (name, at_least) in [("p3", 1), ("p4", 2)] {
+        let query = totals("p", at_least);
+        let id = made(&mut c, name, &query).await;
+        is(&mut c, name, &query).await;
+        all.push((id, name, "q", at_least));
+        for (id, name, was, at_least) in &all {
+            let now = if *was == "p" { "q" } else { "p" };
+            refresh(&mut c, *id).await;
+            is(&mut c, name, &totals(now, *at_least)).await;
+        }
+        run(&c, "DELETE FROM p WHERE id % 5 = 0; INSERT INTO q SELECT i, i % 4 FROM generate_series(2000, 2010) i").await;
+    }
+    // A table in the place of another.
+    run(
+        &c,
+        "ALTER TABLE p RENAME TO p_old; CREATE TABLE p AS SELECT id, 1 AS customer FROM orders",
+    )
+    .await;
+    for (name, at_least) in [("n1", 0), ("n2", 5)] {
+        let query = totals("p", at_least);
+        let id = made(&mut c, name, &query).await;
+        run(&c, "INSERT INTO p SELECT i, 2 FROM generate_series(1, 10) i; DELETE FROM p_old WHERE id % 3 = 0").await;
+        refresh(&mut c, id).await;
+        is(&mut c, name, &query).await;
+    }
+    for (id, name, was, at_least) in &all {
+        let now = if *was == "p" { "q" } else { "p_old" };
+        refresh(&mut c, *id).await;
+        is(&mut c, name, &totals(now, *at_least)).await;
+    }
+    // And a function that fits better than that of before.
+    run(
+        &c,
+        "CREATE FUNCTION kind(numeric) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'numeric' $$;
+         CREATE TABLE v AS SELECT i AS id, i % 3 AS k FROM generate_series(1, 9) i",
+    )
+    .await;
+    let kinds = |at_least| {
+        format!(
+            "SELECT s.kind, s.n FROM (SELECT kind(k), count(*) AS n FROM v GROUP BY 1) s WHERE s.n > {at_least}"
+        )
+    };
+    made(&mut c, "k1", &kinds(0)).await;
+    made(&mut c, "k2", &kinds(1)).await;
+    run(&c, "CREATE FUNCTION kind(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'int ' || $1 $$").await;
+    let k3 = made(&mut c, "k3", &kinds(0)).await;
+    is(&mut c, "k3", &kinds(0)).await;
+    run(&c, "DELETE FROM v WHERE id = 3").await;
+    refresh(&mut c, k3).await;
+    is(&mut c, "k3", &kinds(0)).await;
+}
+
+/// A block that another session has in the meantime made a reader in.
+#[tokio::test(flavor = "current_thread")]
+async fn a_drop_with_an_old_snapshot_leaves_the_shared_stage() {
+    let (server, mut c) = connected().await;
+    let (a, b, _) = pair(&mut c).await;
+    let mut other = connect(&server).await;
+    run(&other, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await;
+    let d_query = "SELECT count(*) AS n FROM (SELECT customer, sum(amount) AS total FROM orders GROUP BY customer) s";
+    let d = made(&mut c, "d", d_query).await;
+    for id in [a, b] {
+        engine::drop(&mut other, id, false).await.unwrap();
+    }
+    run(&other, "COMMIT").await;
+    assert_eq!(sharing(&c).await.len(), 1);
+    run(&c, "DELETE FROM orders WHERE customer = 8").await;
+    refresh(&mut c, d).await;
+    is(&mut c, "d", d_query).await;
+    dropped(&mut c, d).await;
+    // What only the block has dropped is left to the clean-up: the triggers on customers.
+    assert_ne!(remains(&c).await, [""; 0]);
+    engine::cleanup_buffers(&mut c).await.unwrap();
+    assert_eq!(remains(&c).await, [""; 0]);
+}
+
+/// In somebody's open block nothing is locked that the others need.
+#[tokio::test(flavor = "current_thread")]
+async fn an_open_block_holds_up_nobody() {
+    let (server, mut c) = connected().await;
+    let (a, b, _) = pair(&mut c).await;
+    let mut other = connect(&server).await;
+    run(&other, "BEGIN").await;
+    engine::set_mode(&mut other, b, Mode::Full).await.unwrap();
+    engine::refresh_in_transaction(&mut other, b, How::Auto)
+        .await
+        .unwrap();
+    run(&c, "UPDATE orders SET amount = amount + 3 WHERE id % 4 = 1").await;
+    let refreshed = engine::refresh_together(&mut c, &memory(), &[a])
+        .await
+        .unwrap();
+    assert!(
+        refreshed.iter().any(|r| r.id == a && r.result.is_ok()),
+        "{refreshed:?}"
+    );
+    is(&mut c, "a", BY_REGION).await;
+    run(&other, "ROLLBACK; BEGIN").await;
+    // One that has been offered a shared stage is not planned anew in here.
+    run(
+        &c,
+        "UPDATE pgtrickle.catalog SET fingerprint = '' WHERE target_name = 'b'",
+    )
+    .await;
+    engine::refresh_in_transaction(&mut other, b, How::Auto)
+        .await
+        .unwrap();
+    run(&c, "DELETE FROM orders WHERE id % 4 = 2").await;
+    let refreshed = engine::refresh_together(&mut c, &memory(), &[a])
+        .await
+        .unwrap();
+    assert!(
+        refreshed.iter().any(|r| r.id == a && r.result.is_ok()),
+        "{refreshed:?}"
+    );
+    is(&mut c, "a", BY_REGION).await;
+    run(&other, "COMMIT").await;
+    refresh(&mut c, b).await;
+    is(&mut c, "b", LARGE).await;
+}

@@ -283,3 +283,64 @@ async fn an_error_is_of_those_who_meet_it() {
     )
     .await;
 }
+
+/// Those that share a stage have not asked to wait for each other.
+#[tokio::test]
+async fn a_slow_one_goes_its_own_way() {
+    let stack = Stack::start(PGCAT, 15);
+    let (pooled, direct) = (stack.pooled().await, stack.direct().await);
+    run(&pooled, SOURCES).await;
+    run(
+        &pooled,
+        "CREATE FUNCTION slowly(numeric) RETURNS numeric LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN PERFORM pg_sleep(1); RETURN $1; END $$",
+    )
+    .await;
+    let slow = "SELECT slowly(max(s.total)) AS most FROM (SELECT customer, sum(amount) AS total FROM orders GROUP BY customer) s";
+    create(&pooled, "large", "", LARGE).await;
+    create(&pooled, "totals", "", ALL).await;
+    create(&pooled, "slow", "", slow).await;
+    eventually(&direct, SHARING, "large totals slow 1").await;
+    for n in 0..200 {
+        run(
+            &direct,
+            &format!("UPDATE orders SET amount = 9000 + {n} WHERE id = 7"),
+        )
+        .await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if scalar(&direct, SHARING).await.as_deref() == Some("large totals 1") {
+            break;
+        }
+    }
+    assert_eq!(
+        scalar(&direct, SHARING).await.as_deref(),
+        Some("large totals 1")
+    );
+    // The worker hears of it, and rebuilds what has parted.
+    converges(&direct, "slow", &slow.replace("slowly", ""), SHORTLY).await;
+    converges(&direct, "totals", ALL, SHORTLY).await;
+    // It is not offered the same again, and the two others are refreshed while it is at work.
+    let often = "SELECT count(*)::text FROM pgtrickle.refresh_history WHERE name = 'totals'";
+    let before: i64 = scalar(&direct, often)
+        .await
+        .and_then(|n| n.parse().ok())
+        .unwrap_or_default();
+    for n in 0..120 {
+        run(
+            &pooled,
+            &format!("UPDATE orders SET amount = 19000 + {n} WHERE id = 7"),
+        )
+        .await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let after: i64 = scalar(&direct, often)
+        .await
+        .and_then(|n| n.parse().ok())
+        .unwrap_or_default();
+    assert!(after - before > 60, "{before} {after}");
+    assert_eq!(
+        scalar(&direct, SHARING).await.as_deref(),
+        Some("large totals 1")
+    );
+    converges(&direct, "slow", &slow.replace("slowly", ""), SHORTLY).await;
+    converges(&direct, "totals", ALL, SHORTLY).await;
+}

@@ -179,11 +179,14 @@ async fn existing<C: Conn>(c: &mut C, id: i64) -> Result<BTreeMap<i32, String>, 
 }
 
 /// Takes down the buffers among `ids` that no stream table uses any more. Takes ACCESS EXCLUSIVE locks on the sources for
-/// a moment, so it comes last in a transaction.
+/// a moment, so it comes last in a transaction. One with an old snapshot leaves them to the clean-up.
 ///
 /// # Errors
 /// Those of the server.
 pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error> {
+    if ids.is_empty() || !sees_others(c).await? {
+        return Ok(());
+    }
     for id in ids {
         let used = c
             .query(&format!(
@@ -206,6 +209,16 @@ pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error>
         .await?;
     }
     Ok(())
+}
+
+/// Whether the next statement sees what others have committed since the transaction began.
+///
+/// # Errors
+/// Those of the server.
+pub(crate) async fn sees_others<C: Conn>(c: &mut C) -> Result<bool, Error> {
+    let rows = c.query("SHOW transaction_isolation").await?;
+    let level = rows.first().and_then(|row| row.text(0));
+    Ok(level.is_some_and(|level| level.starts_with("read ")))
 }
 
 /// Whether values can be grouped by image without a look at their text.

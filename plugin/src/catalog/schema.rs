@@ -135,7 +135,7 @@ pub(super) const STATEMENTS: &[&str] = &[
             FOR shared IN SELECT o.id FROM pgtrickle.source s JOIN pgtrickle.catalog c ON c.id = s.stream_table
                     JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner AND o.shares IS NOT NULL
                     WHERE s.stream_table = pending_changes.id LOOP
-                total := total + coalesce(pgtrickle.pending_changes(shared), 0);
+                total := total + pgtrickle.pending_changes(shared);
             END LOOP;
             RETURN total;
         EXCEPTION WHEN insufficient_privilege OR undefined_table THEN

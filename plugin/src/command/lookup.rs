@@ -44,7 +44,7 @@ pub(crate) async fn find(
 ) -> Result<Option<Relation>, Error> {
     // Everybody may write catalog rows that name himself as owner; they say nothing about tables that are not his.
     let sql = "SELECT c.oid::bigint, c.relname::text, c.relkind::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'), \
-         (SELECT s.id FROM pgtrickle.catalog s WHERE s.relid = c.oid \
+         (SELECT s.id FROM pgtrickle.catalog s WHERE s.relid = c.oid AND s.shares IS NULL \
          AND pg_catalog.pg_has_role(s.owner, c.relowner, 'MEMBER') LIMIT 1) \
          FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)";
     let rows = conn.query_kept(sql.to_owned(), vec![name.sql()]).await?;

@@ -78,7 +78,7 @@ pub(crate) async fn run(
 /// Takes in a change of the sources' definitions that nobody told us of.
 async fn replan(session: &mut impl Session, id: StreamTableId) -> Result<(), Error> {
     session.begin().await?;
-    match engine::replan(session, id).await {
+    match engine::replan_in_own(session, id).await {
         Ok(()) => session.commit().await,
         Err(error) => {
             session.rollback().await?;

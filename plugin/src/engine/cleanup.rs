@@ -20,28 +20,30 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
         )
         .await?;
     for id in orphans.iter().filter_map(|r| r.int(0)) {
-        c.batch(&[
-            "BEGIN".to_owned(),
-            "SET LOCAL lock_timeout = '100ms'".to_owned(),
-        ])
-        .await?;
+        begin(c).await?;
         let result = remove::drop(c, StreamTableId(id), false).await;
         finish(c, result).await?;
     }
-    c.batch(&[
-        "BEGIN".to_owned(),
-        "SET LOCAL lock_timeout = '100ms'".to_owned(),
-    ])
-    .await?;
+    begin(c).await?;
     let result = shared(c).await;
     finish(c, result).await?;
     c.query("DELETE FROM pgtrickle.history WHERE started_at < pg_catalog.now() - interval '1 day'")
         .await?;
     let buffers = c
-        .query("SELECT id FROM pgtrickle.buffer WHERE pg_catalog.pg_get_userbyid(owner) = current_user ORDER BY id")
+        .query(
+            "SELECT b.id, EXISTS (SELECT FROM pgtrickle.source s WHERE s.buffer = b.id) FROM pgtrickle.buffer b
+             WHERE pg_catalog.pg_get_userbyid(b.owner) = current_user ORDER BY b.id",
+        )
         .await?;
     let mut deleted = 0;
-    for id in buffers.iter().filter_map(|r| r.int(0)) {
+    for row in &buffers {
+        let Some(id) = row.int(0) else { continue };
+        if !row.is_true(1) {
+            begin(c).await?;
+            let result = capture::detach(c, &[id]).await;
+            finish(c, result).await?;
+            continue;
+        }
         let full = c
             .query(&format!("SELECT 1 FROM pgtrickle.changes_{id} LIMIT 1"))
             .await;
@@ -55,10 +57,19 @@ pub async fn cleanup_buffers<C: Conn>(c: &mut C) -> Result<u64, Error> {
     Ok(deleted)
 }
 
+/// Begins a transaction that does not wait for locks for long.
+async fn begin<C: Conn>(c: &mut C) -> Result<(), Error> {
+    c.batch(&[
+        "BEGIN ISOLATION LEVEL READ COMMITTED".to_owned(),
+        "SET LOCAL lock_timeout = '100ms'".to_owned(),
+    ])
+    .await
+    .map(|_| ())
+}
+
 /// Sees to it that shared stages are read by all that can, and drops those that nobody reads any more.
 async fn shared<C: Conn>(c: &mut C) -> Result<(), Error> {
-    share::offer(c).await?;
-    let mut buffers = share::release(c, None).await?;
+    let mut buffers = share::tidy(c).await?;
     buffers.sort_unstable();
     buffers.dedup();
     capture::detach(c, &buffers).await
@@ -91,8 +102,11 @@ async fn clean<C: Conn>(c: &mut C, id: i64) -> Result<u64, Error> {
             "UPDATE pgtrickle.catalog c SET frontier_snapshot = NULL, rebuild = 'more changes waited than are kept' FROM pgtrickle.source s
              WHERE s.stream_table = c.id AND s.buffer = {id} AND c.frontier_snapshot IS NOT NULL
                 AND (c.status IN ('suspended', 'error') OR c.schedule = 'manual' OR c.shares IS NOT NULL AND NOT EXISTS (
-                    SELECT FROM pgtrickle.source r JOIN pgtrickle.catalog o ON o.id = r.stream_table
-                    WHERE r.relid = c.relid AND o.schedule <> 'manual' AND o.status NOT IN ('suspended', 'error')))
+                    WITH RECURSIVE reader AS (SELECT c.relid UNION SELECT o.relid FROM reader
+                        JOIN pgtrickle.source r ON r.relid = reader.relid
+                        JOIN pgtrickle.catalog o ON o.id = r.stream_table AND o.owner = c.owner)
+                    SELECT FROM reader JOIN pgtrickle.catalog o ON o.relid = reader.relid AND o.owner = c.owner
+                    WHERE o.shares IS NULL AND o.schedule <> 'manual' AND o.status NOT IN ('suspended', 'error')))
                 AND (SELECT pg_catalog.count(*) FROM (SELECT FROM pgtrickle.changes_{id} LIMIT {HELD_FOR_IDLE} + 1) x)
                     > {HELD_FOR_IDLE}"
         ),

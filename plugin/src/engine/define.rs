@@ -10,7 +10,7 @@ use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::delta;
 use crate::delta::stage::staging_table;
-use crate::plan::analyse::{self, Analysed};
+use crate::plan::analyse::Analysed;
 use crate::plan::fragment::{Digest, Fragment, Sharing};
 use crate::plan::{Body, Column, Plan, indexes, literal, quote};
 
@@ -27,16 +27,18 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
         view,
         saved,
         mut analysed,
+        mut sharing,
     } = plan(c, definition).await?;
     let mode = definition.refresh_mode;
     if definition.may_share && share::make(c, id, &analysed, mode).await? {
         let settings = &analysed.plan.settings;
-        let sharing = share::available(c, settings, mode, Which::All).await?;
-        analysed = again(c, id, view, analysed, &sharing).await?;
+        sharing = share::available(c, settings, mode, Which::All).await?;
+        analysed = again(c, id, view, analysed, &mut sharing).await?;
     }
-    if !share::hold(c, analysed.plan.shared()).await? {
-        let sharing = Sharing::none(&analysed.plan.settings, mode.as_str());
-        analysed = again(c, id, view, analysed, &sharing).await?;
+    while let Some(busy) = share::hold(c, &Vec::from_iter(analysed.plan.shared())).await? {
+        // As while it is filled. The clean-up will offer it.
+        sharing.set_aside(&[busy]);
+        analysed = again(c, id, view, analysed, &mut sharing).await?;
     }
     let Analysed {
         mut plan,
@@ -70,11 +72,12 @@ async fn again<C: Conn>(
     id: i64,
     view: u32,
     analysed: Analysed,
-    sharing: &Sharing,
+    sharing: &mut Sharing,
 ) -> Result<Analysed, Error> {
     stages::drop_all(c, id, &analysed.plan).await?;
-    let settings = analysed.plan.settings;
-    analyse::analyse(c, id, view, settings, None, sharing).await
+    let settings = &analysed.plan.settings;
+    let (analysed, _) = share::analysed(c, (id, view), settings, None, sharing).await?;
+    Ok(analysed)
 }
 
 /// A row of the catalog, but for the plan.
@@ -119,6 +122,8 @@ pub(super) struct Planned {
     /// The caller's settings: ours are in force.
     pub saved: settings::Saved,
     pub analysed: Analysed,
+    /// What it may share.
+    sharing: Sharing,
 }
 
 /// Makes the definition view and the plan.
@@ -132,13 +137,14 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
     let view = create_view(c, id, definition, &role).await?;
     let (saved, settings) = settings::pin(c, None).await?;
     let mode = definition.refresh_mode;
-    let sharing = if definition.may_share {
+    let mut sharing = if definition.may_share {
         share::available(c, &settings, mode, Which::All).await?
     } else {
         Sharing::none(&settings, mode.as_str())
     };
     let full = mode.full_reason();
-    let analysed = analyse::analyse(c, id, view, settings, full, &sharing).await?;
+    let full = full.as_deref();
+    let (analysed, _) = share::analysed(c, (id, view), &settings, full, &mut sharing).await?;
     refuse_full(mode, &analysed.plan)?;
     Ok(Planned {
         schema,
@@ -146,6 +152,7 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
         view,
         saved,
         analysed,
+        sharing,
     })
 }
 

@@ -183,8 +183,10 @@ pub async fn differences<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Differ
         &format!("({rows}) d({})", list.join(", ")),
     );
     let behind = match &record.frontier {
-        // As a shared stage may be.
-        Some(_) if record.plan.reads_shared() => "true".to_owned(),
+        // A shared stage may be.
+        Some(_) if record.plan.reads_shared() => {
+            format!("coalesce(pgtrickle.pending_changes({id}) > 0, true)")
+        }
         Some(frontier) => {
             let looks = record.plan.tables.iter().filter_map(|t| t.buffer).map(|b| {
                 format!(

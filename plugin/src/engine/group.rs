@@ -72,7 +72,14 @@ async fn add_shared<C: Conn>(
 ) -> Result<(), Error> {
     let mut next = 0;
     while next < members.len() {
-        let shared: Vec<_> = members[next].work.record.plan.shared().collect();
+        let reader = &members[next];
+        let shared = reader
+            .work
+            .record
+            .plan
+            .shared()
+            .filter(|_| !reader.is_out());
+        let shared: Vec<_> = shared.collect();
         for id in shared.into_iter().map(StreamTableId) {
             if members.iter().any(|member| member.work.record.id == id) {
                 continue;
@@ -81,7 +88,9 @@ async fn add_shared<C: Conn>(
                 Ok(member) => members.push(member),
                 // It is gone: that shows in the fingerprint.
                 Err(Error::Refused(_)) => {}
-                Err(error) => return Err(error),
+                Err(error) if is_of_all(&error) => return Err(error),
+                Err(error) if error.is_transient() => members[next].held_back = true,
+                Err(error) => members[next].error = Some(error),
             }
         }
         next += 1;
@@ -143,8 +152,9 @@ pub async fn load_with_sources<C: Conn>(
     if record.relid.is_none() {
         let reads_shared = record.plan.reads_shared();
         refresh_with_sources(c, memory, record, How::Auto).await?;
-        if reads_shared {
-            share::offer(c).await?;
+        if reads_shared && let Err(error) = share::offer(c).await {
+            // The clean-up does it again.
+            log::debug!("stream tables: a shared stage is not offered to others: {error}");
         }
     }
     Ok(true)
@@ -335,6 +345,7 @@ async fn go_without<C: Conn>(
     failed: usize,
 ) -> Result<(), Error> {
     let shared = &members[failed];
+    let failed_id = shared.work.record.id.0;
     if shared.work.record.shares.is_none() || shared.is_awaited() {
         return Ok(());
     }
@@ -342,8 +353,9 @@ async fn go_without<C: Conn>(
         return Ok(());
     };
     // Cancelled, say: nothing is known of the query.
-    let of_others =
-        matches!(&error, Error::Server(fields) if !may_be_ours(&fields.code)).then_some(error);
+    let of_others = matches!(&error, Error::Server(fields) if !may_be_ours(&fields.code))
+        || matches!(&error, Error::Drift(_));
+    let of_others = of_others.then_some(error);
     for i in 0..members.len() {
         if members[i].is_out() || !members[i].reads(&members[failed]) {
             continue;
@@ -353,7 +365,7 @@ async fn go_without<C: Conn>(
             continue;
         }
         let id = members[i].work.record.id;
-        let planned = in_transaction(c, async |c| replan::unshare(c, id).await).await;
+        let planned = in_transaction(c, async |c| replan::unshare(c, id, &[failed_id]).await).await;
         let read = match planned {
             Ok(()) => record::read_briefly(c, id).await,
             Err(error) => {

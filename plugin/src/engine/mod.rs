@@ -10,7 +10,8 @@
 //!   another, [`cleanup_buffers`] now and then.
 //! - Every function but these and [`refresh_by_name`] works in the caller's transaction.
 //! - Source DDL: [`dependents`] of the relations, forward the statement (for ALTER COLUMN TYPE and DROP COLUMN between
-//!   [`drop_definition_view`] and [`recreate_definition_view`]), then [`replan`] each.
+//!   [`drop_definition_view`] and [`recreate_definition_view`]), then [`replan`] each. Whoever finds the sources changed later calls
+//!   [`replan_in_own`].
 //! - `lock_timeout` is the caller's: in a block the user's own value counts, as for PostgreSQL's own DDL.
 
 mod at_once;
@@ -58,7 +59,9 @@ pub use pending::{FEW, pending};
 pub use rebuild::refresh_in_transaction;
 pub use refresh::{refresh, refresh_by_name};
 pub use remove::drop;
-pub use replan::{drop_definition_view, recreate_definition_view, replan, set_mode};
+pub use replan::{
+    drop_definition_view, go_alone, recreate_definition_view, replan, replan_in_own, set_mode,
+};
 pub use summary::{Summary, by_name};
 
 /// The identity of a stream table in `pgtrickle.catalog`.

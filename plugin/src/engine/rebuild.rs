@@ -135,6 +135,15 @@ pub async fn refresh_in_transaction<C: Conn>(
     };
     let reason = "the refresh ran inside a transaction block";
     let emptied: Vec<_> = record.staging().collect();
+    let set = if by_view || row.is_true(1) {
+        let why = match how {
+            How::Auto => "it was refreshed in a transaction block",
+            How::Full => ASKED,
+        };
+        format!(", frontier_snapshot = NULL, rebuild = {}", literal(why))
+    } else {
+        String::new()
+    };
     let conclusion = Conclusion {
         started_at: &literal(row.text(2).unwrap_or_default()),
         done: &Done {
@@ -144,11 +153,7 @@ pub async fn refresh_in_transaction<C: Conn>(
             emptied: &emptied,
         },
         // An old snapshot is older than the triggers may be: rebuilt once more after the commit. So is what is hidden.
-        set: if by_view || row.is_true(1) {
-            ", frontier_snapshot = NULL, rebuild = 'it was refreshed in a transaction block'"
-        } else {
-            ""
-        },
+        set: &set,
         check: "0",
     };
     statements.push(conclusion.statement(&record, target));

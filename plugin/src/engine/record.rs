@@ -139,7 +139,9 @@ fn unknown(id: StreamTableId) -> Error {
 /// # Errors
 /// Those of the server: 42P01 in a database without stream tables.
 pub(super) async fn find<C: Conn>(c: &mut C, name: String) -> Result<Option<Record>, Error> {
-    let condition = format!("c.relid = pg_catalog.to_regclass($1)::pg_catalog.oid AND {OWNED}");
+    let condition = format!(
+        "c.relid = pg_catalog.to_regclass($1)::pg_catalog.oid AND c.shares IS NULL AND {OWNED}"
+    );
     read_where(c, &condition, name).await
 }
 

@@ -208,7 +208,7 @@ impl Work {
                 self.demand = Some("the table held other rows than the last refresh left");
             }
             Trouble::Error(Error::Drift(_)) => {
-                in_transaction(c, async |c| replan::replan(c, id).await).await?;
+                in_transaction(c, async |c| replan::replan_in_own(c, id).await).await?;
             }
             Trouble::Error(Error::Server(fields))
                 if self.demand.is_none() && may_be_ours(&fields.code) =>
@@ -396,7 +396,8 @@ async fn within<C: Conn>(
             .filter(|_| record.frontier.is_none());
         let unknown = unknown.unwrap_or("the changes since the last refresh are not known");
         let reason = demand.unwrap_or(unknown);
-        let onto = if demand.is_some() {
+        // In a block what is hidden may have been left for later.
+        let onto = if demand.is_some() || unknown == ASKED {
             Onto::Empty
         } else {
             Onto::Old

@@ -38,7 +38,7 @@ pub async fn drop<C: Conn>(c: &mut C, id: StreamTableId, cascade: bool) -> Resul
         buffers.extend(record.plan.tables.iter().filter_map(|t| t.buffer));
     }
     let shared = all.iter().flat_map(|record| record.plan.shared());
-    buffers.extend(share::release(c, Some(shared.collect())).await?);
+    buffers.extend(share::release(c, shared.collect()).await?);
     buffers.sort_unstable();
     buffers.dedup();
     capture::detach(c, &buffers).await

@@ -4,12 +4,13 @@ use pgcat::plugins::ErrorFields;
 
 use super::record::{self, Record};
 use super::share::Which;
-use super::{How, Mode, StreamTableId, cycle, define, drift, rebuild, settings, share, stages};
+use super::{
+    Drift, How, Mode, StreamTableId, cycle, define, drift, rebuild, settings, share, stages,
+};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
 use crate::plan::analyse::{self, Analysed};
-use crate::plan::fragment::Sharing;
 use crate::plan::{Plan, literal, quote};
 
 /// Makes the plan, capture and column types anew, in the caller's transaction. After mere renames the stream table goes on
@@ -18,6 +19,19 @@ use crate::plan::{Plan, literal, quote};
 /// # Errors
 /// 2BP01 if the definition is gone; 0A000 if it no longer allows what `refresh_mode` demands.
 pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    anew(c, id, Why::Sources { in_own: false }).await
+}
+
+/// The same in a transaction that ends with it, so that others do not wait for what it locks. Only so it comes to read shared stages
+/// that it has not read before.
+///
+/// # Errors
+/// As [`replan`]; [`Error::LockNotAvailable`] if one of them is busy.
+pub async fn replan_in_own<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    anew(c, id, Why::Sources { in_own: true }).await
+}
+
+async fn anew<C: Conn>(c: &mut C, id: StreamTableId, why: Why<'_>) -> Result<(), Error> {
     let record = locked(c, id).await?;
     let Some(now) = record.sources_now(c).await? else {
         return Err(gone(&record));
@@ -26,16 +40,33 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
         return Ok(());
     }
     let renamed_only = drift::meaning(&now) == drift::meaning(&record.fingerprint);
-    plan_anew(c, record, renamed_only, Anew::of(Why::Sources)).await
+    plan_anew(c, record, renamed_only, Anew::of(why)).await
 }
 
-/// Has the stream table compute for itself what it has shared with others, in the caller's transaction. The next refresh rebuilds it.
+/// Has the stream table compute for itself what it has shared with others by these shared stages, in the caller's transaction. The
+/// next refresh rebuilds it.
 ///
 /// # Errors
 /// As [`replan`].
-pub(super) async fn unshare<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+pub(super) async fn unshare<C: Conn>(
+    c: &mut C,
+    id: StreamTableId,
+    shared: &[i64],
+) -> Result<(), Error> {
     let record = locked(c, id).await?;
-    plan_anew(c, record, false, Anew::of(Why::Unshared)).await
+    plan_anew(c, record, false, Anew::of(Why::Unshared(shared))).await
+}
+
+/// Has the stream table compute all for itself, in the caller's transaction, if it shares anything. The next refresh rebuilds it.
+///
+/// # Errors
+/// As [`replan`].
+pub async fn go_alone<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    let shared: Vec<_> = record::read(c, id).await?.plan.shared().collect();
+    if shared.is_empty() {
+        return Ok(());
+    }
+    unshare(c, id, &shared).await
 }
 
 /// Has the stream table refreshed in this way from now on, in the caller's transaction. The next refresh rebuilds it.
@@ -78,29 +109,32 @@ pub(super) async fn recompute<C: Conn>(
     let record = locked(c, id).await?;
     let anew = Anew {
         full: Some(format!("a part of it fails (SQLSTATE {})", failure.code)),
-        ..Anew::of(Why::Sources)
+        ..Anew::of(Why::Sources { in_own: false })
     };
     plan_anew(c, record, false, anew).await
 }
 
 /// What a new plan is made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Sources,
+#[derive(Debug, Clone, Copy)]
+enum Why<'a> {
+    /// `in_own`: the transaction ends with it.
+    Sources {
+        in_own: bool,
+    },
     Mode,
-    /// It is to read no shared stages.
-    Unshared,
+    /// It is to do without these shared stages.
+    Unshared(&'a [i64]),
 }
 
 /// What a new plan is to be like.
-struct Anew {
-    why: Why,
+struct Anew<'a> {
+    why: Why<'a>,
     /// Why it is not to be incremental.
     full: Option<String>,
 }
 
-impl Anew {
-    fn of(why: Why) -> Self {
+impl<'a> Anew<'a> {
+    fn of(why: Why<'a>) -> Self {
         Self { why, full: None }
     }
 }
@@ -110,15 +144,12 @@ async fn plan_anew<C: Conn>(
     c: &mut C,
     record: Record,
     mut renamed_only: bool,
-    anew: Anew,
+    anew: Anew<'_>,
 ) -> Result<(), Error> {
     let id = record.id;
-    for shared in record.plan.shared() {
-        // Before, or it would not be found by what it is now. One without a definition is of no use any more.
-        match Box::pin(replan(c, StreamTableId(shared))).await {
-            Err(Error::Refused(_)) => {}
-            outcome => outcome?,
-        }
+    let known: Vec<_> = record.plan.shared().collect();
+    for &shared in &known {
+        bring_up(c, StreamTableId(shared)).await?;
     }
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     let mode = match record.refresh_mode.as_str() {
@@ -130,42 +161,40 @@ async fn plan_anew<C: Conn>(
         begin_anew(c, id, &[&record.plan]).await?;
     }
     let settings = &record.plan.settings;
-    let sharing = if anew.why == Why::Unshared {
-        Sharing::none(settings, mode.as_str())
-    } else {
-        let but = record.shares.as_ref();
-        share::available(c, settings, mode, Which::Filled { but }).await?
-    };
+    let but = record.shares.as_ref();
+    let mut sharing = share::available(c, settings, mode, Which::Filled { but }).await?;
+    match anew.why {
+        Why::Sources { in_own: true } => {}
+        // Others would wait for what is locked here for as long as the transaction takes.
+        Why::Sources { in_own: false } | Why::Mode => sharing.keep(&known),
+        Why::Unshared(shared) => {
+            sharing.keep(&known);
+            sharing.refuse(shared);
+        }
+    }
     let full = anew.full.or_else(|| mode.full_reason());
-    let settings = settings.clone();
-    let mut analysed =
-        analyse::analyse(c, id.0, record.view, settings, full.clone(), &sharing).await?;
-    if renamed_only && !is_alike(&record.plan, &analysed.plan) {
+    let (full, place) = (full.as_deref(), (id.0, record.view));
+    let (mut analysed, again) = share::analysed(c, place, settings, full, &mut sharing).await?;
+    if renamed_only && (again || !is_alike(&record.plan, &analysed.plan)) {
         // It is built of other parts.
         begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
         renamed_only = false;
-        let settings = record.plan.settings.clone();
-        analysed = analyse::analyse(c, id.0, record.view, settings, full.clone(), &sharing).await?;
+        (analysed, _) = share::analysed(c, place, settings, full, &mut sharing).await?;
     }
-    let known: Vec<_> = record.plan.shared().collect();
-    let new = analysed.plan.shared().filter(|id| !known.contains(id));
-    let mut alone = anew.why == Why::Unshared;
-    if !share::hold(c, new.collect::<Vec<_>>().into_iter()).await? {
-        begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
-        (renamed_only, alone) = (false, true);
-        let settings = record.plan.settings.clone();
-        let none = Sharing::none(&settings, mode.as_str());
-        analysed = analyse::analyse(c, id.0, record.view, settings, full, &none).await?;
+    let new: Vec<_> = analysed
+        .plan
+        .shared()
+        .filter(|id| !known.contains(id))
+        .collect();
+    if share::hold(c, &new).await?.is_some() {
+        let busy = ErrorFields::error("55P03", "a stage to be shared is being refreshed");
+        return Err(Error::LockNotAvailable(Box::new(busy)));
     }
     let Analysed {
         mut plan,
         mut fragments,
         whole,
     } = analysed;
-    if alone {
-        // Else it would be offered the same again.
-        fragments.clear();
-    }
     if record.shares.is_some() {
         fragments.retain(|part| Some(&part.digest) != whole.as_ref());
     }
@@ -178,12 +207,11 @@ async fn plan_anew<C: Conn>(
     }
     capture::attach(c, id.0, &mut plan).await?;
     if !renamed_only {
-        let shares_more = plan.shared().any(|id| !known.contains(&id));
         let reason = match anew.why {
-            Why::Sources if shares_more => "parts of it are shared with others now",
-            Why::Sources => "a source was altered",
+            Why::Sources { .. } if !new.is_empty() => "parts of it are shared with others now",
+            Why::Sources { .. } => "a source was altered",
             Why::Mode => "its refresh_mode was altered",
-            Why::Unshared => "a shared part of it failed",
+            Why::Unshared(_) => "parts of it are not shared any more",
         };
         let note = format!(
             "UPDATE pgtrickle.catalog SET rebuild = {} WHERE id = {id}",
@@ -216,6 +244,25 @@ async fn plan_anew<C: Conn>(
         Box::pin(rebuild::refresh_in_transaction(c, id, How::Full)).await?;
     }
     Ok(())
+}
+
+/// Has a shared stage planned anew if its sources have changed: before those that read it, or it would not be found by what it is
+/// now. One that cannot be is left as it is, and not read any more.
+async fn bring_up<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
+    // Nobody waits for this, mostly.
+    match drift::check(c, id).await {
+        Ok(Drift::Sources(_)) => {}
+        Ok(_) | Err(Error::Refused(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    c.query("SAVEPOINT pgtrickle_shared").await?;
+    match Box::pin(replan(c, id)).await {
+        Err(Error::Refused(_)) => c.query("ROLLBACK TO SAVEPOINT pgtrickle_shared").await?,
+        outcome => outcome.map(|()| Vec::new())?,
+    };
+    c.query("RELEASE SAVEPOINT pgtrickle_shared")
+        .await
+        .map(|_| ())
 }
 
 /// Drops what hidden tables of these plans there are, and has the next refresh rebuild the stream table.

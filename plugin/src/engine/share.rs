@@ -11,7 +11,8 @@
 use std::collections::BTreeMap;
 
 use super::define::{self, NewRow};
-use super::{Mode, remove};
+
+use super::{Mode, StreamTableId, record, remove, stages};
 use crate::capture;
 use crate::catalog;
 use crate::conn::{Conn, Error};
@@ -78,16 +79,13 @@ pub(super) async fn available<C: Conn>(
     Ok(Sharing::new(settings, mode.as_str(), tables))
 }
 
-/// Keeps others from dropping these shared stages until the end of the transaction. False: one of them is gone, or being refreshed
-/// for longer than `lock_timeout`, as when it is filled.
+/// Keeps others from dropping these shared stages until the end of the transaction. Returns one that is gone, or being refreshed for
+/// longer than `lock_timeout`, as when it is filled.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn hold<C: Conn>(
-    c: &mut C,
-    ids: impl Iterator<Item = i64>,
-) -> Result<bool, Error> {
-    for id in ids {
+pub(super) async fn hold<C: Conn>(c: &mut C, ids: &[i64]) -> Result<Option<i64>, Error> {
+    for &id in ids {
         c.query("SAVEPOINT pgtrickle_hold").await?;
         let sql = format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR KEY SHARE");
         let held = match c.query(&sql).await {
@@ -100,10 +98,70 @@ pub(super) async fn hold<C: Conn>(
         };
         c.query("RELEASE SAVEPOINT pgtrickle_hold").await?;
         if !held {
-            return Ok(false);
+            return Ok(Some(id));
         }
     }
-    Ok(true)
+    Ok(None)
+}
+
+/// An analysis that reads only such shared stages as compute what the query has in their place; and whether it took more than one,
+/// after each of which but the last the hidden tables were dropped. Others are refused in `sharing`.
+///
+/// # Errors
+/// As [`analyse::analyse`].
+pub(super) async fn analysed<C: Conn>(
+    c: &mut C,
+    (id, view): (i64, u32),
+    settings: &Settings,
+    full: Option<&str>,
+    sharing: &mut Sharing,
+) -> Result<(Analysed, bool), Error> {
+    let mut again = false;
+    loop {
+        let full = full.map(str::to_owned);
+        let mut analysed = analyse::analyse(c, id, view, settings.clone(), full, sharing).await?;
+        let mut wrong = Vec::new();
+        for shared in analysed.plan.shared() {
+            if !means_the_same(c, shared, &analysed).await? {
+                wrong.push(shared);
+            }
+        }
+        if wrong.is_empty() {
+            // Else they would be offered again and again.
+            analysed
+                .fragments
+                .retain(|part| !sharing.has_refused(&part.digest));
+            return Ok((analysed, again));
+        }
+        stages::drop_all(c, id, &analysed.plan).await?;
+        sharing.refuse(&wrong);
+        again = true;
+    }
+}
+
+/// Whether a shared stage has its meaning from the same tables and functions as the query in which its text was found. Its view
+/// follows them by whatever name they go; the query has them by those of this moment. So the view must still read as its text.
+async fn means_the_same<C: Conn>(c: &mut C, id: i64, of: &Analysed) -> Result<bool, Error> {
+    let stage = match record::read(c, StreamTableId(id)).await {
+        Ok(stage) => stage,
+        Err(Error::Refused(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let text = match analyse::view_text(c, stage.view).await {
+        Ok(text) => text,
+        Err(Error::Drift(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let is_read = |relid| of.plan.tables.iter().any(|table| table.relid == relid);
+    let mut own = stage
+        .plan
+        .tables
+        .iter()
+        .filter(|table| table.shared.is_none());
+    let functions = &of.plan.functions;
+    Ok(text == stage.plan.canonical
+        && own.all(|table| is_read(table.relid))
+        && stage.plan.functions.iter().all(|f| functions.contains(f)))
 }
 
 /// Makes shared stages of what stream table `id` has in common with others that compute it for themselves, and returns whether there
@@ -182,8 +240,8 @@ async fn defined<C: Conn>(
     ))
     .await?;
     let view = catalog::regclass(c, &format!("pgtrickle.def_{id}")).await?;
-    let sharing = available(c, settings, mode, Which::All).await?;
-    let analysed = analyse::analyse(c, id, view, settings.clone(), None, &sharing).await?;
+    let mut sharing = available(c, settings, mode, Which::All).await?;
+    let (analysed, _) = analysed(c, (id, view), settings, None, &mut sharing).await?;
     // Should its text read otherwise as a query of its own, it would not be found again after a change of the sources.
     if analysed.whole.as_ref() != Some(&fragment.digest) {
         return Ok(false);
@@ -194,7 +252,7 @@ async fn defined<C: Conn>(
         ..
     } = analysed;
     fragments.retain(|part| part.digest != fragment.digest);
-    if !hold(c, plan.shared()).await? {
+    if hold(c, &Vec::from_iter(plan.shared())).await?.is_some() {
         return Ok(false);
     }
     define::make_tables(c, id, &plan).await?;
@@ -233,7 +291,7 @@ async fn defined<C: Conn>(
     .await?;
     capture::attach(c, id, &mut plan).await?;
     define::make_staging(c, id, &plan).await?;
-    define::save_plan(c, super::StreamTableId(id), view, &plan, &fragments).await?;
+    define::save_plan(c, StreamTableId(id), view, &plan, &fragments).await?;
     Ok(true)
 }
 
@@ -253,26 +311,31 @@ pub(super) async fn offer<C: Conn>(c: &mut C) -> Result<(), Error> {
     c.query(&sql).await.map(|_| ())
 }
 
-/// Drops shared stages that nobody reads any more, and those that only they have read. Returns the buffers they have read. `only`:
-/// these, and not any. One that somebody is busy with is left for the next time.
+/// Drops those of these shared stages that nobody reads any more, and those that only they have read. Returns the buffers they have
+/// read. One that somebody is busy with is left for the clean-up.
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn release<C: Conn>(c: &mut C, only: Option<Vec<i64>>) -> Result<Vec<i64>, Error> {
+pub(super) async fn release<C: Conn>(c: &mut C, ids: Vec<i64>) -> Result<Vec<i64>, Error> {
     let mut buffers = Vec::new();
-    let mut candidates = match only {
-        Some(ids) => ids,
-        None => unread(c, "true").await?,
-    };
+    let mut candidates = ids;
+    if candidates.is_empty() || !capture::sees_others(c).await? {
+        // Who reads them now would not be seen.
+        return Ok(buffers);
+    }
     while let Some(id) = candidates.pop() {
         let lock =
             format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED");
         // Whoever is about to read it has locked it: only now is it certain.
-        if c.query(&lock).await?.is_empty() || unread(c, &format!("c.id = {id}")).await?.is_empty()
-        {
+        if c.query(&lock).await?.is_empty() {
             continue;
         }
-        let record = super::record::read(c, super::StreamTableId(id)).await?;
+        // A superuser may drop what others own.
+        let condition = format!("c.id = {id} AND pg_catalog.pg_has_role(c.owner, 'USAGE')");
+        if unread(c, &condition).await?.is_empty() {
+            continue;
+        }
+        let record = record::read(c, StreamTableId(id)).await?;
         remove::remove(c, &record, false).await?;
         buffers.extend(record.plan.tables.iter().filter_map(|table| table.buffer));
         candidates.extend(record.plan.shared());
@@ -280,10 +343,21 @@ pub(super) async fn release<C: Conn>(c: &mut C, only: Option<Vec<i64>>) -> Resul
     Ok(buffers)
 }
 
+/// Sees to it that the current role's shared stages are read by all that can, and drops those that nobody reads. Returns the buffers
+/// they have read.
+///
+/// # Errors
+/// Those of the server.
+pub(super) async fn tidy<C: Conn>(c: &mut C) -> Result<Vec<i64>, Error> {
+    offer(c).await?;
+    let unread = unread(c, OURS).await?;
+    release(c, unread).await
+}
+
 /// Shared stages that nobody reads.
 async fn unread<C: Conn>(c: &mut C, condition: &str) -> Result<Vec<i64>, Error> {
     let sql = format!(
-        "SELECT c.id FROM pgtrickle.catalog c WHERE c.shares IS NOT NULL AND {OURS} AND {condition}
+        "SELECT c.id FROM pgtrickle.catalog c WHERE c.shares IS NOT NULL AND {condition}
             AND NOT EXISTS (SELECT FROM pgtrickle.source s WHERE s.relid = c.relid)
          ORDER BY c.id"
     );

@@ -49,8 +49,8 @@ pub async fn by_name<C: Conn>(
                 pg_catalog.pg_get_userbyid(c.owner), c.schedule, c.refresh_mode, c.effective_mode, c.reason, c.status
              FROM pgtrickle.catalog c LEFT JOIN pg_catalog.pg_class k ON k.oid = c.relid
              LEFT JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace
-             WHERE c.relid = pg_catalog.to_regclass({})::pg_catalog.oid AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')
-                OR k.oid IS NULL AND c.target_name = {} AND {pending}",
+             WHERE c.shares IS NULL AND (c.relid = pg_catalog.to_regclass({})::pg_catalog.oid AND pg_catalog.pg_has_role(c.owner, k.relowner, 'MEMBER')
+                OR k.oid IS NULL AND c.target_name = {} AND {pending})",
             literal(&qualified),
             literal(name)
         ))

@@ -6,7 +6,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::Settings;
 
-/// What two fragments have in common if and only if they have the same rows at any time, and are to be kept in the same way.
+/// What two fragments have in common that are written alike, with all names resolved, mean the same by their settings, and are to be
+/// kept in the same way. Of one moment, that is: names may come to stand for something else.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Digest(pub String);
 
@@ -27,6 +28,8 @@ pub(crate) struct Sharing {
     /// What a text has its meaning from.
     context: String,
     tables: BTreeMap<Digest, i64>,
+    /// Found not to be what they seem.
+    refused: Vec<Digest>,
 }
 
 impl Sharing {
@@ -41,7 +44,29 @@ impl Sharing {
         Self {
             context: format!("{mode}\0{time_zone}\0{search_path}\0{text_search_config}\0"),
             tables,
+            refused: Vec::new(),
         }
+    }
+
+    /// Does without these from now on, and does not ask for them again.
+    pub(crate) fn refuse(&mut self, ids: &[i64]) {
+        for (digest, _) in self.tables.extract_if(.., |_, id| ids.contains(id)) {
+            self.refused.push(digest);
+        }
+    }
+
+    /// Does without these this time.
+    pub(crate) fn set_aside(&mut self, ids: &[i64]) {
+        self.tables.retain(|_, id| !ids.contains(id));
+    }
+
+    /// Does without any but these.
+    pub(crate) fn keep(&mut self, ids: &[i64]) {
+        self.tables.retain(|_, id| ids.contains(id));
+    }
+
+    pub(crate) fn has_refused(&self, digest: &Digest) -> bool {
+        self.refused.contains(digest)
     }
 
     /// Nothing is shared.

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::lane::Lane;
 use super::pace;
 use super::table::{self, Pace, Table};
-use crate::conn::Error;
+use crate::conn::{Conn as _, Error};
 use crate::engine::{self, How, Refreshed, StreamTableId};
 
 pub(super) struct Group {
@@ -122,6 +122,29 @@ impl Group {
                 Pace::Slow
             }
             pace => pace,
+        }
+    }
+
+    /// One that is slow and shares a stage with others does not hold these up for ever: nobody has asked for them to be refreshed
+    /// together.
+    async fn part_with(&self, table: &Table, lane: &Lane) {
+        let is_read_by_others = |id| {
+            self.members
+                .iter()
+                .any(|other| other.id != table.id && other.reads(id))
+        };
+        let shares = |stage: &Rc<Table>| {
+            stage.is_shared() && table.reads(stage.id) && is_read_by_others(stage.id)
+        };
+        if !table.is_always_slow() || !self.members.iter().any(shares) {
+            return;
+        }
+        let parted = lane.transaction(async |conn| {
+            conn.query("SET LOCAL lock_timeout = '100ms'").await?;
+            engine::go_alone(conn, table.id).await
+        });
+        if let Err(error) = parted.await {
+            log::debug!("stream tables: a slow one still shares: {error}");
         }
     }
 
@@ -239,6 +262,7 @@ async fn act(group: &Group, lane: &Rc<Lane>, ready: Vec<Rc<Table>>) {
         match result {
             Ok(outcome) => {
                 table::succeeded(&table, lane, started, own, outcome).await;
+                group.part_with(&table, lane).await;
                 succeeded.push((table, own));
             }
             Err(error) => table::failed(&table, lane, took, error).await,

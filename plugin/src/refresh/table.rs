@@ -19,6 +19,8 @@ use crate::engine::{self, Drift, Isolation, RefreshOutcome, StreamTableId};
 const CREATION: Duration = Duration::from_secs(10);
 /// A refresh that takes longer is slow: it must not take the last connection.
 const SLOW: Duration = Duration::from_millis(500);
+/// So many slow refreshes in a row are no accident.
+const OFTEN: u32 = 3;
 /// The longest wait for a time of the clock, which may be set meanwhile.
 const CLOCK_LOOK: Duration = Duration::from_secs(60);
 /// A stream table refreshed this recently needs no check for DDL: a refresh checks by itself.
@@ -54,6 +56,8 @@ pub(super) struct Table {
     last_took: Cell<Duration>,
     /// Somebody else wrote something since the last refresh began.
     written: Cell<bool>,
+    /// Consecutive refreshes that were slow, full ones aside.
+    slow: Cell<u32>,
 }
 
 impl Table {
@@ -73,6 +77,7 @@ impl Table {
             conflicts: Cell::new(0),
             last_took: Cell::new(Duration::ZERO),
             written: Cell::new(true),
+            slow: Cell::new(0),
             listed: RefCell::new(listed),
         };
         Rc::new(table)
@@ -175,6 +180,11 @@ impl Table {
     /// Is it slow?
     pub(super) fn is_slow(&self) -> bool {
         self.last_took.get() > SLOW
+    }
+
+    /// Is it slow again and again, when it has only changes to take in?
+    pub(super) fn is_always_slow(&self) -> bool {
+        self.slow.get() >= OFTEN
     }
 
     /// Is it to be refreshed together with others that are due, and are refreshed as seldom?
@@ -327,6 +337,11 @@ pub(super) async fn succeeded(
     outcome: RefreshOutcome,
 ) {
     table.last_took.set(took);
+    match (outcome.mode, table.is_slow()) {
+        ("incremental", true) => table.slow.set(table.slow.get() + 1),
+        ("incremental", false) => table.slow.set(0),
+        _ => {}
+    }
     table.refreshed_at.set(Some(started));
     table.failures.set(0);
     let recovered = table.listed.borrow().status == "error";
@@ -426,7 +441,7 @@ async fn reconcile(table: &Table, lane: &Lane) -> Result<(), Error> {
         Drift::Sources(_) => {
             // Below deadlock_timeout: against user DDL the worker loses, not the user.
             conn.query("SET LOCAL lock_timeout = '100ms'").await?;
-            engine::replan(conn, id).await
+            engine::replan_in_own(conn, id).await
         }
         Drift::TableGone => engine::drop(conn, id, false).await,
         Drift::DefinitionGone => Err(Error::refused(
