@@ -60,23 +60,14 @@ pub(crate) async fn attach<C: Conn>(c: &mut C, id: i64, plan: &mut Plan) -> Resu
 /// Finds or makes the table's buffer, and the statements that are left to do under the source's lock.
 async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>), Error> {
     let relid = table.relid;
-    let rows = c
-        .query(&format!(
-            "SELECT id FROM pgtrickle.buffer WHERE relid = {relid} AND owner = pg_catalog.quote_ident(current_user)::pg_catalog.regrole"
-        ))
-        .await?;
-    let found = rows.first().and_then(|r| r.int(0));
-    let id = match found {
-        Some(id) => id,
-        None => catalog::next_id(c).await?,
-    };
+    let (id, is_new) = number(c, relid).await?;
     let mut columns: BTreeMap<i32, Column> = table
         .columns
         .iter()
         .map(|c| (c.attnum, c.clone()))
         .collect();
     let mut statements = Vec::new();
-    if found.is_some() {
+    if !is_new {
         let have = existing(c, id).await?;
         // Columns only others use keep being captured, as long as the source has them.
         for column in crate::plan::source_columns(c, relid).await? {
@@ -153,7 +144,6 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         format!("ALTER TABLE pgtrickle.changes_{id} REPLICA IDENTITY FULL"),
         format!("CREATE INDEX ON pgtrickle.changes_{id} (xid)"),
         format!("CREATE UNLOGGED TABLE {} ()", turn(id)),
-        format!("INSERT INTO pgtrickle.buffer (id, owner, relid) VALUES ({id}, pg_catalog.quote_ident(current_user)::pg_catalog.regrole, {relid})"),
     ])
     .await?;
     let code = trigger::code(id, table, &columns);
@@ -161,6 +151,32 @@ async fn buffer<C: Conn>(c: &mut C, table: &Table) -> Result<(i64, Vec<String>),
         .await?;
     statements.extend(trigger::triggers(c, id, table).await?);
     Ok((id, statements))
+}
+
+/// The number of the current role's buffer for a table, and whether it is new, and so to be made.
+async fn number<C: Conn>(c: &mut C, relid: u32) -> Result<(i64, bool), Error> {
+    const OWNER: &str = "pg_catalog.quote_ident(current_user)::pg_catalog.regrole";
+    // Locked, so that nobody takes it down who does not see yet that it is used.
+    let find = format!(
+        "SELECT id FROM pgtrickle.buffer WHERE relid = {relid} AND owner = {OWNER} FOR KEY SHARE"
+    );
+    loop {
+        let rows = c.query(&find).await?;
+        if let Some(id) = rows.first().and_then(|row| row.int(0)) {
+            return Ok((id, false));
+        }
+        let id = catalog::next_id(c).await?;
+        let made = c
+            .query(&format!(
+                "INSERT INTO pgtrickle.buffer (id, owner, relid) VALUES ({id}, {OWNER}, {relid})
+                 ON CONFLICT (relid, owner) DO NOTHING RETURNING 1"
+            ))
+            .await?;
+        if !made.is_empty() {
+            return Ok((id, true));
+        }
+        // Somebody else has just made it.
+    }
 }
 
 /// Column numbers and types a buffer has.
@@ -188,12 +204,13 @@ pub(crate) async fn detach<C: Conn>(c: &mut C, ids: &[i64]) -> Result<(), Error>
         return Ok(());
     }
     for id in ids {
-        let used = c
-            .query(&format!(
-                "SELECT 1 FROM pgtrickle.source WHERE buffer = {id} LIMIT 1"
-            ))
-            .await?;
-        if !used.is_empty() {
+        let used = format!("SELECT 1 FROM pgtrickle.source WHERE buffer = {id} LIMIT 1");
+        if !c.query(&used).await?.is_empty() {
+            continue;
+        }
+        // Whoever is about to use it has locked it: only with the lock it is certain. The clean-up comes back.
+        let lock = format!("SELECT 1 FROM pgtrickle.buffer WHERE id = {id} FOR UPDATE SKIP LOCKED");
+        if c.query(&lock).await?.is_empty() || !c.query(&used).await?.is_empty() {
             continue;
         }
         c.batch(&[

@@ -95,14 +95,24 @@ async fn look_up(session: &mut impl Session, ddl: &SourceDdl) -> Result<Option<T
         }
     }
     let oids: Vec<u32> = relations.iter().map(|(_, relation)| relation.oid).collect();
-    let mut readers = if oids.is_empty() {
-        Vec::new()
-    } else {
-        engine::dependents(session, &oids).await?
-    };
+    let readers = readers_of(session, &oids).await?;
+    Ok(Some(Touched { relations, readers }))
+}
+
+/// The stream tables that read any of these, shared stages first.
+async fn readers_of(session: &mut impl Session, oids: &[u32]) -> Result<Vec<Dependent>, Error> {
+    if oids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut readers = engine::dependents(session, oids).await?;
     readers.sort_by_key(|reader| (!reader.shared, reader.id));
     readers.dedup_by_key(|reader| reader.id);
-    Ok(Some(Touched { relations, readers }))
+    Ok(readers)
+}
+
+/// Whether it is another owner's: one that has been dropped meanwhile is nobody's.
+async fn is_anothers(session: &mut impl Session, reader: &Dependent) -> Result<bool, Error> {
+    Ok(!engine::is_owner(session, reader.id).await? && exists(session, reader.id).await?)
 }
 
 async fn reconcile(
@@ -115,10 +125,20 @@ async fn reconcile(
         refuse_own_tables(touched)?;
     }
     let tag = session.forward(sql).await?;
-    for reader in &touched.readers {
+    // As they are now: shared stages come and go with what others create and drop.
+    let oids: Vec<u32> = touched
+        .relations
+        .iter()
+        .map(|(_, relation)| relation.oid)
+        .collect();
+    for reader in &readers_of(session, &oids).await? {
         // Those of other owners are theirs to repair: their workers do.
         if engine::is_owner(session, reader.id).await? {
-            engine::replan(session, reader.id).await?;
+            match engine::replan(session, reader.id).await {
+                // Somebody was about to drop it.
+                Err(Error::Refused(fields)) if fields.code == "42704" => {}
+                outcome => outcome?,
+            }
         }
     }
     Ok(tag)
@@ -136,7 +156,7 @@ async fn behind_views(
     // and all writers for both. A role that may not take the lock may not alter the table either.
     for reader in &touched.readers {
         // Another's definition is not ours to make anew. The server refuses what it forbids.
-        if !engine::is_owner(session, reader.id).await? {
+        if is_anothers(session, reader).await? {
             return session.forward(sql).await;
         }
     }
@@ -157,16 +177,34 @@ async fn behind_views(
                 .await?;
         }
     }
-    let mut readers = touched.readers.clone();
+    // Shared stages come and go with what others create and drop, and so may the rest; not any more, now that the sources are locked.
+    let oids: Vec<u32> = touched
+        .relations
+        .iter()
+        .map(|(_, relation)| relation.oid)
+        .collect();
+    let mut readers = readers_of(session, &oids).await?;
     if cascade {
         for column in dropped {
             drop_users_of_column(session, touched, &mut readers, column).await?;
         }
     }
-    // What reads the outermost was created last.
-    for reader in readers.iter().rev() {
-        engine::drop_definition_view(session, reader.id).await?;
+    for reader in &readers {
+        if is_anothers(session, reader).await? {
+            return session.forward(sql).await;
+        }
     }
+    // What reads the outermost was created last.
+    let mut without_view = Vec::new();
+    for reader in readers.into_iter().rev() {
+        match engine::drop_definition_view(session, reader.id).await {
+            Ok(()) => without_view.insert(0, reader),
+            // Somebody was about to drop it.
+            Err(Error::Refused(fields)) if fields.code == "42704" => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let readers = without_view;
     let tag = session.forward(sql).await?;
     for reader in &readers {
         match engine::recreate_definition_view(session, reader.id).await {

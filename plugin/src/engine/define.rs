@@ -26,20 +26,9 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
         id,
         view,
         saved,
-        mut analysed,
-        mut sharing,
+        analysed,
     } = plan(c, definition).await?;
     let mode = definition.refresh_mode;
-    if definition.may_share && share::make(c, id, &analysed, mode).await? {
-        let settings = &analysed.plan.settings;
-        sharing = share::available(c, settings, mode, Which::All).await?;
-        analysed = again(c, id, view, analysed, &mut sharing).await?;
-    }
-    while let Some(busy) = share::hold(c, &Vec::from_iter(analysed.plan.shared())).await? {
-        // As while it is filled. The clean-up will offer it.
-        sharing.set_aside(&[busy]);
-        analysed = again(c, id, view, analysed, &mut sharing).await?;
-    }
     let Analysed {
         mut plan,
         fragments,
@@ -64,20 +53,6 @@ pub async fn define<C: Conn>(c: &mut C, definition: &Definition) -> Result<Strea
     save_plan(c, StreamTableId(id), view, &plan, &fragments).await?;
     saved.restore(c).await?;
     Ok(StreamTableId(id))
-}
-
-/// The analysis once more, with what there is to share now.
-async fn again<C: Conn>(
-    c: &mut C,
-    id: i64,
-    view: u32,
-    analysed: Analysed,
-    sharing: &mut Sharing,
-) -> Result<Analysed, Error> {
-    stages::drop_all(c, id, &analysed.plan).await?;
-    let settings = &analysed.plan.settings;
-    let (analysed, _) = share::analysed(c, (id, view), settings, None, sharing).await?;
-    Ok(analysed)
 }
 
 /// A row of the catalog, but for the plan.
@@ -122,8 +97,6 @@ pub(super) struct Planned {
     /// The caller's settings: ours are in force.
     pub saved: settings::Saved,
     pub analysed: Analysed,
-    /// What it may share.
-    sharing: Sharing,
 }
 
 /// Makes the definition view and the plan.
@@ -137,14 +110,15 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
     let view = create_view(c, id, definition, &role).await?;
     let (saved, settings) = settings::pin(c, None).await?;
     let mode = definition.refresh_mode;
-    let mut sharing = if definition.may_share {
-        share::available(c, &settings, mode, Which::All).await?
+    let place = (id, view);
+    let (analysed, _) = if definition.may_share {
+        let mut sharing = share::available(c, &settings, mode, Which::All).await?;
+        share::planned(c, place, &settings, mode, &mut sharing, &[], None).await?
     } else {
-        Sharing::none(&settings, mode.as_str())
+        let full = mode.full_reason();
+        let mut sharing = Sharing::none(&settings, mode.as_str());
+        share::analysed(c, place, &settings, full.as_deref(), &mut sharing).await?
     };
-    let full = mode.full_reason();
-    let full = full.as_deref();
-    let (analysed, _) = share::analysed(c, (id, view), &settings, full, &mut sharing).await?;
     refuse_full(mode, &analysed.plan)?;
     Ok(Planned {
         schema,
@@ -152,7 +126,6 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
         view,
         saved,
         analysed,
-        sharing,
     })
 }
 

@@ -55,7 +55,11 @@ pub async fn explain<C: Conn>(
     lines.extend(describe(id.0, &record.plan, verbose)?);
     let mut shared: Vec<_> = record.plan.shared().collect();
     while let Some(id) = shared.pop() {
-        let record = record::read(c, StreamTableId(id)).await?;
+        let record = match record::read(c, StreamTableId(id)).await {
+            // It has been dropped since.
+            Err(Error::Refused(_)) => continue,
+            record => record?,
+        };
         let readers = readers(c, id).await?;
         lines.push(format!(
             "Shared stage: pgtrickle.{}, for {readers}",

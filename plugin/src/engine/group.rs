@@ -222,7 +222,7 @@ impl Member {
             return Ok(());
         }
         self.remembered = false;
-        let record = match record::read(c, self.work.record.id).await {
+        let record = match record::read_sized(c, self.work.record.id).await {
             Ok(record) => record,
             Err(error) if is_of_all(&error) => return Err(InTheWay::OfAll(error)),
             // Dropped, say: that shows elsewhere.

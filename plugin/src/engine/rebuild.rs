@@ -101,7 +101,7 @@ pub async fn refresh_in_transaction<C: Conn>(
         How::Auto => Onto::Old,
         How::Full => Onto::Empty,
     };
-    let mut record = record::read(c, id).await?;
+    let mut record = record::read_sized(c, id).await?;
     if record.relid.is_none() {
         load::load(c, id, Isolation::ReadCommitted).await?;
         return Ok(RefreshOutcome::loaded());
@@ -121,7 +121,7 @@ pub async fn refresh_in_transaction<C: Conn>(
     let row = rows.first().cloned().unwrap_or_default();
     if !row.is_true(0) {
         replan::replan(c, id).await?;
-        record = record::read(c, id).await?;
+        record = record::read_sized(c, id).await?;
     }
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     c.batch(&record.locks()).await?;

@@ -99,23 +99,46 @@ fn magnitude(relation: &str) -> String {
     )
 }
 
-/// Reads a stream table's row.
+/// Reads a stream table's row, for other purposes than a refresh: without the sizes of tables, and so without a wait for those who
+/// have them locked.
 ///
 /// # Errors
 /// 42704 if there is no such stream table.
 pub(super) async fn read<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
+    let sql = select("c.id = $1::bigint", "''");
+    let rows = c.query_kept(sql, vec![id.to_string()]).await?;
+    rows.first().map_or_else(|| Err(unknown(id)), from_row)
+}
+
+/// The same, locked until the end of the transaction: nobody refreshes it or plans it anew meanwhile.
+///
+/// # Errors
+/// As [`read`].
+pub(super) async fn locked<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
+    c.query(&format!(
+        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
+    ))
+    .await?;
+    read(c, id).await
+}
+
+/// The same for a refresh, in its transaction.
+///
+/// # Errors
+/// As [`read`].
+pub(super) async fn read_sized<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
     read_where(c, "c.id = $1::bigint", id.to_string())
         .await?
         .ok_or_else(|| unknown(id))
 }
 
-/// The same in a transaction of its own, that does not wait for long: the sizes of tables are not told while these are locked.
+/// The same in a transaction of its own, that does not wait for long.
 ///
 /// # Errors
 /// As [`read`], and [`Error::LockNotAvailable`].
 pub(super) async fn read_briefly<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
     let [begin, timeout] = settings::begin().map(|sql| Statement::kept(sql, Vec::new()));
-    let row = Statement::kept(select("c.id = $1::bigint"), vec![id.to_string()]);
+    let row = Statement::kept(select("c.id = $1::bigint", &sizes()), vec![id.to_string()]);
     let commit = Statement::kept("COMMIT".to_owned(), Vec::new());
     match c.run(&[begin, timeout, row, commit]).await {
         Ok(results) => {
@@ -163,21 +186,21 @@ async fn read_where<C: Conn>(
     condition: &str,
     parameter: String,
 ) -> Result<Option<Record>, Error> {
-    let rows = c.query_kept(select(condition), vec![parameter]).await?;
+    let sql = select(condition, &sizes());
+    let rows = c.query_kept(sql, vec![parameter]).await?;
     rows.first().map(from_row).transpose()
 }
 
 /// The query for what [`from_row`] reads.
-fn select(condition: &str) -> String {
+fn select(condition: &str, sizes: &str) -> String {
     format!(
         "SELECT c.def_view::bigint, c.relid::bigint, c.target_schema, c.target_name, c.status, c.refresh_mode, c.with_data,
             c.plan, c.fingerprint, c.frontier_snapshot::text, c.frontier_xid::text, c.frontier_seq, c.frontier_cluster,
-            {TARGET}, {}, c.id, c.xmin::text,
+            {TARGET}, {sizes}, c.id, c.xmin::text,
             EXISTS (SELECT FROM pgtrickle.source s JOIN pgtrickle.catalog o ON o.relid = s.relid AND o.owner = c.owner
                 WHERE s.stream_table = c.id),
             c.shares, c.rebuild
-         FROM {FROM} WHERE {condition}",
-        sizes(),
+         FROM {FROM} WHERE {condition}"
     )
 }
 

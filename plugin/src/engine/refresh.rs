@@ -34,7 +34,7 @@ pub async fn refresh<C: Conn>(
     {
         return Ok(outcome);
     }
-    let record = record::read(c, id).await?;
+    let record = record::read_briefly(c, id).await?;
     refresh_record(c, memory, record, None, how).await
 }
 

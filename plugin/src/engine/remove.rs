@@ -13,7 +13,7 @@ use crate::conn::{Conn, Error};
 /// # Errors
 /// 2BP01 if something depends on it and `cascade` is not given; 42501 for those who do not own it.
 pub async fn drop<C: Conn>(c: &mut C, id: StreamTableId, cascade: bool) -> Result<(), Error> {
-    let mut all = vec![record::read(c, id).await?];
+    let mut all = vec![record::locked(c, id).await?];
     // Stream tables on this one, and on those: dropped first.
     let mut next = 0;
     while next < all.len() {
@@ -28,7 +28,7 @@ pub async fn drop<C: Conn>(c: &mut C, id: StreamTableId, cascade: bool) -> Resul
                 return Err(depends(&all[0], &dependent));
             }
             all.retain(|r| r.id != dependent.id);
-            all.push(record::read(c, dependent.id).await?);
+            all.push(record::locked(c, dependent.id).await?);
         }
         next += 1;
     }

@@ -32,7 +32,7 @@ pub async fn replan_in_own<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), 
 }
 
 async fn anew<C: Conn>(c: &mut C, id: StreamTableId, why: Why<'_>) -> Result<(), Error> {
-    let record = locked(c, id).await?;
+    let record = record::locked(c, id).await?;
     let Some(now) = record.sources_now(c).await? else {
         return Err(gone(&record));
     };
@@ -53,7 +53,7 @@ pub(super) async fn unshare<C: Conn>(
     id: StreamTableId,
     shared: &[i64],
 ) -> Result<(), Error> {
-    let record = locked(c, id).await?;
+    let record = record::locked(c, id).await?;
     plan_anew(c, record, false, Anew::of(Why::Unshared(shared))).await
 }
 
@@ -87,15 +87,6 @@ pub async fn set_mode<C: Conn>(c: &mut C, id: StreamTableId, mode: Mode) -> Resu
     plan_anew(c, record, false, Anew::of(Why::Mode)).await
 }
 
-/// The stream table's row, locked until the end of the transaction.
-async fn locked<C: Conn>(c: &mut C, id: StreamTableId) -> Result<Record, Error> {
-    c.query(&format!(
-        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
-    ))
-    .await?;
-    record::read(c, id).await
-}
-
 /// Has the stream table recomputed as a whole, until its plan is made anew, in the caller's transaction: a part of its query has
 /// failed in this way. Every role may read the reason, and the error's message may quote data: its code stands for it.
 ///
@@ -106,7 +97,7 @@ pub(super) async fn recompute<C: Conn>(
     id: StreamTableId,
     failure: &ErrorFields,
 ) -> Result<(), Error> {
-    let record = locked(c, id).await?;
+    let record = record::locked(c, id).await?;
     let anew = Anew {
         full: Some(format!("a part of it fails (SQLSTATE {})", failure.code)),
         ..Anew::of(Why::Sources { in_own: false })
@@ -172,24 +163,21 @@ async fn plan_anew<C: Conn>(
             sharing.refuse(shared);
         }
     }
+    let place = (id.0, record.view);
+    let may_make = matches!(anew.why, Why::Sources { in_own: true });
     let full = anew.full.or_else(|| mode.full_reason());
-    let (full, place) = (full.as_deref(), (id.0, record.view));
-    let (mut analysed, again) = share::analysed(c, place, settings, full, &mut sharing).await?;
+    let (mut analysed, again) = if may_make && full.is_none() {
+        share::planned(c, place, settings, mode, &mut sharing, &known, but).await?
+    } else {
+        share::analysed(c, place, settings, full.as_deref(), &mut sharing).await?
+    };
     if renamed_only && (again || !is_alike(&record.plan, &analysed.plan)) {
         // It is built of other parts.
         begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
         renamed_only = false;
-        (analysed, _) = share::analysed(c, place, settings, full, &mut sharing).await?;
+        (analysed, _) = share::analysed(c, place, settings, full.as_deref(), &mut sharing).await?;
     }
-    let new: Vec<_> = analysed
-        .plan
-        .shared()
-        .filter(|id| !known.contains(id))
-        .collect();
-    if share::hold(c, &new).await?.is_some() {
-        let busy = ErrorFields::error("55P03", "a stage to be shared is being refreshed");
-        return Err(Error::LockNotAvailable(Box::new(busy)));
-    }
+    let shares_more = analysed.plan.shared().any(|id| !known.contains(&id));
     let Analysed {
         mut plan,
         mut fragments,
@@ -208,7 +196,8 @@ async fn plan_anew<C: Conn>(
     capture::attach(c, id.0, &mut plan).await?;
     if !renamed_only {
         let reason = match anew.why {
-            Why::Sources { .. } if !new.is_empty() => "parts of it are shared with others now",
+            Why::Sources { .. } if shares_more => "parts of it are shared with others now",
+            Why::Sources { .. } if record.fingerprint.is_empty() => "what it shares was looked at",
             Why::Sources { .. } => "a source was altered",
             Why::Mode => "its refresh_mode was altered",
             Why::Unshared(_) => "parts of it are not shared any more",
@@ -329,9 +318,9 @@ async fn retype<C: Conn>(c: &mut C, record: &Record) -> Result<bool, Error> {
 /// Drops the definition view for a moment, as it would block the statement to come (ALTER COLUMN TYPE, DROP COLUMN).
 ///
 /// # Errors
-/// Those of the server.
+/// 42704 if there is no such stream table any more; those of the server.
 pub async fn drop_definition_view<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
-    let record = record::read(c, id).await?;
+    let record = record::locked(c, id).await?;
     let (saved, _) = settings::pin(c, Some(&record.plan.settings)).await?;
     // By the names of this moment: a rename may not have been taken in yet.
     let plan = Plan {

@@ -118,8 +118,10 @@ pub(super) async fn analysed<C: Conn>(
 ) -> Result<(Analysed, bool), Error> {
     let mut again = false;
     loop {
-        let full = full.map(str::to_owned);
-        let mut analysed = analyse::analyse(c, id, view, settings.clone(), full, sharing).await?;
+        let Some(mut analysed) = attempt(c, (id, view), settings, full, sharing).await? else {
+            sharing.clear();
+            continue;
+        };
         let mut wrong = Vec::new();
         for shared in analysed.plan.shared() {
             if !means_the_same(c, shared, &analysed).await? {
@@ -136,6 +138,70 @@ pub(super) async fn analysed<C: Conn>(
         stages::drop_all(c, id, &analysed.plan).await?;
         sharing.refuse(&wrong);
         again = true;
+    }
+}
+
+/// One analysis. `None`: a shared stage has been dropped meanwhile.
+async fn attempt<C: Conn>(
+    c: &mut C,
+    (id, view): (i64, u32),
+    settings: &Settings,
+    full: Option<&str>,
+    sharing: &Sharing,
+) -> Result<Option<Analysed>, Error> {
+    let full = full.map(str::to_owned);
+    let analyse = analyse::analyse::<C>;
+    if sharing.is_empty() {
+        return analyse(c, id, view, settings.clone(), full, sharing)
+            .await
+            .map(Some);
+    }
+    c.query("SAVEPOINT pgtrickle_analyse").await?;
+    let outcome = match analyse(c, id, view, settings.clone(), full, sharing).await {
+        Ok(analysed) => Some(analysed),
+        Err(Error::Internal(_)) => None,
+        Err(Error::Server(fields)) if fields.code == "42P01" => None,
+        Err(error) => return Err(error),
+    };
+    if outcome.is_none() {
+        c.query("ROLLBACK TO SAVEPOINT pgtrickle_analyse").await?;
+    }
+    c.query("RELEASE SAVEPOINT pgtrickle_analyse").await?;
+    Ok(outcome)
+}
+
+/// [`analysed`] in a transaction that ends with it: also makes shared stages of what others compute alike, and keeps them all from
+/// being dropped, other than `known` ones. What is busy is not shared this time. `own` is what the stream table itself is shared as.
+///
+/// # Errors
+/// As [`analysed`].
+pub(super) async fn planned<C: Conn>(
+    c: &mut C,
+    place: (i64, u32),
+    settings: &Settings,
+    mode: Mode,
+    sharing: &mut Sharing,
+    known: &[i64],
+    own: Option<&Digest>,
+) -> Result<(Analysed, bool), Error> {
+    let full = mode.full_reason();
+    let full = full.as_deref();
+    let (mut plan, mut again) = analysed(c, place, settings, full, sharing).await?;
+    plan.fragments.retain(|part| Some(&part.digest) != own);
+    if make(c, place.0, &plan, mode, sharing).await? {
+        stages::drop_all(c, place.0, &plan.plan).await?;
+        (plan, again) = (analysed(c, place, settings, full, sharing).await?.0, true);
+    }
+    loop {
+        let shared = plan.plan.shared();
+        let new: Vec<_> = shared.filter(|id| !known.contains(id)).collect();
+        let Some(busy) = hold(c, &new).await? else {
+            return Ok((plan, again));
+        };
+        // As while it is filled. It is offered again.
+        sharing.set_aside(&[busy]);
+        stages::drop_all(c, place.0, &plan.plan).await?;
+        (plan, again) = (analysed(c, place, settings, full, sharing).await?.0, true);
     }
 }
 
@@ -165,15 +231,13 @@ async fn means_the_same<C: Conn>(c: &mut C, id: i64, of: &Analysed) -> Result<bo
 }
 
 /// Makes shared stages of what stream table `id` has in common with others that compute it for themselves, and returns whether there
-/// are any.
-///
-/// # Errors
-/// Those of the server. What cannot be shared is not.
-pub(super) async fn make<C: Conn>(
+/// are any. They are added to `sharing`.
+async fn make<C: Conn>(
     c: &mut C,
     id: i64,
     analysed: &Analysed,
     mode: Mode,
+    sharing: &mut Sharing,
 ) -> Result<bool, Error> {
     let fragments = &analysed.fragments;
     if fragments.is_empty() {
@@ -182,7 +246,7 @@ pub(super) async fn make<C: Conn>(
     let digests = array(fragments.iter().map(|fragment| &fragment.digest));
     let sql = format!(
         "SELECT DISTINCT f FROM pgtrickle.catalog c, pg_catalog.unnest(c.fragments) f
-         WHERE {OURS} AND c.id <> {id} AND c.fragments && {digests} AND f = ANY ({digests})"
+         WHERE {OURS} AND c.id <> {id} AND c.fragments && {digests} AND f = ANY ({digests}) AND {UNSHARED}"
     );
     let rows = c.query(&sql).await?;
     let found: Vec<_> = rows.iter().filter_map(|row| row.text(0)).collect();
@@ -190,35 +254,44 @@ pub(super) async fn make<C: Conn>(
     // The largest first: what they are made of is shared with them.
     let mut end = fragments.len();
     for (i, fragment) in fragments.iter().enumerate().rev() {
-        let is_new = !made.contains(&fragment.digest);
+        let is_new = !made.contains(&&fragment.digest);
         if i < end && is_new && found.contains(&fragment.digest.0.as_str()) {
             let settings = &analysed.plan.settings;
-            if shared_stage(c, fragment, settings, mode).await? {
-                made.push(fragment.digest.clone());
-                end = fragment.parts;
+            match shared_stage(c, fragment, settings, mode).await? {
+                Some(id) => {
+                    sharing.add(&fragment.digest, id);
+                    made.push(&fragment.digest);
+                    end = fragment.parts;
+                }
+                None => sharing.refuse_fragment(&fragment.digest),
             }
         }
     }
     Ok(!made.is_empty())
 }
 
-/// Makes a shared stage. False: that is not possible.
+/// The condition that the current role has no shared stage of fragment `f`, be it sound or not.
+const UNSHARED: &str = "NOT EXISTS (SELECT FROM pgtrickle.catalog p WHERE p.shares = f
+    AND pg_catalog.pg_get_userbyid(p.owner) = current_user)";
+
+/// Makes a shared stage. `None`: that is not possible.
 async fn shared_stage<C: Conn>(
     c: &mut C,
     fragment: &Fragment,
     settings: &Settings,
     mode: Mode,
-) -> Result<bool, Error> {
+) -> Result<Option<i64>, Error> {
     c.query("SAVEPOINT pgtrickle_share").await?;
-    let made = match defined(c, fragment, settings, mode).await {
+    // Boxed, as what it reads may be shared too; that is not made here.
+    let made = match Box::pin(defined(c, fragment, settings, mode)).await {
         Err(error) if error.is_transient() || error.is_the_servers() => return Err(error),
         Err(error) => {
             log::debug!("stream tables: a stage is not shared: {error}");
-            false
+            None
         }
         Ok(made) => made,
     };
-    if !made {
+    if made.is_none() {
         c.query("ROLLBACK TO SAVEPOINT pgtrickle_share").await?;
     }
     c.query("RELEASE SAVEPOINT pgtrickle_share").await?;
@@ -230,7 +303,7 @@ async fn defined<C: Conn>(
     fragment: &Fragment,
     settings: &Settings,
     mode: Mode,
-) -> Result<bool, Error> {
+) -> Result<Option<i64>, Error> {
     let id = catalog::next_id(c).await?;
     let columns: Vec<_> = (1..=fragment.columns).map(|i| format!("c{i}")).collect();
     c.query(&format!(
@@ -244,7 +317,7 @@ async fn defined<C: Conn>(
     let (analysed, _) = analysed(c, (id, view), settings, None, &mut sharing).await?;
     // Should its text read otherwise as a query of its own, it would not be found again after a change of the sources.
     if analysed.whole.as_ref() != Some(&fragment.digest) {
-        return Ok(false);
+        return Ok(None);
     }
     let Analysed {
         mut plan,
@@ -253,7 +326,7 @@ async fn defined<C: Conn>(
     } = analysed;
     fragments.retain(|part| part.digest != fragment.digest);
     if hold(c, &Vec::from_iter(plan.shared())).await?.is_some() {
-        return Ok(false);
+        return Ok(None);
     }
     define::make_tables(c, id, &plan).await?;
     let name = shared_name(id);
@@ -292,11 +365,11 @@ async fn defined<C: Conn>(
     capture::attach(c, id, &mut plan).await?;
     define::make_staging(c, id, &plan).await?;
     define::save_plan(c, StreamTableId(id), view, &plan, &fragments).await?;
-    Ok(true)
+    Ok(Some(id))
 }
 
-/// Has those that compute for themselves what there is a shared stage of planned anew by their next refresh. One that somebody is
-/// busy with is left for the next time.
+/// Has those that compute for themselves what there is a shared stage of planned anew by their next refresh; and one that has a
+/// fragment in common with another, to make one of it. What somebody is busy with is left for the next time.
 ///
 /// # Errors
 /// Those of the server.
@@ -304,8 +377,13 @@ pub(super) async fn offer<C: Conn>(c: &mut C) -> Result<(), Error> {
     // What the plan is made of is found by `available` then, and so is not a fragment any more.
     let sql = format!(
         "UPDATE pgtrickle.catalog c SET fingerprint = '' WHERE c.id IN (
-            SELECT c.id FROM pgtrickle.catalog c WHERE {OURS} AND c.fingerprint <> '' AND EXISTS (
-                SELECT FROM pgtrickle.catalog p WHERE p.shares = ANY (c.fragments) AND p.last_refresh IS NOT NULL AND {SOUND})
+            SELECT c.id FROM pgtrickle.catalog c WHERE {OURS} AND c.fingerprint <> '' AND (c.fragments && (
+                SELECT pg_catalog.array_agg(free.shares) FROM (SELECT p.shares FROM pgtrickle.catalog p
+                    WHERE {SOUND} AND p.last_refresh IS NOT NULL FOR KEY SHARE SKIP LOCKED) free)
+             OR c.id = (SELECT (pg_catalog.array_agg(DISTINCT c.id ORDER BY c.id))[2]
+                FROM pgtrickle.catalog c, pg_catalog.unnest(c.fragments) f
+                WHERE {OURS} AND c.fingerprint <> '' AND c.last_refresh IS NOT NULL AND {UNSHARED}
+                GROUP BY f HAVING pg_catalog.count(DISTINCT c.id) > 1 LIMIT 1))
             FOR UPDATE SKIP LOCKED)"
     );
     c.query(&sql).await.map(|_| ())
@@ -324,15 +402,16 @@ pub(super) async fn release<C: Conn>(c: &mut C, ids: Vec<i64>) -> Result<Vec<i64
         return Ok(buffers);
     }
     while let Some(id) = candidates.pop() {
-        let lock =
-            format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED");
-        // Whoever is about to read it has locked it: only now is it certain.
-        if c.query(&lock).await?.is_empty() {
-            continue;
-        }
         // A superuser may drop what others own.
         let condition = format!("c.id = {id} AND pg_catalog.pg_has_role(c.owner, 'USAGE')");
         if unread(c, &condition).await?.is_empty() {
+            continue;
+        }
+        // Whoever is about to read it has locked it: only with the lock it is certain. Not before, as the lock keeps it from being
+        // refreshed.
+        let lock =
+            format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE SKIP LOCKED");
+        if c.query(&lock).await?.is_empty() || unread(c, &condition).await?.is_empty() {
             continue;
         }
         let record = record::read(c, StreamTableId(id)).await?;

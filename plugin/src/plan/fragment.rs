@@ -55,6 +55,26 @@ impl Sharing {
         }
     }
 
+    /// The same of what cannot be shared.
+    pub(crate) fn refuse_fragment(&mut self, digest: &Digest) {
+        self.tables.remove(digest);
+        self.refused.push(digest.clone());
+    }
+
+    /// There is one more.
+    pub(crate) fn add(&mut self, digest: &Digest, id: i64) {
+        self.tables.insert(digest.clone(), id);
+    }
+
+    /// Does without any.
+    pub(crate) fn clear(&mut self) {
+        self.tables.clear();
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
     /// Does without these this time.
     pub(crate) fn set_aside(&mut self, ids: &[i64]) {
         self.tables.retain(|_, id| !ids.contains(id));
