@@ -50,9 +50,9 @@ impl Sharing {
 
     /// Does without these from now on, and does not ask for them again.
     pub(crate) fn refuse(&mut self, ids: &[i64]) {
-        for (digest, _) in self.tables.extract_if(.., |_, id| ids.contains(id)) {
-            self.refused.push(digest);
-        }
+        let wrong = self.tables.iter().filter(|(_, id)| ids.contains(id));
+        self.refused.extend(wrong.map(|(digest, _)| digest.clone()));
+        self.set_aside(ids);
     }
 
     /// The same of what cannot be shared.
