@@ -23,10 +23,10 @@ pub async fn replan<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> 
 }
 
 /// The same in a transaction that ends with it, so that others do not wait for what it locks. Only so it comes to read shared stages
-/// that it has not read before.
+/// that it has not read before, and makes such of what others compute too.
 ///
 /// # Errors
-/// As [`replan`]; [`Error::LockNotAvailable`] if one of them is busy.
+/// As [`replan`].
 pub async fn replan_in_own<C: Conn>(c: &mut C, id: StreamTableId) -> Result<(), Error> {
     anew(c, id, Why::Sources { in_own: true }).await
 }

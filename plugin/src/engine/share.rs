@@ -1,7 +1,8 @@
 //! Shared stages: what several stream tables of an owner compute alike is computed once, by a hidden stream table that they read.
 //!
 //! The first stream table that has a fragment of a query computes it for itself, in a stage of its own. The second makes a shared
-//! stage of it, and once that has its data the first one is planned anew. A shared stage is a stream table like any other, but for this:
+//! stage of it, and once that has its data the first one is planned anew ([`offer`]; so is one of two that have come to have a fragment
+//! in common otherwise). A shared stage is a stream table like any other, but for this:
 //! - it has no schedule: it is refreshed with those that read it, in one transaction and before them, as these are their queries
 //!   only where it is of the same moment ([`super::group`]);
 //! - where that cannot be, in a transaction block, those that read it are computed from their sources, and rebuilt after it;
@@ -11,7 +12,6 @@
 use std::collections::BTreeMap;
 
 use super::define::{self, NewRow};
-
 use super::{Mode, StreamTableId, record, remove, stages};
 use crate::capture;
 use crate::catalog;
