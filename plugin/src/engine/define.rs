@@ -117,7 +117,7 @@ pub(super) async fn plan<C: Conn>(c: &mut C, definition: &Definition) -> Result<
     } else {
         let full = mode.full_reason();
         let mut sharing = Sharing::none(&settings, mode.as_str());
-        share::analysed(c, place, &settings, full.as_deref(), &mut sharing).await?
+        share::analysed(c, place, &settings, full.as_deref(), &mut sharing, &[]).await?
     };
     refuse_full(mode, &analysed.plan)?;
     Ok(Planned {

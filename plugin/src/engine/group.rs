@@ -61,6 +61,8 @@ pub async fn refresh_together<C: Conn>(
     }
     let mut done = refresh_all(c, memory, members).await?;
     done.append(&mut unread);
+    // Shared stages that have come along are nobody's business.
+    done.retain(|refreshed| ids.contains(&refreshed.id));
     Ok(done)
 }
 

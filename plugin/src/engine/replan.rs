@@ -169,13 +169,14 @@ async fn plan_anew<C: Conn>(
     let (mut analysed, again) = if may_make && full.is_none() {
         share::planned(c, place, settings, mode, &mut sharing, &known, but).await?
     } else {
-        share::analysed(c, place, settings, full.as_deref(), &mut sharing).await?
+        share::analysed(c, place, settings, full.as_deref(), &mut sharing, &known).await?
     };
     if renamed_only && (again || !is_alike(&record.plan, &analysed.plan)) {
         // It is built of other parts.
         begin_anew(c, id, &[&record.plan, &analysed.plan]).await?;
         renamed_only = false;
-        (analysed, _) = share::analysed(c, place, settings, full.as_deref(), &mut sharing).await?;
+        (analysed, _) =
+            share::analysed(c, place, settings, full.as_deref(), &mut sharing, &known).await?;
     }
     let shares_more = analysed.plan.shared().any(|id| !known.contains(&id));
     let Analysed {

@@ -84,7 +84,7 @@ pub(super) async fn available<C: Conn>(
 ///
 /// # Errors
 /// Those of the server.
-pub(super) async fn hold<C: Conn>(c: &mut C, ids: &[i64]) -> Result<Option<i64>, Error> {
+async fn hold<C: Conn>(c: &mut C, ids: &[i64]) -> Result<Option<i64>, Error> {
     for &id in ids {
         c.query("SAVEPOINT pgtrickle_hold").await?;
         let sql = format!("SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR KEY SHARE");
@@ -105,7 +105,8 @@ pub(super) async fn hold<C: Conn>(c: &mut C, ids: &[i64]) -> Result<Option<i64>,
 }
 
 /// An analysis that reads only such shared stages as compute what the query has in their place; and whether it took more than one,
-/// after each of which but the last the hidden tables were dropped. Others are refused in `sharing`.
+/// after each of which but the last the hidden tables were dropped. Others are refused in `sharing`. Those that are read, other than
+/// `known` ones, are kept from being dropped until the end of the transaction; one that is busy is not read this time.
 ///
 /// # Errors
 /// As [`analyse::analyse`].
@@ -115,6 +116,7 @@ pub(super) async fn analysed<C: Conn>(
     settings: &Settings,
     full: Option<&str>,
     sharing: &mut Sharing,
+    known: &[i64],
 ) -> Result<(Analysed, bool), Error> {
     let mut again = false;
     loop {
@@ -122,20 +124,26 @@ pub(super) async fn analysed<C: Conn>(
             sharing.clear();
             continue;
         };
+        let shared: Vec<_> = analysed.plan.shared().collect();
+        let new = shared.iter().copied().filter(|id| !known.contains(id));
+        let busy = hold(c, &new.collect::<Vec<_>>()).await?;
         let mut wrong = Vec::new();
-        for shared in analysed.plan.shared() {
-            if !means_the_same(c, shared, &analysed).await? {
-                wrong.push(shared);
+        if busy.is_none() {
+            for shared in shared {
+                if !means_the_same(c, shared, &analysed).await? {
+                    wrong.push(shared);
+                }
+            }
+            if wrong.is_empty() {
+                // Else they would be offered again and again.
+                let fragments = &mut analysed.fragments;
+                fragments.retain(|part| !sharing.has_refused(&part.digest));
+                return Ok((analysed, again));
             }
         }
-        if wrong.is_empty() {
-            // Else they would be offered again and again.
-            analysed
-                .fragments
-                .retain(|part| !sharing.has_refused(&part.digest));
-            return Ok((analysed, again));
-        }
         stages::drop_all(c, id, &analysed.plan).await?;
+        // As while it is filled. It is offered again.
+        sharing.set_aside(&Vec::from_iter(busy));
         sharing.refuse(&wrong);
         again = true;
     }
@@ -160,7 +168,8 @@ async fn attempt<C: Conn>(
     let outcome = match analyse(c, id, view, settings.clone(), full, sharing).await {
         Ok(analysed) => Some(analysed),
         Err(Error::Internal(_)) => None,
-        Err(Error::Server(fields)) if fields.code == "42P01" => None,
+        // The latter where it goes while it is looked at.
+        Err(Error::Server(fields)) if matches!(fields.code.as_str(), "42P01" | "XX000") => None,
         Err(error) => return Err(error),
     };
     if outcome.is_none() {
@@ -170,8 +179,8 @@ async fn attempt<C: Conn>(
     Ok(outcome)
 }
 
-/// [`analysed`] in a transaction that ends with it: also makes shared stages of what others compute alike, and keeps them all from
-/// being dropped, other than `known` ones. What is busy is not shared this time. `own` is what the stream table itself is shared as.
+/// [`analysed`] that also makes shared stages of what others compute alike, in a transaction that ends with it. `own` is what the stream
+/// table itself is shared as.
 ///
 /// # Errors
 /// As [`analysed`].
@@ -186,23 +195,14 @@ pub(super) async fn planned<C: Conn>(
 ) -> Result<(Analysed, bool), Error> {
     let full = mode.full_reason();
     let full = full.as_deref();
-    let (mut plan, mut again) = analysed(c, place, settings, full, sharing).await?;
+    let (mut plan, again) = analysed(c, place, settings, full, sharing, known).await?;
     plan.fragments.retain(|part| Some(&part.digest) != own);
-    if make(c, place.0, &plan, mode, sharing).await? {
-        stages::drop_all(c, place.0, &plan.plan).await?;
-        (plan, again) = (analysed(c, place, settings, full, sharing).await?.0, true);
+    if !make(c, place.0, &plan, mode, sharing).await? {
+        return Ok((plan, again));
     }
-    loop {
-        let shared = plan.plan.shared();
-        let new: Vec<_> = shared.filter(|id| !known.contains(id)).collect();
-        let Some(busy) = hold(c, &new).await? else {
-            return Ok((plan, again));
-        };
-        // As while it is filled. It is offered again.
-        sharing.set_aside(&[busy]);
-        stages::drop_all(c, place.0, &plan.plan).await?;
-        (plan, again) = (analysed(c, place, settings, full, sharing).await?.0, true);
-    }
+    stages::drop_all(c, place.0, &plan.plan).await?;
+    let (plan, _) = analysed(c, place, settings, full, sharing, known).await?;
+    Ok((plan, true))
 }
 
 /// Whether a shared stage has its meaning from the same tables and functions as the query in which its text was found. Its view
@@ -314,7 +314,7 @@ async fn defined<C: Conn>(
     .await?;
     let view = catalog::regclass(c, &format!("pgtrickle.def_{id}")).await?;
     let mut sharing = available(c, settings, mode, Which::All).await?;
-    let (analysed, _) = analysed(c, (id, view), settings, None, &mut sharing).await?;
+    let (analysed, _) = analysed(c, (id, view), settings, None, &mut sharing, &[]).await?;
     // Should its text read otherwise as a query of its own, it would not be found again after a change of the sources.
     if analysed.whole.as_ref() != Some(&fragment.digest) {
         return Ok(None);
@@ -325,9 +325,6 @@ async fn defined<C: Conn>(
         ..
     } = analysed;
     fragments.retain(|part| part.digest != fragment.digest);
-    if hold(c, &Vec::from_iter(plan.shared())).await?.is_some() {
-        return Ok(None);
-    }
     define::make_tables(c, id, &plan).await?;
     let name = shared_name(id);
     let row = NewRow {
