@@ -29,8 +29,8 @@ pub(crate) fn list(oids: &[u32]) -> String {
         .join(", ")
 }
 
-/// Sees to it that all tables that the incremental plan of stream table `id` follows are captured, and notes their buffers in it. The locks on the
-/// sources (SHARE ROW EXCLUSIVE, by CREATE TRIGGER) are taken last of all work.
+/// Sees to it that all tables that the incremental plan of stream table `id` follows are captured, and notes their buffers in it. The
+/// locks on the sources (SHARE ROW EXCLUSIVE, by CREATE TRIGGER) are taken last of all work.
 ///
 /// # Errors
 /// Those of the server.

@@ -245,9 +245,7 @@ async fn undo(session: &mut impl Session, id: StreamTableId) {
 }
 
 async fn isolation(conn: &mut impl Conn) -> Result<Isolation, Error> {
-    let rows = conn.query("SHOW transaction_isolation").await?;
-    let level = rows.first().and_then(|row| row.text(0)).unwrap_or_default();
-    Ok(if level.starts_with("read ") {
+    Ok(if crate::capture::sees_others(conn).await? {
         Isolation::ReadCommitted
     } else {
         Isolation::SnapshotTooOld

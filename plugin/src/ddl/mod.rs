@@ -94,17 +94,20 @@ async fn look_up(session: &mut impl Session, ddl: &SourceDdl) -> Result<Option<T
             relations.push((name.clone(), relation));
         }
     }
-    let oids: Vec<u32> = relations.iter().map(|(_, relation)| relation.oid).collect();
-    let readers = readers_of(session, &oids).await?;
+    let readers = readers_of(session, &relations).await?;
     Ok(Some(Touched { relations, readers }))
 }
 
 /// The stream tables that read any of these, shared stages first.
-async fn readers_of(session: &mut impl Session, oids: &[u32]) -> Result<Vec<Dependent>, Error> {
+async fn readers_of(
+    session: &mut impl Session,
+    relations: &[(QualifiedName, Relation)],
+) -> Result<Vec<Dependent>, Error> {
+    let oids: Vec<u32> = relations.iter().map(|(_, relation)| relation.oid).collect();
     if oids.is_empty() {
         return Ok(Vec::new());
     }
-    let mut readers = engine::dependents(session, oids).await?;
+    let mut readers = engine::dependents(session, &oids).await?;
     readers.sort_by_key(|reader| (!reader.shared, reader.id));
     readers.dedup_by_key(|reader| reader.id);
     Ok(readers)
@@ -126,12 +129,7 @@ async fn reconcile(
     }
     let tag = session.forward(sql).await?;
     // As they are now: shared stages come and go with what others create and drop.
-    let oids: Vec<u32> = touched
-        .relations
-        .iter()
-        .map(|(_, relation)| relation.oid)
-        .collect();
-    for reader in &readers_of(session, &oids).await? {
+    for reader in &readers_of(session, &touched.relations).await? {
         // Those of other owners are theirs to repair: their workers do.
         if engine::is_owner(session, reader.id).await? {
             match engine::replan(session, reader.id).await {
@@ -178,12 +176,7 @@ async fn behind_views(
         }
     }
     // Shared stages come and go with what others create and drop, and so may the rest; not any more, now that the sources are locked.
-    let oids: Vec<u32> = touched
-        .relations
-        .iter()
-        .map(|(_, relation)| relation.oid)
-        .collect();
-    let mut readers = readers_of(session, &oids).await?;
+    let mut readers = readers_of(session, &touched.relations).await?;
     if cascade {
         for column in dropped {
             drop_users_of_column(session, touched, &mut readers, column).await?;

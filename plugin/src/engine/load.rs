@@ -19,11 +19,7 @@ pub async fn load<C: Conn>(
     isolation: Isolation,
 ) -> Result<(), Error> {
     // Two sessions may want to finish one creation: the second finds it done.
-    c.query(&format!(
-        "SELECT 1 FROM pgtrickle.catalog WHERE id = {id} FOR UPDATE"
-    ))
-    .await?;
-    let mut record = record::read(c, id).await?;
+    let mut record = record::locked(c, id).await?;
     if record.relid.is_some() {
         return Ok(());
     }

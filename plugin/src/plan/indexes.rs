@@ -25,8 +25,12 @@ pub(crate) async fn missing<C: Conn>(
         if is_indexed(c, table, &columns, &condition).await? {
             continue;
         }
-        let names = table.columns.iter().filter(|c| columns.contains(&c.attnum));
-        let names: Vec<_> = names.map(|c| quote(&c.name)).collect();
+        // In the order in which they are joined.
+        let names = columns.iter().filter_map(|n| {
+            let column = table.columns.iter().find(|c| c.attnum == *n);
+            column.map(|c| quote(&c.name))
+        });
+        let names: Vec<_> = names.collect();
         let found = MissingIndex {
             table: table.name.clone(),
             statement: format!(
